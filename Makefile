@@ -1,0 +1,45 @@
+# make train     cluster the handwritten digits; what it writes lies under runs/
+# make test      run the tests
+# make bench     compare the kernels with eager PyTorch
+# make lint      ruff and the type checker
+# make dev       an editable installation, for working on the code
+# make clean     remove everything that these made, but for runs/
+#
+# All work in .venv, with the versions of requirements.txt. Options of imc train: make train ARGS="--seed 1".
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: train test bench lint dev clean
+
+train: .venv/installed
+	$(BIN)/imc train $(ARGS)
+
+test: .venv/installed
+	$(BIN)/pytest $(ARGS)
+
+bench: .venv/installed
+	$(BIN)/pytest --benchmark-only $(ARGS)
+
+lint: .venv/requirements
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dev: .venv/requirements
+	$(BIN)/pip install --quiet --editable .
+	touch .venv/installed
+
+.venv/requirements: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/installed: .venv/requirements setup.py pyproject.toml $(SOURCES)
+	rm -rf build
+	$(BIN)/pip install --quiet .
+	touch $@
+
+clean:
+	rm -rf .venv build imc_kernels.egg-info imc_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

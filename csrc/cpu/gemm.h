@@ -1,0 +1,205 @@
+// C = A B for the products inside the kernels, bitwise the same for any number of threads: each element of C is the sum,
+// in order, of its sums over slices of kDepth, whoever computes it. (The library's own product splits the depth by thread
+// count.)
+//
+// B is packed once into panels of kPanel columns, [panel][depth][kPanel]; a kernel may also write its B straight into
+// that layout. A stays where it is: a block of its rows is copied into scratch by a source object, which may scale it
+// on the way, so that normalised copies of a matrix never exist.
+#pragma once
+
+#include "parallel.h"
+#include "rows.h"
+
+namespace imc::IMC_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kTileRows = 12;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 accumulators of 16 registers
+#else
+constexpr int kVectorBytes = 16, kTileRows = 6;
+#endif
+
+template <typename T>
+struct Vector {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+  static constexpr int lanes = kVectorBytes / sizeof(T);
+};
+
+template <typename T>
+constexpr int kPanel = 2 * Vector<T>::lanes;
+
+// A panel's depth slice (kDepth x kPanel) stays in the L1 cache, a block of A (kBlockRows x kDepth) in L2.
+constexpr int kDepth = 128, kBlockRows = 96, kBlockPanels = 8;
+
+template <typename T>
+int64_t packed_size(int64_t depth, int64_t columns) {
+  return ceil_div(columns, kPanel<T>) * kPanel<T> * depth;
+}
+
+// Packs B given row by row, b[depth][columns]; row k is scaled by depth_scale[k] where that is not null.
+template <typename T>
+void pack_rows(const T* b, const T* depth_scale, int64_t depth, int64_t columns, T* packed, int threads) {
+  constexpr int width = kPanel<T>;
+  parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
+    const int64_t first = panel * width, filled = columns - first < width ? columns - first : width;
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* row = b + k * columns + first;
+      T* out = packed + (panel * depth + k) * width;
+      const T scale = depth_scale ? depth_scale[k] : T(1);
+      for (int64_t j = 0; j < filled; ++j) out[j] = row[j] * scale;
+      for (int64_t j = filled; j < width; ++j) out[j] = 0;
+    }
+  });
+}
+
+// Packs B given column by column, b[columns][depth]; column j is scaled by column_scale[j] where that is not null.
+template <typename T>
+void pack_columns(const T* b, const T* column_scale, int64_t depth, int64_t columns, T* packed, int threads) {
+  constexpr int width = kPanel<T>;
+  parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
+    T* out = packed + panel * depth * width;
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t column = panel * width + j;
+      if (column < columns) {
+        const T scale = column_scale ? column_scale[column] : T(1);
+        for (int64_t k = 0; k < depth; ++k) out[k * width + j] = b[column * depth + k] * scale;
+      } else {
+        for (int64_t k = 0; k < depth; ++k) out[k * width + j] = 0;
+      }
+    }
+  });
+}
+
+// Sources of A. copy() fills a tile with A[first_row .. + rows][first_k .. + depth], element (row, k) at
+// row * kRowStride + k * kDepthStride: in the order in which the source lies in memory, so that copies are contiguous.
+
+// A = data[rows][row_size]; row i is scaled by row_scale[i] where that is not null.
+template <typename T>
+struct RowSource {
+  static constexpr int kRowStride = kDepth, kDepthStride = 1;
+  const T* data;
+  int64_t row_size;
+  const T* row_scale;
+
+  void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = data + (first_row + r) * row_size + first_k;
+      const T scale = row_scale ? row_scale[first_row + r] : T(1);
+#pragma omp simd
+      for (int64_t k = 0; k < depth; ++k) tile[r * kRowStride + k] = row[k] * scale;
+    }
+  }
+};
+
+// A is the transpose of data[depth][row_size].
+template <typename T>
+struct TransposedSource {
+  static constexpr int kRowStride = 1, kDepthStride = kBlockRows;
+  const T* data;
+  int64_t row_size;
+
+  void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* row = data + (first_k + k) * row_size + first_row;
+      for (int64_t r = 0; r < rows; ++r) tile[k * kDepthStride + r] = row[r];
+    }
+  }
+};
+
+// A is the transpose of a packed matrix with `packed_depth` rows: A[i][k] = packed[k / kPanel][i][k % kPanel].
+template <typename T>
+struct PanelSource {
+  static constexpr int kRowStride = kDepth, kDepthStride = 1;
+  const T* packed;
+  int64_t packed_depth;
+
+  void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
+    constexpr int width = kPanel<T>;
+    static_assert(kDepth % width == 0, "a depth slice is a whole number of panels");
+    for (int64_t k = 0; k < depth; k += width) {
+      const int64_t filled = depth - k < width ? depth - k : width;
+      const T* from = packed + ((first_k + k) / width * packed_depth + first_row) * width;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < filled; ++j) tile[r * kRowStride + k + j] = from[r * width + j];
+    }
+  }
+};
+
+// c[kTileRows][kPanel] (+)= tile[kTileRows][depth] * panel[depth][kPanel]
+template <typename Source, typename T>
+inline void multiply_tile(int64_t depth, const T* tile, const T* panel, T* c, int64_t c_stride, bool accumulate) {
+  using V = typename Vector<T>::type;
+  using Unaligned = typename Vector<T>::unaligned;
+  constexpr int lanes = Vector<T>::lanes;
+  V sums[kTileRows][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const V left = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T>);
+    const V right = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T> + lanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < kTileRows; ++r) {
+      const T a = tile[r * Source::kRowStride + k * Source::kDepthStride];
+      sums[r][0] += a * left;
+      sums[r][1] += a * right;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kTileRows; ++r) {
+    Unaligned* row = reinterpret_cast<Unaligned*>(c + r * c_stride);
+    Unaligned* right = reinterpret_cast<Unaligned*>(c + r * c_stride + lanes);
+    *row = accumulate ? *row + sums[r][0] : sums[r][0];
+    *right = accumulate ? *right + sums[r][1] : sums[r][1];
+  }
+}
+
+// A tile that hangs over the edge of C goes through a buffer.
+template <typename Source, typename T>
+void multiply_edge(int64_t depth, const T* tile, const T* panel, T* c, int64_t c_stride, bool accumulate, int64_t rows,
+                   int64_t columns) {
+  T buffer[kTileRows * kPanel<T>] = {};
+  if (accumulate)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < columns; ++j) buffer[r * kPanel<T> + j] = c[r * c_stride + j];
+  multiply_tile<Source>(depth, tile, panel, buffer, kPanel<T>, accumulate);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < columns; ++j) c[r * c_stride + j] = buffer[r * kPanel<T> + j];
+}
+
+// c[rows][columns] = A[rows][depth] B[depth][columns], B packed. c has the row stride `columns`.
+template <typename T, typename Source>
+void gemm(const Source& a, const T* packed_b, T* c, int64_t rows, int64_t columns, int64_t depth, int threads) {
+  constexpr int width = kPanel<T>;
+  const int64_t row_blocks = ceil_div(rows, kBlockRows), panels = ceil_div(columns, width);
+  const int64_t column_blocks = ceil_div(panels, kBlockPanels);
+  constexpr int64_t tile_size = static_cast<int64_t>(kBlockRows) * kDepth;
+  threads = useful_threads(rows * columns * depth / 16, threads);
+  Scratch<T> scratch(threads * tile_size);
+  for (int64_t i = 0; i < threads * tile_size; ++i) scratch[i] = 0;  // rows past the edge are multiplied, never kept
+  parallel_for(row_blocks * column_blocks, threads, [&](int64_t item, int worker) {
+    const int64_t first_row = item % row_blocks * kBlockRows;
+    const int64_t block_rows = rows - first_row < kBlockRows ? rows - first_row : kBlockRows;
+    const int64_t first_panel = item / row_blocks * kBlockPanels;
+    const int64_t last_panel = panels < first_panel + kBlockPanels ? panels : first_panel + kBlockPanels;
+    T* block = &scratch[worker * tile_size];
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t slice = depth - k < kDepth ? depth - k : kDepth;
+      a.copy(first_row, block_rows, k, slice, block);
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        const T* b = packed_b + (panel * depth + k) * width;
+        const int64_t kept_columns = columns - panel * width < width ? columns - panel * width : width;
+        for (int64_t r = 0; r < block_rows; r += kTileRows) {
+          const int64_t kept_rows = block_rows - r < kTileRows ? block_rows - r : kTileRows;
+          const T* tile = block + r * Source::kRowStride;
+          T* out = c + (first_row + r) * columns + panel * width;
+          if (kept_rows == kTileRows && kept_columns == width)
+            multiply_tile<Source>(slice, tile, b, out, columns, k > 0);
+          else
+            multiply_edge<Source>(slice, tile, b, out, columns, k > 0, kept_rows, kept_columns);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace imc::IMC_ISA

@@ -1,0 +1,63 @@
+// Every CPU kernel, once per instruction set: the files of this folder are compiled with IMC_ISA set to baseline, v3
+// (AVX2) or v4 (AVX-512), and cpu_module.cpp includes this header once for each, so there is no include guard.
+// T is float or double. Matrices are contiguous, the last index runs fastest. A null gradient is not computed.
+
+#ifndef IMC_ISA
+#error "define IMC_ISA"
+#endif
+
+namespace imc::IMC_ISA {
+
+// rows and columns, where not null, receive the logarithms of the scalings after each iteration: in double, since they
+// are as large as the scores and cancel against them.
+template <typename T>
+void sinkhorn(const T* scores,     // [problems, batch, prototypes]
+              T* assignments,      // [problems, batch, prototypes]
+              double* rows,        // [problems, iterations, batch]
+              double* columns,     // [problems, iterations, prototypes]
+              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads);
+
+template <typename T>
+void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
+                       const T* assignments,  // [problems, batch, prototypes]
+                       const double* rows,    // [problems, iterations, batch]
+                       const double* columns, // [problems, iterations, prototypes]
+                       const T* grad_output,  // [problems, batch, prototypes]
+                       T* gradient,           // [problems, batch, prototypes]
+                       int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
+                       int threads);
+
+template <typename T>
+void prototype_scores(const T* embeddings,  // [rows, dim]
+                      const T* prototypes,  // [prototype_count, dim]
+                      T* scores,            // [rows, prototype_count]
+                      int64_t rows, int64_t prototype_count, int64_t dim, bool normalize_prototypes, int threads);
+
+template <typename T>
+void prototype_scores_backward(const T* embeddings,     // [rows, dim]
+                               const T* prototypes,     // [prototype_count, dim]
+                               const T* grad_output,    // [rows, prototype_count]
+                               T* embeddings_gradient,  // [rows, dim]
+                               T* prototypes_gradient,  // [prototype_count, dim]
+                               int64_t rows, int64_t prototype_count, int64_t dim, bool normalize_prototypes,
+                               int threads);
+
+template <typename T>
+void swapped_prediction_loss(const T* scores,       // [views, batch, prototypes]
+                             const T* assignments,  // [assigned, batch, prototypes]
+                             T* loss,               // []
+                             T* gradient,           // [views, batch, prototypes]
+                             int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
+                             int threads);
+
+// logit_limit is infinite for no guard.
+template <typename T>
+void mutual_information_loss(const T* logits,     // [views, batch, clusters]
+                             const T* scores,     // [views, batch, prototypes]
+                             T* loss,             // []
+                             T* logits_gradient,  // [views, batch, clusters]
+                             T* scores_gradient,  // [views, batch, prototypes]
+                             int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
+                             double entropy_weight, double logit_limit, int threads);
+
+}  // namespace imc::IMC_ISA

@@ -1,0 +1,55 @@
+// Threads and scratch memory. What runs in parallel never depends on how many threads there are, so neither do results.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace imc::IMC_ISA {
+
+// Below this many elements a second thread costs more (2 to 5 us) than it saves.
+constexpr int64_t kElementsPerThread = 16384;
+
+inline int useful_threads(int64_t elements, int threads) {
+  const int64_t useful = 1 + elements / kElementsPerThread;
+  return static_cast<int>(useful < threads ? useful : threads);
+}
+
+// body(item, worker) for each item in [0, count), worker in [0, threads).
+template <typename Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  if (threads > count) threads = static_cast<int>(count);
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t item = 0; item < count; ++item) body(item, omp_get_thread_num());
+    return;
+  }
+#endif
+  for (int64_t item = 0; item < count; ++item) body(item, 0);
+}
+
+// Uninitialised, aligned memory of `count` elements for the length of a call.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace imc::IMC_ISA

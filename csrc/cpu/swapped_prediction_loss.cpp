@@ -1,0 +1,85 @@
+// Swapped prediction. For each sample and view: the targets of all other assignment views are summed first (the loss is
+// linear in them), so that one sweep over the row gives its log-sum-exp and all its cross-entropies, and a second one,
+// out of the L1 cache, the gradient. Memory: scores and assignments read once, the gradient written once.
+#include <cstdint>
+
+#include "instantiate.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace imc::IMC_ISA {
+
+namespace {
+
+// target = sum of the rows assignments[a, sample] with a != view; returns its mass.
+template <typename T>
+T sum_targets(const T* assignments, T* target, int64_t view, int64_t assigned, int64_t batch, int64_t prototypes,
+              int64_t sample) {
+  for (int64_t k = 0; k < prototypes; ++k) target[k] = 0;
+  for (int64_t a = 0; a < assigned; ++a) {
+    if (a == view) continue;
+    const T* row = assignments + (a * batch + sample) * prototypes;
+#pragma omp simd
+    for (int64_t k = 0; k < prototypes; ++k) target[k] += row[k];
+  }
+  T mass = 0;
+#pragma omp simd reduction(+ : mass)
+  for (int64_t k = 0; k < prototypes; ++k) mass += target[k];
+  return mass;
+}
+
+// One row: the sum of its cross-entropies, and its gradient where asked (weight: 1 / (pairs batch temperature)).
+template <typename T>
+double cross_entropy(const T* scores, const T* target, T mass, T* probabilities, bool with_gradient, int64_t n,
+                     T inverse_temperature, T weight) {
+  const T high = row_max(scores, n);
+  T sum = 0, aligned = 0;
+#pragma omp simd reduction(+ : sum, aligned)
+  for (int64_t k = 0; k < n; ++k) {
+    const T logit = (scores[k] - high) * inverse_temperature;
+    probabilities[k] = exp_bounded(logit);
+    sum += probabilities[k];
+    aligned += target[k] * logit;
+  }
+  if (with_gradient) {
+    const T scale = weight * mass / sum;
+#pragma omp simd
+    for (int64_t k = 0; k < n; ++k) probabilities[k] = probabilities[k] * scale - weight * target[k];
+  }
+  return static_cast<double>(mass) * static_cast<double>(log_normal(sum)) - static_cast<double>(aligned);
+}
+
+}  // namespace
+
+template <typename T>
+void swapped_prediction_loss(const T* scores, const T* assignments, T* loss, T* gradient, int64_t views,
+                             int64_t assigned, int64_t batch, int64_t prototypes, double temperature, int threads) {
+  const double pairs = static_cast<double>(assigned * (views - 1));
+  const T inverse_temperature = static_cast<T>(1 / temperature);
+  const T weight = static_cast<T>(1 / (pairs * static_cast<double>(batch) * temperature));
+  threads = useful_threads(views * batch * prototypes, threads);
+  Scratch<double> losses(batch);
+  Scratch<T> scratch(threads * 2 * prototypes);
+  parallel_for(batch, threads, [&](int64_t sample, int worker) {
+    T* target = &scratch[worker * 2 * prototypes];
+    T* spare = target + prototypes;
+    T mass = 0;
+    double total = 0;
+    for (int64_t view = 0; view < views; ++view) {
+      if (view <= assigned)  // from the first unassigned view on the target no longer changes
+        mass = sum_targets(assignments, target, view, assigned, batch, prototypes, sample);
+      const int64_t row = (view * batch + sample) * prototypes;
+      total += cross_entropy(scores + row, target, mass, gradient ? gradient + row : spare, gradient != nullptr,
+                             prototypes, inverse_temperature, weight);
+    }
+    losses[sample] = total;
+  });
+  double total = 0;
+  for (int64_t sample = 0; sample < batch; ++sample) total += losses[sample];
+  *loss = static_cast<T>(total / (pairs * static_cast<double>(batch)));
+}
+
+IMC_INSTANTIATE(swapped_prediction_loss)
+
+}  // namespace imc::IMC_ISA

@@ -1,0 +1,95 @@
+// Device primitives the kernels share. Everything that is not plain C++ stands here, so that the tests can run the
+// same kernels on the CPU: there `simt_cpu.h` supplies threads, barriers, shuffles and the two 16-bit types.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "simt_cpu.h"
+#endif
+
+#include <cstdint>
+
+namespace imc::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+
+__device__ __forceinline__ void from_float(float x, float& to) { to = x; }
+__device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16(x); }
+__device__ __forceinline__ void from_float(float x, __half& to) { to = __float2half(x); }
+
+// N neighbours that move as one access of up to 16 bytes.
+template <typename T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
+  T v[N];
+};
+
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store(T* to, const Pack<T, N>& values) {
+  *reinterpret_cast<Pack<T, N>*>(to) = values;
+}
+
+// Loads in flight: 16-byte ones of a warp cover 1024 elements.
+template <typename T, int kWidth>
+constexpr int kBatch = kWidth > 1 ? 2 * sizeof(T) : 4;
+
+// Calls visit(k, Pack of kWidth floats) for this lane's share of a row, with kBatch loads in flight.
+template <int kWidth, int kBatch, typename T, typename Visit>
+__device__ __forceinline__ void read_row(const T* __restrict__ row, int length, int lane, Visit visit) {
+  constexpr int kStep = kWarp * kWidth;
+#pragma unroll 1
+  for (int first = lane * kWidth; first < length; first += kBatch * kStep) {
+    Pack<T, kWidth> raw[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i * kStep < length) raw[i] = load<kWidth>(row + first + i * kStep);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i * kStep >= length) break;
+      Pack<float, kWidth> values;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) values.v[j] = to_float(raw[i].v[j]);
+      visit(first + i * kStep, values);
+    }
+  }
+}
+
+// Larger and smaller of two, where a NaN wins.
+__device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+__device__ __forceinline__ float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
+
+template <typename Operation>
+__device__ __forceinline__ float warp_reduce(float x, Operation operation) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    x = operation(x, __shfl_xor_sync(kAllLanes, x, offset));
+  }
+  return x;
+}
+
+__device__ __forceinline__ float* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ float4 dynamic_shared_memory[];
+  return reinterpret_cast<float*>(dynamic_shared_memory);
+#else
+  return reinterpret_cast<float*>(simt::dynamic_shared());
+#endif
+}
+
+__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+}  // namespace imc::cuda

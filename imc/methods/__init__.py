@@ -1,0 +1,1 @@
+"""Methods: the heads on an encoder and the loss of one step."""

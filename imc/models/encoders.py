@@ -1,0 +1,60 @@
+"""Encoders: from images to features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from imc.models.batch_norm import PerViewBatchNorm
+
+
+class DigitsEncoder(nn.Module):
+    """A small convolutional network for images of about 8x8 pixels.
+
+    3x3 convolutions, each with batch normalisation and ReLU; one 2x2 max-pool; average pooling to a small map; a linear
+    layer.
+
+    Attributes:
+        feature_dim: number of features F.
+
+    Args:
+        in_channels: channels of the images.
+        widths: output channels of each convolution.
+        pool_after: the convolution, counted from 1, that the max-pool follows.
+        pooled_size: side of the map that average pooling leaves.
+        feature_dim: number of features.
+        bn_momentum: momentum of the running statistics.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        widths: Sequence[int],
+        pool_after: int,
+        pooled_size: int,
+        feature_dim: int,
+        bn_momentum: float,
+    ) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.pool_after = pool_after
+        self.pooled_size = pooled_size
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
+            for before, after in pairwise([in_channels, *widths])
+        )
+        self.norms = nn.ModuleList(PerViewBatchNorm(width, momentum=bn_momentum) for width in widths)
+        self.linear = nn.Linear(widths[-1] * pooled_size**2, feature_dim)
+
+    def forward(self, images: Tensor, views: int = 1) -> Tensor:
+        """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
+        x = images
+        for position, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
+            x = functional.relu(norm(convolution(x), views), inplace=True)
+            if position == self.pool_after:
+                x = functional.max_pool2d(x, 2)
+        return self.linear(functional.adaptive_avg_pool2d(x, self.pooled_size).flatten(1))

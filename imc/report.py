@@ -1,0 +1,136 @@
+"""What a run writes at its end. The only place that reads the labels."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from numpy.typing import NDArray
+
+from imc import __version__, figures
+from imc.config import Config
+from imc.data import Images
+from imc.evaluation import kmeans_on_pixels
+from imc.metrics import best_matching, clustering_scores, confusion_matrix
+from imc.run_folder import FILES, RESULT, write_json
+
+
+def write_report(
+    folder: Path,
+    config: Config,
+    data: Images,
+    clusters: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    train_seconds: float,
+) -> dict[str, Any]:
+    """Score the clusters and write labels.csv, confusion.png (with labels), gallery.png and result.json.
+
+    Args:
+        folder: where to.
+        config: the resolved configuration.
+        data: the images with their labels, if there are any.
+        clusters, confidence: [M], of :func:`imc.evaluation.assign`.
+        train_seconds: wall time of the training loop.
+
+    Returns:
+        The content of result.json. Without labels the scores are None and k-means does not run.
+    """
+    labels = None if data.labels is None else data.labels.numpy()
+    names = ("acc", "nmi", "ari")
+    own: dict[str, float | None] = dict.fromkeys(names)
+    baseline: dict[str, float | None] = dict.fromkeys(names)
+    assert config.clusters is not None
+    if labels is not None:
+        own.update(clustering_scores(labels, clusters))
+        baseline.update(clustering_scores(labels, kmeans_on_pixels(data.images, config.clusters, config.seed)))
+    result: dict[str, Any] = {
+        **own,
+        **{f"kmeans_{name}": value for name, value in baseline.items()},
+        "train_seconds": round(train_seconds, 3),
+        "clusters": config.clusters,
+        "clusters_used": len(np.unique(clusters)),
+        "images": len(clusters),
+        "data": data.name,
+        "name": config.name,
+        "backend": config.backend,
+        "seed": config.seed,
+        "threads": config.threads,
+        "versions": versions(),
+    }
+    _write_labels(folder / "labels.csv", clusters, confidence, labels)
+    _draw(folder, data, config.clusters, clusters, confidence, labels, own["acc"])
+    write_json(folder / RESULT, result)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result."""
+    return {
+        "imc": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def table(result: dict[str, Any], folder: Path) -> str:
+    """The end of a run as text: the scores beside those of k-means, the time, and the files written."""
+    lines = []
+    if result["acc"] is not None:
+        lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
+        for title, prefix in (("IMC-SwAV", ""), ("k-means on pixels", "kmeans_")):
+            scores = "".join(f"{result[prefix + name]:8.3f}" for name in ("acc", "nmi", "ari"))
+            lines.append(f"{title:20}{scores}")
+    lines.append(
+        f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "
+        f"{result['threads']} threads, {result['clusters_used']} of {result['clusters']} clusters used"
+    )
+    lines.append(f"{folder}: {' '.join(name for name in FILES if (folder / name).exists())}")
+    return "\n".join(lines)
+
+
+def _write_labels(
+    path: Path, clusters: NDArray[np.int64], confidence: NDArray[np.float32], labels: NDArray[np.int64] | None
+) -> None:
+    columns: dict[str, list[Any]] = {
+        "index": list(range(len(clusters))),
+        "cluster": clusters.tolist(),
+        "confidence": [f"{value:.6f}" for value in confidence],
+    }
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _draw(
+    folder: Path,
+    data: Images,
+    num_clusters: int,
+    clusters: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    accuracy: float | None,
+) -> None:
+    sizes = np.bincount(clusters, minlength=num_clusters)
+    captions = [f"cluster {cluster}: {size or 'empty'}" for cluster, size in enumerate(sizes)]
+    if labels is not None:
+        matrix = confusion_matrix(labels, clusters, num_classes=len(data.class_names), num_clusters=num_clusters)
+        matched = [cluster for _, cluster in best_matching(matrix)]
+        columns = matched + [cluster for cluster in range(num_clusters) if cluster not in matched]
+        title = f"{data.name}: {len(clusters):,} images, accuracy {accuracy:.1%}"
+        figures.save_confusion(folder / "confusion.png", matrix, data.class_names, columns, title)
+        for cluster in np.flatnonzero(sizes):
+            majority = int(matrix[:, cluster].argmax())
+            share = matrix[majority, cluster] / sizes[cluster]
+            captions[cluster] = f"cluster {cluster}: {sizes[cluster]}, {share:.0%} “{data.class_names[majority]}”"
+    title = f"{data.name}: {len(clusters):,} images in {num_clusters} clusters"
+    figures.save_gallery(folder / "gallery.png", data.images.numpy(), clusters, confidence, captions, title)

@@ -1,0 +1,27 @@
+"""Fused kernels for clustering images by mutual information across views.
+
+>>> import torch, imc_kernels
+>>> imc_kernels.sinkhorn(torch.rand(256, 1000)).sum(dim=-1)[:3]
+tensor([1.0000, 1.0000, 1.0000])
+"""
+
+from pkgutil import extend_path
+
+# Imported from a source tree, whose folder holds no compiled modules, the package finds those of an installed copy.
+__path__ = extend_path(__path__, __name__)
+
+from imc_kernels import backends
+from imc_kernels.ops.mutual_information_loss import mutual_information_loss
+from imc_kernels.ops.prototype_scores import prototype_scores
+from imc_kernels.ops.sinkhorn import sinkhorn
+from imc_kernels.ops.swapped_prediction_loss import swapped_prediction_loss
+from imc_kernels.version import __version__
+
+__all__ = [
+    "__version__",
+    "backends",
+    "mutual_information_loss",
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_prediction_loss",
+]

@@ -1,0 +1,137 @@
+"""Which implementation of an operation runs.
+
+Backends in the order in which the automatic choice tries them:
+
+    cuda     C++/CUDA, NVIDIA GPUs                       (imc_kernels._cuda)
+    cpu      C++, vectorised and multi-threaded          (imc_kernels._cpu)
+    eager    plain PyTorch, any device, differentiable   (imc_kernels.eager: the specification)
+
+The choice, first match: the ``backend=`` argument of a call, ``with backend(name):``, ``set_backend(name)``,
+the environment variable ``IMC_BACKEND``, and last the first backend that is built and serves the operation on the
+input's device and dtype. A backend asked for by name that cannot serve raises; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from imc_kernels import native
+
+__all__ = ["available", "backend", "describe", "select", "set_backend"]
+
+HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+FLOATING = (*HALF_AND_SINGLE, torch.float64)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend serves, and the sentence that says why it is not there (None where it is)."""
+
+    name: str
+    devices: tuple[str, ...] | None
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str | None]
+
+    def refusal(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this backend cannot take a tensor of this device and dtype, or None."""
+        if self.devices is not None and device.type not in self.devices:
+            return f"it serves {' and '.join(self.devices)} tensors, the input is on {device.type}"
+        if dtype not in self.dtypes:
+            names = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
+            return f"it serves {names}, the input is {str(dtype).removeprefix('torch.')}"
+        return self.missing()
+
+
+def _cuda_missing() -> str | None:
+    if not torch.cuda.is_available():
+        return "this PyTorch sees no CUDA device"
+    return native.missing("_cuda")
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "cuda": Backend("cuda", ("cuda",), HALF_AND_SINGLE, _cuda_missing),
+    "cpu": Backend("cpu", ("cpu",), FLOATING, lambda: native.missing("_cpu")),
+    "eager": Backend("eager", None, FLOATING, lambda: None),
+}
+
+_process_choice: str | None = None
+_context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
+
+
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} names no backend: {name!r}; known are {', '.join(BACKENDS)}")
+    return name
+
+
+def set_backend(name: str | None) -> None:
+    """Use this backend for every following call of the process; ``None`` returns to the automatic choice."""
+    global _process_choice
+    _process_choice = None if name is None else _known(name, "set_backend")
+
+
+@contextlib.contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Use this backend inside a ``with`` block (of this thread or task); ``None`` is the automatic choice."""
+    token = _context_choice.set(None if name is None else _known(name, "backend"))
+    try:
+        yield
+    finally:
+        _context_choice.reset(token)
+
+
+def requested() -> str | None:
+    """The backend asked for outside the call itself, or None for the automatic choice."""
+    name = _context_choice.get() or _process_choice
+    if name is None and (variable := os.environ.get("IMC_BACKEND")):
+        name = _known(variable, "the environment variable IMC_BACKEND")
+    return name
+
+
+def select(operation: str, implementations: Mapping[str, Callable], tensor: torch.Tensor, name: str | None) -> Callable:
+    """The implementation of ``operation`` that runs for ``tensor``.
+
+    Args:
+        operation: its public name, for messages.
+        implementations: backend name -> callable.
+        tensor: the input whose device and dtype decide.
+        name: the ``backend=`` argument of the call.
+
+    Raises:
+        ValueError: an unknown backend, or one asked for by name that cannot serve this input.
+    """
+    name = requested() if name is None else _known(name, "backend=")
+    if name is not None:
+        refusal = BACKENDS[name].refusal(tensor.device, tensor.dtype)
+        if name not in implementations:
+            refusal = f"it has no {operation}; {', '.join(implementations)} have"
+        if refusal is not None:
+            raise ValueError(f"backend {name!r} cannot run {operation}: {refusal}")
+        return implementations[name]
+    for candidate, implementation in implementations.items():
+        if BACKENDS[candidate].refusal(tensor.device, tensor.dtype) is None:
+            return implementation
+    raise ValueError(f"{operation} takes floating-point tensors, got {tensor.dtype} on {tensor.device}")
+
+
+def available() -> list[str]:
+    """The backends that can run on this machine."""
+    return [name for name, entry in BACKENDS.items() if entry.missing() is None]
+
+
+def describe() -> str:
+    """One line per backend: what it is and whether it is available, or what is missing."""
+    lines = []
+    for name, entry in BACKENDS.items():
+        reason = entry.missing()
+        where = "any device" if entry.devices is None else "/".join(entry.devices)
+        lines.append(f"{name:6} {where:11} {'available' if reason is None else 'not available: ' + reason}")
+    choice = requested()
+    lines.append(f"chosen: {choice}" if choice else "chosen: automatically, the first of these that serves the input")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Checks that every operation shares. Each failure is one sentence: what was wrong, and what is accepted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from imc_kernels.backends import FLOATING
+
+
+def floating(operation: str, name: str, tensor: Tensor, layout: str) -> None:
+    """``tensor`` is a non-empty floating tensor whose rank is that of ``layout``, such as "[V, B, K]" or "[..., D]".
+
+    Raises:
+        TypeError: not a tensor, or not a floating dtype.
+        ValueError: wrong rank, or a dimension of size zero.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operation}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{operation}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+    axes = layout.strip("[]").split(", ")
+    rank = len(axes) - ("..." in axes)
+    if tensor.dim() < rank or (tensor.dim() > rank and "..." not in axes):
+        raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
+    if tensor.numel() == 0:
+        raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
+
+
+def together(operation: str, **tensors: Tensor) -> None:
+    """All tensors share one device and one dtype.
+
+    Raises:
+        ValueError: they do not.
+    """
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != reference.device:
+            raise ValueError(f"{operation}: {first} is on {reference.device} and {name} on {tensor.device}; move one")
+        if tensor.dtype != reference.dtype:
+            raise ValueError(f"{operation}: {first} is {reference.dtype} and {name} {tensor.dtype}; cast one")
+
+
+def positive(operation: str, name: str, value: float) -> None:
+    """``value`` is a finite number above zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{operation}: {name} must be a finite number above 0, got {value!r}")
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """``tensor``, in float32 where it is half precision: no sum or exponential is taken in half precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,106 @@
+"""Mutual-information loss of IMC-SwAV."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import fused_loss
+
+NAME = "mutual_information_loss"
+
+
+def mutual_information_loss(
+    logits: Tensor,
+    scores: Tensor,
+    *,
+    temperature: float = 0.1,
+    entropy_weight: float = 4.0,
+    logit_limit: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Negative mutual information, with a weighted entropy term, between clusters Y and prototypes U.
+
+    With ``y = softmax(logits)``, ``u = softmax(scores / temperature)`` and, for each ordered pair of views (j, i),
+    j = i included, the joint distribution ``y[j].T @ u[i] / B``:
+
+        ``mean over (j, i) of  H(Y|U) - entropy_weight H(Y)``  (+ 0.01 mean_vb sum_c relu(|logits| - logit_limit))
+
+    in nats. It lies between ``-entropy_weight log C`` and ``log C`` without the guard. Source: IMC-SwAV, arXiv
+    2103.07368, section 3.2, and for the guard the authors' code.
+
+    Args:
+        logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.
+        scores: [V, B, K] prototype scores; same dtype and device. The gradient reaches whichever of the two requires
+            it; IMC-SwAV passes ``scores.detach()``.
+        temperature: divides the scores, above 0.
+        entropy_weight: the paper's b.
+        logit_limit: where given, logits beyond +-limit are penalised.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        A scalar: float64 for float64 logits, float32 otherwise.
+
+    Raises:
+        TypeError: an input is no tensor, or not of a floating dtype.
+        ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad option.
+    """
+    checks.floating(NAME, "logits", logits, "[V, B, C]")
+    checks.floating(NAME, "scores", scores, "[V, B, K]")
+    checks.together(NAME, logits=logits, scores=scores)
+    checks.positive(NAME, "temperature", temperature)
+    if not math.isfinite(entropy_weight):
+        raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
+    if logit_limit is not None:
+        checks.positive(NAME, "logit_limit", logit_limit)
+    if logits.shape[:2] != scores.shape[:2]:
+        raise ValueError(
+            f"{NAME}: logits [V, B, C] and scores [V, B, K] must agree in V and B, got {list(logits.shape)} and "
+            f"{list(scores.shape)}"
+        )
+    implementation = backends.select(NAME, IMPLEMENTATIONS, logits, backend)
+    return implementation(
+        checks.at_least_single(logits), checks.at_least_single(scores), temperature, entropy_weight, logit_limit
+    )
+
+
+def _cpu(
+    logits: Tensor, scores: Tensor, temperature: float, entropy_weight: float, logit_limit: float | None
+) -> Tensor:
+    limit = math.inf if logit_limit is None else logit_limit
+    return fused_loss(_cpu_kernel, (temperature, entropy_weight, limit), logits, scores)
+
+
+def _cpu_kernel(
+    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits, scores = (tensor.contiguous() for tensor in inputs)
+    loss = logits.new_empty(())
+    gradients = tuple(
+        torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
+    )
+    (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (logits, (views, batch, clusters)),
+            (scores, (views, batch, prototypes)),
+            (loss, ()),
+            (gradients[0], (views, batch, clusters)),
+            (gradients[1], (views, batch, prototypes)),
+        ],
+        views,
+        batch,
+        clusters,
+        prototypes,
+        *options,
+    )
+    return loss, gradients
+
+
+IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.mutual_information_loss}

@@ -1,0 +1,143 @@
+"""Sinkhorn-Knopp: from scores to soft assignments of equal prototype mass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+
+NAME = "sinkhorn"
+
+
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, backend: str | None = None) -> Tensor:
+    """Soft assignments of samples to prototypes of (nearly) equal mass, by Sinkhorn-Knopp scaling.
+
+    ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to 1/K, then each sample's row to 1/B, in
+    turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are independent problems. The
+    range of the scores does not matter: beyond what exponentials can hold, the iteration runs on logarithms.
+    Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1 and listing A.1.
+
+    Args:
+        scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
+        epsilon: entropy regularisation; divides the scores, above 0.
+        iterations: at least 1. There is no convergence test.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        [..., B, K] of the scores' dtype.
+
+    Raises:
+        TypeError: no tensor, or not of a floating dtype.
+        ValueError: wrong rank, an empty dimension, or a bad option.
+    """
+    checks.floating(NAME, "scores", scores, "[..., B, K]")
+    checks.positive(NAME, "epsilon", epsilon)
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
+    if torch.is_grad_enabled() and scores.requires_grad:
+        implementation = backends.select(f"{NAME} with a gradient", DIFFERENTIABLE, scores, backend)
+    else:
+        implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
+    return implementation(scores, epsilon, iterations)
+
+
+def _eager(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    return eager.sinkhorn(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
+
+
+def _cpu(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    return _cpu_forward(checks.at_least_single(scores), epsilon, iterations, potentials=False)[0].to(scores.dtype)
+
+
+def _cpu_differentiable(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    return _Sinkhorn.apply(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
+
+
+def _cuda(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    scores = scores.contiguous()
+    assignments = torch.empty_like(scores)
+    batch, prototypes = scores.shape[-2:]
+    sizes = (scores.shape[:-2].numel(), batch, prototypes)
+    size = native.module("_cuda").sinkhorn_workspace_bytes(*sizes, scores.device.index)
+    workspace = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    native.call(
+        "_cuda",
+        NAME,
+        [(scores, scores.shape), (assignments, scores.shape), (workspace, (size,), torch.uint8)],
+        *sizes,
+        epsilon,
+        iterations,
+    )
+    return assignments
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+        assignments, rows, columns = _cpu_forward(scores, epsilon, iterations, potentials=True)
+        ctx.save_for_backward(scores.contiguous(), assignments, rows, columns)
+        ctx.epsilon = epsilon
+        return assignments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        scores, assignments, rows, columns = ctx.saved_tensors
+        gradient = torch.empty_like(scores)
+        (batch, prototypes), iterations = scores.shape[-2:], rows.shape[-2]
+        problems = rows.shape[0]
+        native.call(
+            "_cpu",
+            "sinkhorn_backward",
+            [
+                (scores, scores.shape),
+                (assignments, scores.shape),
+                (rows, (problems, iterations, batch), torch.float64),
+                (columns, (problems, iterations, prototypes), torch.float64),
+                (grad_output.contiguous(), scores.shape),
+                (gradient, scores.shape),
+            ],
+            problems,
+            batch,
+            prototypes,
+            ctx.epsilon,
+            iterations,
+        )
+        return gradient, None, None
+
+
+def _cpu_forward(
+    scores: Tensor, epsilon: float, iterations: int, potentials: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Assignments and, where asked, the logarithms of the row and column scalings after each iteration."""
+    scores = scores.contiguous()
+    batch, prototypes = scores.shape[-2:]
+    problems = scores.shape[:-2].numel()
+    assignments = torch.empty_like(scores)
+    rows = scores.new_empty(problems, iterations, batch, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(problems, iterations, prototypes, dtype=torch.float64) if potentials else None
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (scores, scores.shape),
+            (assignments, scores.shape),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return assignments, rows, columns
+
+
+IMPLEMENTATIONS = {"cuda": _cuda, "cpu": _cpu, "eager": _eager}
+DIFFERENTIABLE = {"cpu": _cpu_differentiable, "eager": _eager}

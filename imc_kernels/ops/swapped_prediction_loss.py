@@ -1,0 +1,83 @@
+"""Swapped-prediction loss of SwAV."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import fused_loss
+
+NAME = "swapped_prediction_loss"
+
+
+def swapped_prediction_loss(
+    scores: Tensor, assignments: Tensor, *, temperature: float = 0.1, backend: str | None = None
+) -> Tensor:
+    """Cross-entropy of each view's assignments against every other view's prediction.
+
+    ``mean over (a, v != a) and b of  -sum_k assignments[a, b, k] log softmax(scores[v, b] / temperature)[k]``,
+    in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of multi-crop (section 3.3).
+
+    Args:
+        scores: [V, B, K] scores of V >= 2 views, float32, float64, bfloat16 or float16. The gradient reaches them.
+        assignments: [A, B, K] targets of the first A <= V views, such as :func:`sinkhorn` gives; same dtype and device.
+            Constants: they must not require a gradient.
+        temperature: divides the scores, above 0.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        A scalar: float64 for float64 scores, float32 otherwise.
+
+    Raises:
+        TypeError: an input is no tensor, or not of a floating dtype.
+        ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad temperature.
+    """
+    checks.floating(NAME, "scores", scores, "[V, B, K]")
+    checks.floating(NAME, "assignments", assignments, "[A, B, K]")
+    checks.together(NAME, scores=scores, assignments=assignments)
+    checks.positive(NAME, "temperature", temperature)
+    if scores.shape[0] < 2:
+        raise ValueError(f"{NAME}: scores [V, B, K] must have at least 2 views, got {list(scores.shape)}")
+    if assignments.shape[1:] != scores.shape[1:] or assignments.shape[0] > scores.shape[0]:
+        raise ValueError(
+            f"{NAME}: assignments [A, B, K] must match scores [V, B, K] in B and K with A <= V, got "
+            f"{list(assignments.shape)} for {list(scores.shape)}"
+        )
+    if assignments.requires_grad:
+        raise ValueError(f"{NAME}: assignments are constants; pass assignments.detach()")
+    implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
+    return implementation(checks.at_least_single(scores), checks.at_least_single(assignments), temperature)
+
+
+def _cpu(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
+    return fused_loss(_cpu_kernel, (temperature,), scores, assignments)
+
+
+def _cpu_kernel(
+    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    scores, assignments = (tensor.contiguous() for tensor in inputs)
+    loss = scores.new_empty(())
+    gradient = torch.empty_like(scores) if needs[0] else None
+    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (scores, (views, batch, prototypes)),
+            (assignments, (assigned, batch, prototypes)),
+            (loss, ()),
+            (gradient, (views, batch, prototypes)),
+        ],
+        views,
+        assigned,
+        batch,
+        prototypes,
+        *options,
+    )
+    return loss, (gradient, None)
+
+
+IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.swapped_prediction_loss}

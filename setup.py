@@ -1,0 +1,189 @@
+"""Builds the compiled modules imc_kernels._cpu and, where nvcc is found, imc_kernels._cuda, with ninja.
+
+Environment:
+    IMC_BUILD_CUDA         auto (default: build _cuda where nvcc is found, and go on without it if that fails), 0 or 1
+    TORCH_CUDA_ARCH_LIST   such as "8.0;9.0a;10.0+PTX" (the default, less what this nvcc does not know)
+    CUDA_HOME, CXX         where nvcc lies, the C++17 compiler
+    MAX_JOBS               compilers at one time (default: ninja's choice)
+
+Neither torch nor a GPU is needed: one build serves every version of torch.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0+PTX"
+
+COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden"]
+# Not -ffast-math: NaN and infinity must survive.
+CPU_FLAGS = [*COMMON_FLAGS, "-fPIC", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+INSTRUCTION_SETS = {
+    "v3": ["-mavx2", "-mfma"],
+    "v4": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def fail(sentence: str) -> NoReturn:
+    """Stop the build with one sentence and no traceback."""
+    sys.exit(f"imc-kernels: {sentence}")
+
+
+def find_compiler() -> str:
+    """The C++ compiler command."""
+    command = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "")
+    if not command or not shutil.which(shlex.split(command)[0]):
+        fail("no C++17 compiler was found; install g++ or clang++, or set CXX to one")
+    return command
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc, or None."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [f"{home}/bin/nvcc" for home in homes[:2] if home] + ["nvcc", f"{homes[2]}/bin/nvcc"]
+    return next((path for candidate in candidates if (path := shutil.which(candidate))), None)
+
+
+def wanted_nvcc() -> str | None:
+    """nvcc where _cuda is to be built, by IMC_BUILD_CUDA."""
+    choice = os.environ.get("IMC_BUILD_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        fail(f"IMC_BUILD_CUDA must be auto, 0 or 1, got {choice!r}")
+    nvcc = None if choice == "0" else find_nvcc()
+    if choice == "1" and nvcc is None:
+        fail("IMC_BUILD_CUDA=1, but nvcc was found neither in CUDA_HOME nor on the PATH; install the CUDA toolkit")
+    return nvcc
+
+
+def architecture_flags(nvcc: str) -> tuple[list[str], str]:
+    """nvcc's -gencode flags, and the architectures' names."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    flags, names = [], []
+    for entry in (listed or DEFAULT_ARCHITECTURES).replace(";", " ").split():
+        number = entry.removesuffix("+PTX").replace(".", "")
+        if not listed and f"sm_{number}" not in known:
+            continue
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if entry.endswith("+PTX"):
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+        names.append(entry)
+    return flags, " ".join(names)
+
+
+class NinjaFile:
+    """The rules and steps of one module's build."""
+
+    def __init__(self) -> None:
+        self.lines = ["ninja_required_version = 1.3"]
+        self.objects: list[str] = []
+
+    @staticmethod
+    def escape(text: str) -> str:
+        return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+    def rule(self, name: str, command: str, depfile: bool = False) -> None:
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def compile(self, rule: str, source: Path, flags: list[str], tag: str) -> None:
+        target = f"{source.stem}.{tag}.o"
+        self.lines += [f"build {target}: {rule} {self.escape(str(source))}", f"  flags = {shlex.join(flags)}"]
+        self.objects.append(target)
+
+    def link(self, rule: str, target: Path) -> None:
+        self.lines.append(f"build {self.escape(str(target))}: {rule} {' '.join(self.objects)}")
+
+    def run(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([find_ninja(), *jobs], cwd=folder, check=True)
+
+
+def find_ninja() -> str:
+    """The ninja executable, of the build requirement or of the system."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        return shutil.which("ninja") or fail("ninja was not found; pip install ninja")
+    return os.path.join(BIN_DIR, "ninja")
+
+
+def include_flags() -> list[str]:
+    import pybind11
+
+    folders = [CSRC / "include", CSRC, pybind11.get_include(), sysconfig.get_paths()["include"]]
+    return [f"-I{folder}" for folder in folders]
+
+
+def cpu_build(target: Path) -> NinjaFile:
+    """imc_kernels._cpu: every kernel once per instruction set, and the module that chooses among them."""
+    build, compiler = NinjaFile(), find_compiler()
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    build.rule("cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
+    build.rule("link", f"{compiler} -shared {shlex.join([*OPENMP, *undefined])} $in -o $out")
+    flags = [*CPU_FLAGS, *OPENMP, f"-I{CSRC / 'include'}"]
+    for source in sorted((CSRC / "cpu").glob("*.cpp")):
+        build.compile("cxx", source, [*flags, "-DIMC_ISA=baseline"], "baseline")
+        for name, extra in INSTRUCTION_SETS.items() if IS_X86 else ():
+            build.compile("cxx", source, [*flags, *extra, f"-DIMC_ISA={name}"], name)
+    module_flags = [*CPU_FLAGS, *include_flags(), *(["-DIMC_X86"] if IS_X86 else [])]
+    build.compile("cxx", CSRC / "cpu_module.cpp", module_flags, "module")
+    build.link("link", target)
+    return build
+
+
+def cuda_build(target: Path, nvcc: str) -> NinjaFile:
+    """imc_kernels._cuda, with the CUDA runtime linked in, so that it imports where no driver is."""
+    build, compiler = NinjaFile(), find_compiler()
+    architectures, names = architecture_flags(nvcc)
+    build.rule("cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
+    build.rule("nvcc", f"{shlex.quote(nvcc)} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
+    build.rule("link", f"{shlex.quote(nvcc)} -shared -cudart static {shlex.join(architectures)} $in -o $out")
+    nvcc_flags = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        build.compile("nvcc", source, [*nvcc_flags, *architectures, f"-I{CSRC / 'include'}"], "cuda")
+    module_flags = [*CPU_FLAGS, *include_flags(), f'-DIMC_CUDA_ARCHITECTURES="{names}"']
+    build.compile(
+        "cxx", CSRC / "cuda_module.cpp", [*module_flags, f"-I{Path(nvcc).parent.parent / 'include'}"], "module"
+    )
+    build.link("link", target)
+    return build
+
+
+class BuildNative(build_ext):
+    """Builds each compiled module in a folder of its own."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        build = cuda_build(target, nvcc) if ext.name == CUDA_MODULE and nvcc else cpu_build(target)
+        try:
+            build.run(Path(self.build_temp).resolve() / ext.name)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(f"{ext.name} could not be built; the compiler's messages are above") from error
+
+
+CPU_MODULE, CUDA_MODULE = "imc_kernels._cpu", "imc_kernels._cuda"
+nvcc = wanted_nvcc()
+modules = [Extension(CPU_MODULE, sources=[])]
+if nvcc:
+    # Optional: where nvcc was merely found, a failed CUDA build is a warning and the CPU module stands.
+    modules.append(Extension(CUDA_MODULE, sources=[], optional=os.environ.get("IMC_BUILD_CUDA") != "1"))
+setup(ext_modules=modules, cmdclass={"build_ext": BuildNative})

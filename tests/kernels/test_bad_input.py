@@ -1,0 +1,111 @@
+"""A user's mistake is one sentence that names the operation, what was wrong and what is accepted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import imc_kernels as k
+from imc_kernels import backends
+
+S = torch.rand(2, 3, 4)
+MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "rank": (lambda: k.sinkhorn(torch.rand(3)), ValueError, r"sinkhorn: scores must have the shape \[..., B, K\]"),
+    "list": (lambda: k.sinkhorn([[1.0]]), TypeError, r"sinkhorn: scores must be a torch.Tensor .* got list"),  # type: ignore[arg-type]
+    "integers": (lambda: k.sinkhorn(torch.ones(2, 2).long()), TypeError, r"float32, bfloat16, .* got torch.int64"),
+    "empty batch": (
+        lambda: k.sinkhorn(torch.rand(2, 0, 4)),
+        ValueError,
+        r"scores .* is empty: its shape is \[2, 0, 4\]",
+    ),
+    "epsilon": (lambda: k.sinkhorn(S, epsilon=0), ValueError, r"epsilon must be a finite number above 0, got 0"),
+    "epsilon nan": (lambda: k.sinkhorn(S, epsilon=float("nan")), ValueError, r"epsilon must be a finite number"),
+    "iterations": (lambda: k.sinkhorn(S, iterations=0), ValueError, r"iterations must be an integer of at least 1"),
+    "dimension": (
+        lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 6)),
+        ValueError,
+        r"embeddings \[..., D\] and prototypes \[K, D\] must agree in D, got \[3, 4\] and \[5, 6\]",
+    ),
+    "dtypes differ": (
+        lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 4).double()),
+        ValueError,
+        r"embeddings is torch.float32 and prototypes torch.float64; cast one",
+    ),
+    "devices differ": (
+        lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 4, device="meta")),
+        ValueError,
+        r"embeddings is on cpu and prototypes on meta; move one",
+    ),
+    "one view": (lambda: k.swapped_prediction_loss(S[:1], S[:1]), ValueError, r"at least 2 views, got \[1, 3, 4\]"),
+    "targets": (
+        lambda: k.swapped_prediction_loss(S, torch.rand(3, 3, 4)),
+        ValueError,
+        r"assignments \[A, B, K\] must match scores .* A <= V, got \[3, 3, 4\] for \[2, 3, 4\]",
+    ),
+    "targets with gradient": (
+        lambda: k.swapped_prediction_loss(S, S.clone().requires_grad_()),
+        ValueError,
+        r"assignments are constants; pass assignments.detach\(\)",
+    ),
+    "batch": (
+        lambda: k.mutual_information_loss(torch.rand(2, 5, 4), S),
+        ValueError,
+        r"must agree in V and B, got \[2, 5, 4\] and \[2, 3, 4\]",
+    ),
+    "weight": (
+        lambda: k.mutual_information_loss(S, S, entropy_weight=float("inf")),
+        ValueError,
+        r"entropy_weight must be finite, got inf",
+    ),
+    "limit": (
+        lambda: k.mutual_information_loss(S, S, logit_limit=-1),
+        ValueError,
+        r"logit_limit must be a finite number",
+    ),
+    "unknown backend": (
+        lambda: k.sinkhorn(S, backend="cpp"),
+        ValueError,
+        r"backend= names no backend: 'cpp'; known are .*cpu.*eager",
+    ),
+    "backend of another device": (
+        lambda: k.sinkhorn(S, backend="cuda"),
+        ValueError,
+        r"backend 'cuda' cannot run sinkhorn: it serves cuda tensors, the input is on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_sentence(mistake: str) -> None:
+    call, kind, pattern = MISTAKES[mistake]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert re.search(pattern, message), message
+    assert "\n" not in message
+
+
+def test_the_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends.requested() is None
+    monkeypatch.setenv("IMC_BACKEND", "eager")
+    assert backends.requested() == "eager"
+    backends.set_backend("cpu")
+    try:
+        assert backends.requested() == "cpu"
+        with backends.backend("eager"):
+            assert backends.requested() == "eager"
+        assert backends.requested() == "cpu"
+    finally:
+        backends.set_backend(None)
+    monkeypatch.setenv("IMC_BACKEND", "fast")
+    with pytest.raises(ValueError, match="IMC_BACKEND names no backend: 'fast'"):
+        k.sinkhorn(S)
+
+
+def test_describe_names_every_backend() -> None:
+    text = backends.describe()
+    for name in backends.BACKENDS:
+        assert re.search(rf"^{name}\b.*(available|not available: \w+)", text, re.MULTILINE)

@@ -1,0 +1,61 @@
+"""Cosines of embeddings and prototypes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imc_kernels import backends, prototype_scores
+
+BACKENDS = backends.available()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_the_cosine(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 11, 17, generator=generator, dtype=torch.float64)
+    w = torch.randn(23, 17, generator=generator, dtype=torch.float64)
+    expected = torch.cosine_similarity(x[:, :, None], w, dim=-1)
+    torch.testing.assert_close(prototype_scores(x, w, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(rows=st.integers(1, 300), prototypes=st.integers(1, 70), dim=st.integers(1, 300), seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_any_shape_matches_a_plain_product(backend: str, rows: int, prototypes: int, dim: int, seed: int) -> None:
+    """The product is our own: every way a block, a panel or a slice of the depth can be cut must be right."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    w = torch.randn(prototypes, dim, generator=generator, dtype=torch.float64)
+    expected = (x / x.norm(dim=-1, keepdim=True)) @ w.T
+    torch.testing.assert_close(prototype_scores(x, w, normalize_prototypes=False, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scale_does_not_matter_and_zero_gives_zero(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(5, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    scores = prototype_scores(x, w, backend=backend)
+    torch.testing.assert_close(prototype_scores(x * 1e3, w * 1e-3, backend=backend), scores)
+    x[2] = 0
+    x.requires_grad_()
+    result = prototype_scores(x, w, backend=backend)
+    assert torch.equal(result[2], torch.zeros(4))
+    result.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_normalising_the_gradient_of_prototypes_is_not_projected(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    w = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator, dtype=torch.float64), dim=-1)
+    radial = {}
+    for normalize in (True, False):
+        leaf = w.clone().requires_grad_()
+        prototype_scores(x, leaf, normalize_prototypes=normalize, backend=backend).square().sum().backward()
+        assert leaf.grad is not None
+        radial[normalize] = (leaf.grad * w).sum(dim=-1)
+    assert radial[True].abs().max() < 1e-12
+    assert radial[False].abs().min() > 1e-3

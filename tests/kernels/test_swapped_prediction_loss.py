@@ -1,0 +1,54 @@
+"""Swapped prediction: known values, and the sum over pairs written out."""
+
+import math
+
+import pytest
+import torch
+
+from imc_kernels import backends, swapped_prediction_loss
+
+BACKENDS = backends.available()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uniform_predictions_give_log_k(backend: str) -> None:
+    scores, assignments = torch.zeros(6, 8, 1000), torch.full((2, 8, 1000), 1e-3)
+    assert swapped_prediction_loss(scores, assignments, backend=backend).item() == pytest.approx(
+        math.log(1000), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("views", "assigned"), [(2, 1), (2, 2), (3, 3), (6, 2), (5, 4)])
+def test_is_the_mean_over_pairs(views: int, assigned: int, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(views, 7, 13, generator=generator, dtype=torch.float64)
+    targets = torch.rand(assigned, 7, 13, generator=generator, dtype=torch.float64)  # rows need not sum to 1
+    pairs = [
+        torch.nn.functional.cross_entropy(scores[v] / 0.2, targets[a])
+        for a in range(assigned)
+        for v in range(views)
+        if v != a
+    ]
+    result = swapped_prediction_loss(scores, targets, temperature=0.2, backend=backend)
+    torch.testing.assert_close(result, torch.stack(pairs).mean())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adding_a_constant_to_a_row_changes_nothing(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 9, 21, generator=generator, dtype=torch.float64)
+    targets = torch.softmax(torch.randn(2, 9, 21, generator=generator, dtype=torch.float64), dim=-1)
+    shifted = scores + 100 * torch.randn(4, 9, 1, generator=generator, dtype=torch.float64)
+    result = swapped_prediction_loss(scores, targets, backend=backend)
+    torch.testing.assert_close(swapped_prediction_loss(shifted, targets, backend=backend), result)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_scores_stay_finite(backend: str) -> None:
+    scores = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]]).requires_grad_()
+    loss = swapped_prediction_loss(scores, torch.tensor([[[0.0, 1.0, 0.0]]]), backend=backend)
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()

@@ -1,0 +1,111 @@
+"""The operations, with inputs of any size, as the tests and the benchmarks share them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import imc_kernels
+
+
+class Sizes(NamedTuple):
+    """V views, B samples a view, K prototypes, C clusters, D embedding dimensions."""
+
+    views: int
+    batch: int
+    prototypes: int
+    clusters: int
+    dim: int
+
+    def __str__(self) -> str:
+        return "V{}-B{}-K{}-C{}-D{}".format(*self)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A public function, float64 inputs for given sizes, and which of them a gradient can reach."""
+
+    name: str
+    make_inputs: Callable[[Sizes, torch.Generator], tuple[Tensor, ...]]
+    differentiable: tuple[bool, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        return getattr(imc_kernels, self.name)
+
+    def inputs(self, sizes: Sizes, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        seed = int.from_bytes(hashlib.sha256(f"{self.name} {sizes}".encode()).digest()[:4], "big")
+        made = self.make_inputs(sizes, torch.Generator().manual_seed(seed))
+        # Rounded to float32 first: every dtype from float32 up is given the same numbers.
+        return tuple(tensor.float().to(dtype) for tensor in made)
+
+    def __call__(self, *inputs: Tensor, backend: str) -> Tensor:
+        return self.function(*inputs, **self.options, backend=backend)
+
+    def __str__(self) -> str:
+        return self.label or self.name
+
+
+def cosines(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Scores [V, B, K] in [-1, 1]."""
+    return torch.rand(sizes.views, sizes.batch, sizes.prototypes, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def assignments(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Peaky targets [A, B, K] whose rows sum to 1, for A = min(2, V) views."""
+    logits = torch.randn(min(2, sizes.views), sizes.batch, sizes.prototypes, generator=generator, dtype=torch.float64)
+    return torch.softmax(3 * logits, dim=-1)
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+OPERATIONS = [
+    Operation("sinkhorn", lambda s, g: (cosines(s, g)[: min(2, s.views)],), (True,)),
+    Operation(
+        "sinkhorn",
+        lambda s, g: (cosines(s, g)[: min(2, s.views)] * 40,),
+        (True,),
+        {"iterations": 4},
+        label="sinkhorn-logarithmic",
+    ),
+    Operation(
+        "prototype_scores",
+        lambda s, g: (
+            normal(s.views, s.batch, s.dim, generator=g),
+            normal(s.prototypes, s.dim, generator=g),
+        ),
+        (True, True),
+    ),
+    Operation(
+        "prototype_scores",
+        lambda s, g: (
+            normal(s.views, s.batch, s.dim, generator=g),
+            normal(s.prototypes, s.dim, generator=g) / s.dim**0.5,
+        ),
+        (True, True),
+        {"normalize_prototypes": False},
+        label="prototype_scores-unnormalised",
+    ),
+    Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False)),
+    Operation(
+        "mutual_information_loss",
+        lambda s, g: (2 * normal(s.views, s.batch, s.clusters, generator=g), cosines(s, g)),
+        (True, True),
+    ),
+    Operation(
+        "mutual_information_loss",
+        lambda s, g: (4 * normal(s.views, s.batch, s.clusters, generator=g), cosines(s, g)),
+        (True, True),
+        {"logit_limit": 5.0, "entropy_weight": 2.0, "temperature": 0.5},
+        label="mutual_information_loss-guarded",
+    ),
+]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from imc.errors import RunError
+from imc.methods.imc_swav import Step
+from imc.monitor import EpochMonitor, collapse_warnings
+
+
+def make_step(swapped: float = 1.0, information: float = -2.0) -> Step:
+    terms = {"swapped_prediction": torch.tensor(swapped), "mutual_information": torch.tensor(information)}
+    scores = torch.eye(4)[[0, 0, 1, 1]].unsqueeze(0)
+    logits = torch.eye(2)[[0, 0, 0, 0]].unsqueeze(0)
+    return Step(sum(terms.values()), terms, scores, logits)
+
+
+def test_summary() -> None:
+    monitor = EpochMonitor(prototypes=4, clusters=2, device=torch.device("cpu"))
+    monitor.update(make_step(1.0))
+    monitor.update(make_step(3.0))
+    assert monitor.summary(first_update=0) == pytest.approx(
+        {
+            "loss": 0.0,
+            "swapped_prediction": 2.0,
+            "mutual_information": -2.0,
+            "prototype_use": 0.5,
+            "prototype_perplexity": 2.0,
+            "cluster_use": 0.5,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (make_step(swapped=math.nan), "swapped_prediction became nan at update 11"),
+        (make_step(information=math.inf), "mutual_information became inf at update 11"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_named(step: Step, message: str) -> None:
+    monitor = EpochMonitor(prototypes=4, clusters=2, device=torch.device("cpu"))
+    monitor.update(make_step())
+    monitor.update(step)
+    with pytest.raises(RunError, match=message):
+        monitor.summary(first_update=10)
+
+
+def test_collapse_is_warned_about() -> None:
+    healthy = {"swapped_prediction": 2.0, "prototype_use": 0.9}
+    assert collapse_warnings(healthy, prototypes=100) == []
+    stuck, unused = collapse_warnings({"swapped_prediction": math.log(100), "prototype_use": 0.02}, prototypes=100)
+    assert "ln K = 4.605" in stuck
+    assert "2% of the prototypes" in unused

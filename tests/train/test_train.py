@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from imc.config import Config
+from imc.data import Images
+from imc.errors import RunError, UserError
+from imc.run_folder import FILES, open_run_folder
+from imc.train import build_model, learning_rate, train
+from imc_kernels import backends
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines
+    ]
+
+
+def read_labels(folder: str | Path) -> list[dict[str, str]]:
+    with (Path(folder) / "labels.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def elsewhere(config: Config, tmp_path: Path, name: str) -> Config:
+    return dataclasses.replace(config, out=str(tmp_path / name))
+
+
+def test_the_run_folder(tiny: Config, digits: Images) -> None:
+    result = train(tiny, digits)
+    folder = Path(result["out"])
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+
+    stored = json.loads((folder / "result.json").read_text())
+    assert stored == {key: value for key, value in result.items() if key != "out"}
+    assert {"acc", "nmi", "ari", "kmeans_acc", "train_seconds", "backend", "seed", "versions"} <= set(stored)
+    assert 0 < stored["acc"] <= 1
+    assert stored["kmeans_acc"] > 0.5
+    assert stored["backend"] == "eager"
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert config["clusters"] == 10
+    assert config["threads"] == torch.get_num_threads()
+    assert None not in config.values()
+
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2]
+    names = "loss swapped_prediction mutual_information prototype_use prototype_perplexity cluster_use lr"
+    assert {*names.split(), "images_per_second", "seconds"} <= metrics[0].keys()
+
+    rows = read_labels(folder)
+    assert [int(row["index"]) for row in rows] == list(range(192))
+    assert [int(row["label"]) for row in rows] == digits.labels.tolist()
+    assert all(0.1 <= float(row["confidence"]) <= 1 and 0 <= int(row["cluster"]) < 10 for row in rows)
+
+    for name in ("confusion.png", "gallery.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    assert json.loads(json.dumps(saved["config"])) == config
+    build_model(Config(**saved["config"]), channels=1).load_state_dict(saved["model"])
+
+
+def test_one_seed_is_bitwise_one_run(tiny: Config, digits: Images, tmp_path: Path) -> None:
+    first, again, other = (
+        dataclasses.replace(elsewhere(tiny, tmp_path, name), seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    for config in (first, again, other):
+        train(config, digits)
+    assert read_metrics(first.out) == read_metrics(again.out)
+    assert read_labels(first.out) == read_labels(again.out)
+    assert read_metrics(first.out) != read_metrics(other.out)
+    states = [torch.load(Path(config.out) / "model.pt", weights_only=True)["model"] for config in (first, again)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_eager_and_cpu_give_one_loss_curve(tiny: Config, digits: Images, tmp_path: Path) -> None:
+    if reason := backends.BACKENDS["cpu"].missing():
+        pytest.skip(reason)
+    curves = []
+    for backend in ("eager", "cpu"):
+        config = dataclasses.replace(elsewhere(tiny, tmp_path, backend), backend=backend)
+        assert train(config, digits)["backend"] == backend
+        curves.append(read_metrics(config.out))
+    for eager, cpu in zip(*curves, strict=True):
+        for name in ("loss", "swapped_prediction", "mutual_information"):
+            assert cpu[name] == pytest.approx(eager[name], rel=1e-4)
+
+
+def test_labels_are_read_by_the_report_only(tiny: Config, digits: Images, tmp_path: Path) -> None:
+    true, false, none = (elsewhere(tiny, tmp_path, name) for name in ("true", "false", "none"))
+    results = [
+        train(true, digits),
+        train(false, dataclasses.replace(digits, labels=digits.labels.flip(0))),
+        train(none, dataclasses.replace(digits, labels=None)),
+    ]
+    assert read_metrics(true.out) == read_metrics(false.out) == read_metrics(none.out)
+    clusters = [
+        [(row["cluster"], row["confidence"]) for row in read_labels(config.out)] for config in (true, false, none)
+    ]
+    assert clusters[0] == clusters[1] == clusters[2]
+    assert results[0]["nmi"] != results[1]["nmi"]
+    assert results[2]["acc"] is results[2]["kmeans_acc"] is None
+    assert not (Path(none.out) / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(("warmup", "trained"), [(6, False), (5, True)])
+def test_prototypes_rest_during_the_warmup(tiny: Config, digits: Images, warmup: int, trained: bool) -> None:
+    config = dataclasses.replace(tiny, warmup_updates=warmup, weight_decay=0.1)
+    train(config, digits)
+    saved = torch.load(Path(config.out) / "model.pt", weights_only=True)
+    torch.manual_seed(config.seed)
+    initial = build_model(Config(**saved["config"]), channels=1).prototypes.weight
+    difference = functional.normalize(initial, dim=1) - saved["model"]["prototypes.weight"]
+    assert (difference.abs().max().item() > 1e-5) == trained
+
+
+def test_learning_rate() -> None:
+    rates = [learning_rate(update, updates=10, peak=2.0, warmup=4) for update in range(10)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[7] == pytest.approx(1.0)
+    assert 0 < rates[9] < 0.2
+
+
+def test_more_clusters_than_classes(tiny: Config, digits: Images) -> None:
+    result = train(dataclasses.replace(tiny, clusters=25, epochs=1), digits)
+    assert result["clusters"] == 25
+
+
+def test_a_loss_that_diverges_stops_the_run(tiny: Config, digits: Images) -> None:
+    with pytest.raises(RunError, match=r"loss term \w+ became (nan|inf|-inf) at update \d+; a lower --lr"):
+        train(dataclasses.replace(tiny, lr=1e30, warmup_updates=0), digits)
+    assert not (Path(tiny.out) / "result.json").exists()
+
+
+def test_a_result_is_not_overwritten_unasked(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_run_folder(tiny)
+    (folder / "metrics.jsonl").write_text("of an interrupted run\n")
+    (folder / "notes.txt").touch()
+    assert open_run_folder(tiny) == folder
+    assert not (folder / "metrics.jsonl").exists()
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="already holds a result; give another --out or --name, or pass --overwrite"):
+        open_run_folder(tiny)
+    open_run_folder(dataclasses.replace(tiny, overwrite=True))
+    assert not (folder / "result.json").exists()
+    assert (folder / "notes.txt").exists()
+
+    monkeypatch.chdir(tmp_path)
+    names = [str(open_run_folder(Config())) for _ in range(3)]
+    assert names == ["runs/digits", "runs/digits-2", "runs/digits-3"]
+    assert str(open_run_folder(Config(name="mine"))) == "runs/mine"
+
+
+def test_ctrl_c_says_what_is_left(tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imc.train._fit", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; .*run holds the metrics of the epochs so far"):
+        train(tiny, digits)
