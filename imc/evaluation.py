@@ -17,20 +17,21 @@ KMEANS_RESTARTS = 10
 
 
 @torch.inference_mode()
-def assign(model: ImcSwav, images: Tensor, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def assign(model: ImcSwav, images: Tensor, size: int, scale: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The cluster of every image, from its un-augmented view and the running statistics of batch normalisation.
 
     Args:
         model: the trained model; its mode (train or eval) is left as found.
         images: uint8 [M, H, W, C].
         size: side to which the images are resized: the large crops'.
+        scale: factor on the pixels, that of training.
 
     Returns:
         cluster int64 [M], and its probability float32 [M].
     """
     mode = model.training
     model.eval()
-    logits = torch.cat([model.predict(resize(batch, size)) for batch in images.split(BATCH)])
+    logits = torch.cat([model.predict(resize(batch, size, scale)) for batch in images.split(BATCH)])
     model.train(mode)
     confidence, cluster = logits.softmax(dim=1).max(dim=1)
     return cluster.cpu().numpy(), confidence.cpu().numpy()

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from imc import arguments, cli
 from imc.config import Config
 from imc.data import Images, load
-from imc.data.views import Crops, Views
+from imc.data.views import Crops, Views, unit_scale
 from imc.errors import UserError
 from imc.evaluation import assign
 from imc.methods.imc_swav import ImcSwav
@@ -77,14 +77,16 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
     write_json(folder / "config.json", asdict(config))
 
     torch.manual_seed(config.seed)
-    model = build_model(config, channels=data.images.shape[-1]).to(data.images.device)
+    model = build_model(config, channels=data.images.shape[-1])
+    model = model.to(data.images.device, memory_format=torch.channels_last)
     with backends.backend(config.backend):
         try:
             seconds = _fit(model, data.images, config, folder / "metrics.jsonl")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {folder} holds the metrics of the epochs so far") from None
     save_model(folder / "model.pt", model.state_dict(), asdict(config))
-    clusters, confidence = assign(model, data.images, config.large_size)
+    assert config.pixel_scale is not None
+    clusters, confidence = assign(model, data.images, config.large_size, config.pixel_scale)
     result = write_report(folder, config, data, clusters, confidence, seconds)
     empty = result["clusters"] - result["clusters_used"]
     if empty:
@@ -107,6 +109,7 @@ def build_model(config: Config, channels: int) -> ImcSwav:
         encoder,
         projection_hidden=config.projection_hidden,
         embedding_dim=config.embedding_dim,
+        projection_bias=config.projection_bias,
         prototypes=config.prototypes,
         clusters=config.clusters,
         classifier_widths=config.classifier_widths,
@@ -137,7 +140,8 @@ def _resolve(config: Config, data: Images) -> Config:
     if config.threads:
         torch.set_num_threads(config.threads)
     backend = _resolve_backend(config.backend, data.images.device)
-    return replace(config, clusters=clusters, backend=backend, threads=torch.get_num_threads())
+    scale = unit_scale(data.images) if config.pixel_scale is None else config.pixel_scale
+    return replace(config, clusters=clusters, backend=backend, threads=torch.get_num_threads(), pixel_scale=scale)
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
@@ -159,22 +163,27 @@ def _fit(model: ImcSwav, images: Tensor, config: Config, metrics: Path) -> float
     """Train ``model`` on uint8 images [M, H, W, C], one line of ``metrics`` per epoch; the seconds it took."""
     generator = torch.Generator(images.device).manual_seed(config.seed)
     views = _views(images, config, generator)
+    classifier = {id(parameter) for parameter in model.classifier.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in classifier], "peak": config.lr},
+        {"params": list(model.classifier.parameters()), "peak": config.classifier_lr},
+    ]
     optimizer = torch.optim.Adam(
-        model.parameters(), betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+        groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
     )
     steps = len(images) // config.batch_size
     updates = config.epochs * steps
     assert config.clusters is not None
     start, update = time.perf_counter(), 0
-    with tqdm(total=updates, desc="train", unit="step", mininterval=0.5, dynamic_ncols=True) as bar:
+    interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; a log file gets few
+    with tqdm(total=updates, desc="train", unit="step", mininterval=interval, maxinterval=interval) as bar:
         for epoch in range(1, config.epochs + 1):
             epoch_start = time.perf_counter()
             monitor = EpochMonitor(config.prototypes, config.clusters, images.device)
             order = torch.randperm(len(images), generator=generator, device=images.device)
             for indices in order[: steps * config.batch_size].split(config.batch_size):
-                rate = learning_rate(update, updates, config.lr, config.warmup_updates)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = learning_rate(update, updates, group["peak"], config.warmup_updates)
                 step = model(views(indices))
                 optimizer.zero_grad()
                 step.loss.backward()
@@ -188,7 +197,7 @@ def _fit(model: ImcSwav, images: Tensor, config: Config, metrics: Path) -> float
             seconds = time.perf_counter() - epoch_start
             speed = steps * config.batch_size / seconds
             timing = {"images_per_second": round(speed, 1), "seconds": round(seconds, 4)}
-            append_json_line(metrics, {"epoch": epoch, **summary, "lr": rate, **timing})
+            append_json_line(metrics, {"epoch": epoch, **summary, "lr": optimizer.param_groups[0]["lr"], **timing})
             bar.set_postfix(loss=f"{summary['loss']:.3f}", prototypes=f"{summary['prototype_use']:.0%}", refresh=False)
             if epoch in (config.epochs // 2, config.epochs) and update > config.warmup_updates:
                 for sentence in collapse_warnings(summary, config.prototypes):
@@ -197,12 +206,14 @@ def _fit(model: ImcSwav, images: Tensor, config: Config, metrics: Path) -> float
 
 
 def _views(images: Tensor, config: Config, generator: torch.Generator) -> Views:
+    assert config.pixel_scale is not None
     crops = [Crops(config.large_crops, config.large_size, config.large_area)]
     if config.small_crops:
         crops.append(Crops(config.small_crops, config.small_size, config.small_area))
     return Views(
         images,
         crops,
+        scale=config.pixel_scale,
         rotation=config.rotation,
         shear=config.shear,
         gain=config.gain,

@@ -29,10 +29,11 @@ class Views:
     Args:
         images: uint8 [M, H, W, C]; stays on its device.
         crops: the crops of each size, largest first.
+        scale: factor on the pixels.
         rotation: up to +-this, degrees.
         shear: up to +-this, horizontal displacement per height.
         gain: range of the factor on the pixels.
-        noise: standard deviation of the normal noise on the pixels, which are in 0..1.
+        noise: standard deviation of the normal noise, on the scaled pixels.
         generator: source of all randomness, on the images' device.
     """
 
@@ -41,6 +42,7 @@ class Views:
         images: Tensor,
         crops: list[Crops],
         *,
+        scale: float,
         rotation: float,
         shear: float,
         gain: tuple[float, float],
@@ -48,6 +50,7 @@ class Views:
         generator: torch.Generator,
     ) -> None:
         self.images = images
+        self.scale = scale
         self.crops = crops
         self.rotation = math.radians(rotation)
         self.shear = shear
@@ -57,7 +60,7 @@ class Views:
 
     def __call__(self, indices: Tensor) -> list[Tensor]:
         """Views of the images ``indices`` (int64 [B]): for each size a float32 tensor [V, B, C, s, s]."""
-        images = as_float(self.images[indices])
+        images = as_float(self.images[indices], self.scale)
         return [self._views(images, crops) for crops in self.crops]
 
     def _views(self, images: Tensor, crops: Crops) -> Tensor:
@@ -67,7 +70,8 @@ class Views:
         views = sample(repeated, theta, crops.size)
         views = views * self._uniform(count, *self.gain).view(count, 1, 1, 1)
         noise = torch.randn(views.shape, generator=self.generator, device=views.device)
-        return views.add_(noise, alpha=self.noise).unflatten(0, (crops.count, len(images)))
+        views = views.add_(noise, alpha=self.noise).contiguous(memory_format=torch.channels_last)
+        return views.unflatten(0, (crops.count, len(images)))
 
     def _transforms(self, count: int, area: tuple[float, float]) -> Tensor:
         """Random maps from crop to image coordinates, both in -1..1: [count, 2, 3]."""
@@ -83,9 +87,15 @@ class Views:
         return torch.rand(count, generator=self.generator, device=self.images.device) * (high - low) + low
 
 
-def as_float(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] in 0..255 -> float32 [B, C, H, W] in 0..1."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
+def unit_scale(images: Tensor) -> float:
+    """The factor that gives uint8 images [M, H, W, C] a standard deviation of 1. A background of 0 stays 0."""
+    deviation = float(images.float().std())
+    return 1 / deviation if deviation > 0 else 1.0
+
+
+def as_float(images: Tensor, scale: float) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W], times ``scale``."""
+    return images.permute(0, 3, 1, 2).float().mul_(scale)
 
 
 def sample(images: Tensor, theta: Tensor, size: int) -> Tensor:
@@ -94,7 +104,7 @@ def sample(images: Tensor, theta: Tensor, size: int) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: int, scale: float) -> Tensor:
     """The whole images without augmentation, by the sampler of the views: uint8 [B, H, W, C] -> [B, C, size, size]."""
     theta = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
-    return sample(as_float(images), theta, size)
+    return sample(as_float(images, scale), theta, size)

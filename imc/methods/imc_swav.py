@@ -63,6 +63,7 @@ class ImcSwav(nn.Module):
     Args:
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F], with the attribute ``feature_dim``.
         projection_hidden, embedding_dim: widths of the projection's two linear layers.
+        projection_bias: whether they have biases.
         prototypes: number K of prototypes.
         clusters: number C of clusters.
         classifier_widths: widths of the classifier's hidden layers.
@@ -78,6 +79,7 @@ class ImcSwav(nn.Module):
         *,
         projection_hidden: int,
         embedding_dim: int,
+        projection_bias: bool,
         prototypes: int,
         clusters: int,
         classifier_widths: Sequence[int],
@@ -92,7 +94,8 @@ class ImcSwav(nn.Module):
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.encoder = encoder
         self.projection = nn.Sequential(
-            nn.Linear(feature_dim, projection_hidden), nn.Linear(projection_hidden, embedding_dim)
+            nn.Linear(feature_dim, projection_hidden, bias=projection_bias),
+            nn.Linear(projection_hidden, embedding_dim, bias=projection_bias),
         )
         self.prototypes = nn.Linear(embedding_dim, prototypes, bias=False)
         self.classifier = Classifier([feature_dim, *classifier_widths, clusters], bn_momentum)

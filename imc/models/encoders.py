@@ -14,8 +14,9 @@ from imc.models.batch_norm import PerViewBatchNorm
 class DigitsEncoder(nn.Module):
     """A small convolutional network for images of about 8x8 pixels.
 
-    3x3 convolutions, each with batch normalisation and ReLU; one 2x2 max-pool; average pooling to a small map; a linear
-    layer.
+    3x3 convolutions, each with batch normalisation and ReLU, the last of stride 2; one 2x2 max-pool; average pooling to
+    a small map; a linear layer, whose output is normalised without scale and shift, so that no feature can grow into a
+    direction that all embeddings share.
 
     Attributes:
         feature_dim: number of features F.
@@ -43,12 +44,16 @@ class DigitsEncoder(nn.Module):
         self.feature_dim = feature_dim
         self.pool_after = pool_after
         self.pooled_size = pooled_size
+        strides = [*[1] * (len(widths) - 1), 2]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
-            for before, after in pairwise([in_channels, *widths])
+            nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
+            for (before, after), stride in zip(pairwise([in_channels, *widths]), strides, strict=True)
         )
+        for convolution in self.convolutions:
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         self.norms = nn.ModuleList(PerViewBatchNorm(width, momentum=bn_momentum) for width in widths)
         self.linear = nn.Linear(widths[-1] * pooled_size**2, feature_dim)
+        self.output_norm = PerViewBatchNorm(feature_dim, momentum=bn_momentum, affine=False)
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
@@ -57,4 +62,5 @@ class DigitsEncoder(nn.Module):
             x = functional.relu(norm(convolution(x), views), inplace=True)
             if position == self.pool_after:
                 x = functional.max_pool2d(x, 2)
-        return self.linear(functional.adaptive_avg_pool2d(x, self.pooled_size).flatten(1))
+        features = self.linear(functional.adaptive_avg_pool2d(x, self.pooled_size).flatten(1))
+        return self.output_norm(features, views)

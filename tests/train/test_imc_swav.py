@@ -61,9 +61,8 @@ def test_mutual_information_and_guard_train_the_classifier_only(
 
 def test_uniform_predictions(model: ImcSwav, crops: list[Tensor], tiny: Config) -> None:
     with torch.no_grad():
-        for layer in (model.projection[-1], model.classifier.layers[-1]):
-            layer.weight.zero_()
-            layer.bias.zero_()
+        for parameter in (*model.projection[-1].parameters(), *model.classifier.layers[-1].parameters()):
+            parameter.zero_()
     terms = model(crops).terms
     assert terms["swapped_prediction"].item() == pytest.approx(math.log(tiny.prototypes), rel=1e-6)
     assert terms["mutual_information"].item() == pytest.approx(-3 * math.log(CLUSTERS), rel=1e-6)

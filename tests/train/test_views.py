@@ -8,7 +8,7 @@ from imc.data.views import Crops, Views, as_float, resize
 
 
 def make(images: Tensor, seed: int = 0, **changes: object) -> Views:
-    settings: dict = {"rotation": 15.0, "shear": 0.15, "gain": (0.6, 1.4), "noise": 0.05} | changes
+    settings: dict = {"scale": 1 / 255, "rotation": 15.0, "shear": 0.15, "gain": (0.6, 1.4), "noise": 0.05} | changes
     crops = settings.pop("crops", [Crops(2, 10, (0.5, 1.1)), Crops(4, 7, (0.25, 0.6))])
     return Views(images, crops, generator=torch.Generator().manual_seed(seed), **settings)
 
@@ -43,8 +43,8 @@ def test_every_view_of_every_image_differs(images: Tensor) -> None:
 def test_without_randomness_a_full_crop_is_the_resized_image(images: Tensor) -> None:
     indices = torch.arange(4)
     whole = make(images, crops=[Crops(1, 8, (1.0, 1.0))], **PLAIN)(indices)[0][0]
-    torch.testing.assert_close(whole, as_float(images[:4]))
-    torch.testing.assert_close(resize(images[:4], 8), as_float(images[:4]))
+    torch.testing.assert_close(whole, as_float(images[:4], 1 / 255))
+    torch.testing.assert_close(resize(images[:4], 8, 1 / 255), as_float(images[:4], 1 / 255))
 
 
 def test_transforms_are_rotations_scaled_to_the_area(images: Tensor) -> None:
@@ -63,7 +63,7 @@ def test_transforms_are_rotations_scaled_to_the_area(images: Tensor) -> None:
 def test_noise_and_gain(images: Tensor) -> None:
     crops = [Crops(1, 8, (1.0, 1.0))]
     indices = torch.arange(20)
-    noisy = make(images, crops=crops, **(PLAIN | {"noise": 0.05}))(indices)[0][0] - as_float(images)
+    noisy = make(images, crops=crops, **(PLAIN | {"noise": 0.05}))(indices)[0][0] - as_float(images, 1 / 255)
     assert noisy.std().item() == pytest.approx(0.05, rel=0.1)
     bright = make(images, crops=crops, **(PLAIN | {"gain": (2.0, 2.0)}))(indices)[0][0]
-    torch.testing.assert_close(bright, 2 * as_float(images))
+    torch.testing.assert_close(bright, 2 * as_float(images, 1 / 255))
