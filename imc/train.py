@@ -78,7 +78,7 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     model = build_model(config, channels=data.images.shape[-1])
-    model = model.to(data.images.device, memory_format=torch.channels_last)
+    model = model.to(data.images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with backends.backend(config.backend):
         try:
             seconds = _fit(model, data.images, config, folder / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""Mutual information between clusters and prototypes over all view pairs (IMC-SwAV, arXiv 2103.07368, section 3.2)."""
+"""Mutual information between clusters and prototypes over all view pairs (IMC-SwAV, arXiv 2103.07368)."""
 
 import torch
 from torch import Tensor

@@ -31,7 +31,7 @@ def mutual_information_loss(
         ``mean over (j, i) of  H(Y|U) - entropy_weight H(Y)``  (+ 0.01 mean_vb sum_c relu(|logits| - logit_limit))
 
     in nats. It lies between ``-entropy_weight log C`` and ``log C`` without the guard. Source: IMC-SwAV, arXiv
-    2103.07368, section 3.2, and for the guard the authors' code.
+    2103.07368; the weight and the guard as in the authors' code.
 
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.

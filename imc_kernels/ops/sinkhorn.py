@@ -20,7 +20,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, back
     ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to 1/K, then each sample's row to 1/B, in
     turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are independent problems. The
     range of the scores does not matter: beyond what exponentials can hold, the iteration runs on logarithms.
-    Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1 and listing A.1.
+    Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.

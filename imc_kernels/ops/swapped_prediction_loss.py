@@ -18,7 +18,7 @@ def swapped_prediction_loss(
     """Cross-entropy of each view's assignments against every other view's prediction.
 
     ``mean over (a, v != a) and b of  -sum_k assignments[a, b, k] log softmax(scores[v, b] / temperature)[k]``,
-    in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of multi-crop (section 3.3).
+    in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of its multi-crop (section 3.2).
 
     Args:
         scores: [V, B, K] scores of V >= 2 views, float32, float64, bfloat16 or float16. The gradient reaches them.
