@@ -12,6 +12,7 @@ namespace imc::IMC_ISA {
 // are as large as the scores and cancel against them.
 template <typename T>
 void sinkhorn(const T* scores,     // [problems, batch, prototypes]
+              const T* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
               T* assignments,      // [problems, batch, prototypes]
               double* rows,        // [problems, iterations, batch]
               double* columns,     // [problems, iterations, prototypes]
@@ -19,6 +20,7 @@ void sinkhorn(const T* scores,     // [problems, batch, prototypes]
 
 template <typename T>
 void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
+                       const T* marginals,    // [prototypes] or null
                        const T* assignments,  // [problems, batch, prototypes]
                        const double* rows,    // [problems, iterations, batch]
                        const double* columns, // [problems, iterations, prototypes]

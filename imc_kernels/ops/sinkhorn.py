@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: from scores to soft assignments of equal prototype mass."""
+"""Sinkhorn-Knopp: from scores to soft assignments of given prototype mass."""
 
 from __future__ import annotations
 
@@ -14,18 +14,30 @@ from imc_kernels.ops import checks
 NAME = "sinkhorn"
 
 
-def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, backend: str | None = None) -> Tensor:
-    """Soft assignments of samples to prototypes of (nearly) equal mass, by Sinkhorn-Knopp scaling.
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    marginals: Tensor | None = None,
+    queue: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Soft assignments of samples to prototypes of (nearly) given mass, by Sinkhorn-Knopp scaling.
 
-    ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to 1/K, then each sample's row to 1/B, in
-    turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are independent problems. The
-    range of the scores does not matter: beyond what exponentials can hold, the iteration runs on logarithms.
-    Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
+    ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to its share of the mass (1/K), then each
+    sample's row to 1/B, in turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are
+    independent problems. The range of the scores does not matter: beyond what exponentials can hold, the iteration runs
+    on logarithms. Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
         epsilon: entropy regularisation; divides the scores, above 0.
         iterations: at least 1. There is no convergence test.
+        marginals: [K] positive shares of the prototypes, for imbalanced data; they are divided by their sum. Constants,
+            of the scores' dtype and device. Default: all the same.
+        queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; the same
+            leading dimensions, dtype and device. They make the marginals meaningful for a batch smaller than K.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -39,26 +51,66 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, back
     checks.positive(NAME, "epsilon", epsilon)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
+    if marginals is not None:
+        marginals = _checked_marginals(scores, marginals)
+    if queue is not None:
+        batch = scores.shape[-2]
+        scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
+        return sinkhorn(scores, epsilon=epsilon, iterations=iterations, marginals=marginals, backend=backend)[
+            ..., :batch, :
+        ]
     if torch.is_grad_enabled() and scores.requires_grad:
         implementation = backends.select(f"{NAME} with a gradient", DIFFERENTIABLE, scores, backend)
+    elif marginals is not None:
+        implementation = backends.select(f"{NAME} with marginals", WITH_MARGINALS, scores, backend)
     else:
         implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
-    return implementation(scores, epsilon, iterations)
+    return implementation(scores, epsilon, iterations, marginals)
 
 
-def _eager(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return eager.sinkhorn(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
+def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
+    """The marginals divided by their sum, in the precision of the computation."""
+    checks.floating(NAME, "marginals", marginals, "[K]")
+    checks.together(NAME, scores=scores, marginals=marginals)
+    if marginals.shape[0] != scores.shape[-1]:
+        raise ValueError(
+            f"{NAME}: marginals [K] and scores [..., B, K] must agree in K, got {list(marginals.shape)} and "
+            f"{list(scores.shape)}"
+        )
+    if marginals.requires_grad:
+        raise ValueError(f"{NAME}: marginals are constants; pass marginals.detach()")
+    # Asked on the CPU only: elsewhere the answer would wait for the device.
+    if marginals.device.type == "cpu" and not bool((marginals > 0).all()):
+        raise ValueError(f"{NAME}: marginals must all be above 0, got a smallest value of {marginals.min().item():g}")
+    marginals = checks.at_least_single(marginals)
+    return marginals / marginals.sum()
 
 
-def _cpu(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return _cpu_forward(checks.at_least_single(scores), epsilon, iterations, potentials=False)[0].to(scores.dtype)
+def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
+    checks.floating(NAME, "queue", queue, "[..., Q, K]")
+    checks.together(NAME, scores=scores, queue=queue)
+    if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
+        raise ValueError(
+            f"{NAME}: queue [..., Q, K] must match scores [..., B, K] in all but the second last dimension, got "
+            f"{list(queue.shape)} for {list(scores.shape)}"
+        )
+    return queue
 
 
-def _cpu_differentiable(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return _Sinkhorn.apply(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
+def _eager(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+    return eager.sinkhorn(checks.at_least_single(scores), epsilon, iterations, marginals).to(scores.dtype)
 
 
-def _cuda(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def _cpu(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+    single = checks.at_least_single(scores)
+    return _cpu_forward(single, epsilon, iterations, marginals, potentials=False)[0].to(scores.dtype)
+
+
+def _cpu_differentiable(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+    return _Sinkhorn.apply(checks.at_least_single(scores), epsilon, iterations, marginals).to(scores.dtype)
+
+
+def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
@@ -78,24 +130,24 @@ def _cuda(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 class _Sinkhorn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-        assignments, rows, columns = _cpu_forward(scores, epsilon, iterations, potentials=True)
-        ctx.save_for_backward(scores.contiguous(), assignments, rows, columns)
+    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+        assignments, rows, columns = _cpu_forward(scores, epsilon, iterations, marginals, potentials=True)
+        ctx.save_for_backward(scores.contiguous(), marginals, assignments, rows, columns)
         ctx.epsilon = epsilon
         return assignments
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, assignments, rows, columns = ctx.saved_tensors
+        scores, marginals, assignments, rows, columns = ctx.saved_tensors
         gradient = torch.empty_like(scores)
-        (batch, prototypes), iterations = scores.shape[-2:], rows.shape[-2]
-        problems = rows.shape[0]
+        (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
         native.call(
             "_cpu",
             "sinkhorn_backward",
             [
                 (scores, scores.shape),
+                (marginals, (prototypes,)),
                 (assignments, scores.shape),
                 (rows, (problems, iterations, batch), torch.float64),
                 (columns, (problems, iterations, prototypes), torch.float64),
@@ -108,27 +160,29 @@ class _Sinkhorn(torch.autograd.Function):
             ctx.epsilon,
             iterations,
         )
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _cpu_forward(
-    scores: Tensor, epsilon: float, iterations: int, potentials: bool
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Assignments and, where asked, the logarithms of the row and column scalings after each iteration."""
     scores = scores.contiguous()
     batch, prototypes = scores.shape[-2:]
     problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)
-    rows = scores.new_empty(problems, iterations, batch, dtype=torch.float64) if potentials else None
-    columns = scores.new_empty(problems, iterations, prototypes, dtype=torch.float64) if potentials else None
+    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cpu",
         NAME,
         [
             (scores, scores.shape),
+            (marginals, (prototypes,)),
             (assignments, scores.shape),
-            (rows, (problems, iterations, batch), torch.float64),
-            (columns, (problems, iterations, prototypes), torch.float64),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
         ],
         problems,
         batch,
@@ -140,4 +194,5 @@ def _cpu_forward(
 
 
 IMPLEMENTATIONS = {"cuda": _cuda, "cpu": _cpu, "eager": _eager}
+WITH_MARGINALS = {"cpu": _cpu, "eager": _eager}
 DIFFERENTIABLE = {"cpu": _cpu_differentiable, "eager": _eager}

@@ -24,6 +24,21 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "epsilon": (lambda: k.sinkhorn(S, epsilon=0), ValueError, r"epsilon must be a finite number above 0, got 0"),
     "epsilon nan": (lambda: k.sinkhorn(S, epsilon=float("nan")), ValueError, r"epsilon must be a finite number"),
     "iterations": (lambda: k.sinkhorn(S, iterations=0), ValueError, r"iterations must be an integer of at least 1"),
+    "marginals": (
+        lambda: k.sinkhorn(S, marginals=torch.ones(5)),
+        ValueError,
+        r"marginals \[K\] and scores \[..., B, K\] must agree in K, got \[5\] and \[2, 3, 4\]",
+    ),
+    "marginal of zero": (
+        lambda: k.sinkhorn(S, marginals=torch.tensor([1.0, 0, 1, 1])),
+        ValueError,
+        r"marginals must all be above 0, got a smallest value of 0",
+    ),
+    "queue": (
+        lambda: k.sinkhorn(S, queue=torch.rand(3, 3, 4)),
+        ValueError,
+        r"queue \[..., Q, K\] must match scores .* got \[3, 3, 4\] for \[2, 3, 4\]",
+    ),
     "dimension": (
         lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 6)),
         ValueError,
