@@ -149,7 +149,7 @@ def _resolve_backend(name: str, device: torch.device) -> str:
         chosen = backends.requested() if name == "auto" else name
     except ValueError as error:
         raise UserError(str(error)) from None
-    refusals = {known: entry.refusal(device, torch.float32) for known, entry in backends.BACKENDS.items()}
+    refusals = {known: entry.refusal(device.type, torch.float32) for known, entry in backends.BACKENDS.items()}
     if chosen is None:
         return next(known for known, refusal in refusals.items() if refusal is None)
     if chosen not in refusals:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from imc_kernels.backends import FLOATING
@@ -49,10 +48,5 @@ def positive(operation: str, name: str, value: float) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):  # not isfinite: torch.compile cannot trace it
         raise ValueError(f"{operation}: {name} must be a finite number above 0, got {value!r}")
-
-
-def at_least_single(tensor: Tensor) -> Tensor:
-    """``tensor``, in float32 where it is half precision: no sum or exponential is taken in half precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import fused_loss
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
 
 NAME = "mutual_information_loss"
 
@@ -53,7 +55,7 @@ def mutual_information_loss(
     checks.floating(NAME, "scores", scores, "[V, B, K]")
     checks.together(NAME, logits=logits, scores=scores)
     checks.positive(NAME, "temperature", temperature)
-    if not math.isfinite(entropy_weight):
+    if not -math.inf < entropy_weight < math.inf:
         raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
@@ -62,22 +64,15 @@ def mutual_information_loss(
             f"{NAME}: logits [V, B, C] and scores [V, B, K] must agree in V and B, got {list(logits.shape)} and "
             f"{list(scores.shape)}"
         )
-    implementation = backends.select(NAME, IMPLEMENTATIONS, logits, backend)
-    return implementation(
-        checks.at_least_single(logits), checks.at_least_single(scores), temperature, entropy_weight, logit_limit
-    )
+    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.mutual_information_loss, logits, scores, temperature, entropy_weight, logit_limit)
+    limit = math.inf if logit_limit is None else float(logit_limit)
+    options = (float(temperature), float(entropy_weight), limit)
+    return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
 
 
-def _cpu(
-    logits: Tensor, scores: Tensor, temperature: float, entropy_weight: float, logit_limit: float | None
-) -> Tensor:
-    limit = math.inf if logit_limit is None else logit_limit
-    return fused_loss(_cpu_kernel, (temperature, entropy_weight, limit), logits, scores)
-
-
-def _cpu_kernel(
-    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = (tensor.contiguous() for tensor in inputs)
     loss = logits.new_empty(())
     gradients = tuple(
@@ -103,4 +98,6 @@ def _cpu_kernel(
     return loss, gradients
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.mutual_information_loss}
+LOSS = FusedLoss(
+    NAME, {"cpu": _cpu}, inputs=("logits", "scores"), options=("temperature", "entropy_weight", "logit_limit")
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
+from imc_kernels.ops.precision import at_least_single, specification
 
 NAME = "sinkhorn"
 
@@ -59,13 +61,19 @@ def sinkhorn(
         return sinkhorn(scores, epsilon=epsilon, iterations=iterations, marginals=marginals, backend=backend)[
             ..., :batch, :
         ]
-    if torch.is_grad_enabled() and scores.requires_grad:
-        implementation = backends.select(f"{NAME} with a gradient", DIFFERENTIABLE, scores, backend)
-    elif marginals is not None:
-        implementation = backends.select(f"{NAME} with marginals", WITH_MARGINALS, scores, backend)
-    else:
-        implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
-    return implementation(scores, epsilon, iterations, marginals)
+    needed = torch.is_grad_enabled() and scores.requires_grad
+    special = "a gradient" if needed else "marginals" if marginals is not None else None
+    form = f"{NAME} with {special}" if special else NAME
+    offered = ("cpu", "eager") if special else ("cuda", "cpu", "eager")
+    chosen = backends.choose(form, offered, scores.device.type, scores.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
+    arguments = (scores if chosen == "cuda" else at_least_single(scores), float(epsilon), iterations, marginals)
+    if torch.compiler.is_compiling():
+        return _operator(*arguments, needed, chosen)[0].to(scores.dtype)
+    if needed:
+        return _Sinkhorn.apply(*arguments).to(scores.dtype)
+    return (_cuda(*arguments) if chosen == "cuda" else _cpu(*arguments, potentials=False)[0]).to(scores.dtype)
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     # Asked on the CPU only: elsewhere the answer would wait for the device.
     if marginals.device.type == "cpu" and not bool((marginals > 0).all()):
         raise ValueError(f"{NAME}: marginals must all be above 0, got a smallest value of {marginals.min().item():g}")
-    marginals = checks.at_least_single(marginals)
+    marginals = at_least_single(marginals)
     return marginals / marginals.sum()
 
 
@@ -95,19 +103,6 @@ def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
             f"{list(queue.shape)} for {list(scores.shape)}"
         )
     return queue
-
-
-def _eager(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
-    return eager.sinkhorn(checks.at_least_single(scores), epsilon, iterations, marginals).to(scores.dtype)
-
-
-def _cpu(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
-    single = checks.at_least_single(scores)
-    return _cpu_forward(single, epsilon, iterations, marginals, potentials=False)[0].to(scores.dtype)
-
-
-def _cpu_differentiable(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
-    return _Sinkhorn.apply(checks.at_least_single(scores), epsilon, iterations, marginals).to(scores.dtype)
 
 
 def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
@@ -128,42 +123,7 @@ def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | N
     return assignments
 
 
-class _Sinkhorn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
-        assignments, rows, columns = _cpu_forward(scores, epsilon, iterations, marginals, potentials=True)
-        ctx.save_for_backward(scores.contiguous(), marginals, assignments, rows, columns)
-        ctx.epsilon = epsilon
-        return assignments
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, marginals, assignments, rows, columns = ctx.saved_tensors
-        gradient = torch.empty_like(scores)
-        (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
-        native.call(
-            "_cpu",
-            "sinkhorn_backward",
-            [
-                (scores, scores.shape),
-                (marginals, (prototypes,)),
-                (assignments, scores.shape),
-                (rows, (problems, iterations, batch), torch.float64),
-                (columns, (problems, iterations, prototypes), torch.float64),
-                (grad_output.contiguous(), scores.shape),
-                (gradient, scores.shape),
-            ],
-            problems,
-            batch,
-            prototypes,
-            ctx.epsilon,
-            iterations,
-        )
-        return gradient, None, None, None
-
-
-def _cpu_forward(
+def _cpu(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Assignments and, where asked, the logarithms of the row and column scalings after each iteration."""
@@ -193,6 +153,105 @@ def _cpu_forward(
     return assignments, rows, columns
 
 
-IMPLEMENTATIONS = {"cuda": _cuda, "cpu": _cpu, "eager": _eager}
-WITH_MARGINALS = {"cpu": _cpu, "eager": _eager}
-DIFFERENTIABLE = {"cpu": _cpu_differentiable, "eager": _eager}
+def _cpu_backward(
+    scores: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+) -> Tensor:
+    scores = scores.contiguous()
+    gradient = torch.empty_like(scores)
+    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
+    native.call(
+        "_cpu",
+        "sinkhorn_backward",
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,)),
+            (assignments, scores.shape),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+            (grad_output.contiguous(), scores.shape),
+            (gradient, scores.shape),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return gradient
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+        assignments, rows, columns = _cpu(scores, epsilon, iterations, marginals, potentials=True)
+        ctx.save_for_backward(scores, marginals, assignments, rows, columns)
+        ctx.epsilon = epsilon
+        return assignments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        scores, marginals, assignments, rows, columns = ctx.saved_tensors
+        gradient = _cpu_backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
+        return gradient, None, None, None
+
+
+# What torch.compile sees in place of the calls above.
+
+
+@torch.library.custom_op(
+    "imc_kernels::sinkhorn",
+    mutates_args=(),
+    schema="(Tensor scores, float epsilon, int iterations, Tensor? marginals, bool potentials, str backend) "
+    "-> Tensor[]",
+)
+def _operator(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
+) -> list[Tensor]:
+    if backend == "cuda":
+        return [_cuda(scores, epsilon, iterations, marginals)]
+    return [x for x in _cpu(scores, epsilon, iterations, marginals, potentials) if x is not None]
+
+
+@_operator.register_fake
+def _(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
+) -> list[Tensor]:
+    assignments = scores.new_empty(scores.shape)
+    if not potentials:
+        return [assignments]
+    problems = math.prod(scores.shape[:-2])
+    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=torch.float64) for n in scores.shape[-2:])]
+
+
+@torch.library.custom_op(
+    "imc_kernels::sinkhorn_backward",
+    mutates_args=(),
+    schema="(Tensor scores, Tensor? marginals, Tensor assignments, Tensor rows, Tensor columns, Tensor grad_output, "
+    "float epsilon) -> Tensor",
+)
+def _backward_operator(*arguments: Any) -> Tensor:
+    return _cpu_backward(*arguments)
+
+
+@_backward_operator.register_fake
+def _(scores: Tensor, *rest: Any) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    scores, ctx.epsilon, _, marginals, _, _ = inputs
+    ctx.save_for_backward(scores, marginals, *output)
+
+
+def _operator_backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return _backward_operator(*ctx.saved_tensors, grad_outputs[0], ctx.epsilon), None, None, None, None, None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)
