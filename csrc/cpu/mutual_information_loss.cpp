@@ -24,34 +24,28 @@ T safe_log(T x) {
 
 // Returns -sum p log p of p = scale x, with 0 log 0 = 0, and replaces x by log p.
 template <typename T>
-T entropy_and_log(T* x, int64_t n, T scale) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
+double entropy_and_log(T* x, int64_t n, T scale) {
+  return sum_of<T>(n, [=](int64_t i) {
     const T p = x[i] * scale;
     x[i] = safe_log(p);
-    sum -= p * x[i];
-  }
-  return sum;
+    return -p * x[i];
+  });
 }
 
 // The same for -sum p log(p / m), given log m; x is replaced by log(p / m).
 template <typename T>
-T conditional_entropy_and_log(T* x, const T* log_m, int64_t n, T scale) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
+double conditional_entropy_and_log(T* x, const T* log_m, int64_t n, T scale) {
+  return sum_of<T>(n, [=](int64_t i) {
     const T p = x[i] * scale;
     x[i] = safe_log(p) - log_m[i];
-    sum -= p * x[i];
-  }
-  return sum;
+    return -p * x[i];
+  });
 }
 
 // gradient = softmax backward of dp at p, times scale
 template <typename T>
 void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) {
-  const T along = dot(p, dp, n);
+  const T along = static_cast<T>(dot(p, dp, n));
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * (dp[i] - along) * scale;
 }
@@ -107,8 +101,8 @@ double cluster_entropy(Problem<T>& p) {
   for (int64_t sample = 0; sample < p.batch; ++sample)
     for (int64_t c = 0; c < p.all_clusters; ++c) sums[c] += p.y[sample * p.all_clusters + c];
   for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = static_cast<T>(sums[c]);
-  const T entropy = entropy_and_log(p.log_y.get(), p.all_clusters, T(1) / static_cast<T>(p.batch));
-  return static_cast<double>(entropy) / static_cast<double>(p.views);
+  const double entropy = entropy_and_log(p.log_y.get(), p.all_clusters, T(1) / static_cast<T>(p.batch));
+  return entropy / static_cast<double>(p.views);
 }
 
 // Mean over the pairs of H(Y_j|U_i); the joint is replaced by log(J / m).

@@ -132,7 +132,7 @@ void scale(const Problem<T>& p, T* assignments, double* rows, double* columns, i
       for (int64_t k = 0; k < n; ++k) sums[k] = 0;
       for (int64_t row = first; row < last; ++row) {
         T* e = assignments + row * n;
-        const T inverse = 1 / dot(e, v.get(), n);
+        const T inverse = static_cast<T>(1 / dot(e, v.get(), n));
         u[row] = inverse / static_cast<T>(p.batch);
         if (!last_iteration) {
           add_row(e, sums, n, u[row]);
@@ -195,14 +195,10 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
           const double x = p.log_kernel(row, k) + c[k];
           high = x > high ? x : high;
         }
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < n; ++k) {
-          q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high));
-          sum += q[k];
-        }
-        a[row] = -log_batch - high - log_normal(static_cast<double>(sum));
-        const T inverse = 1 / sum;
+        const double sum = sum_of<T>(
+            n, [&](int64_t k) { return q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high)); });
+        a[row] = -log_batch - high - log_normal(sum);
+        const T inverse = static_cast<T>(1 / sum);
         for (int64_t k = 0; k < n; ++k) q[k] *= inverse;
       }
     });
@@ -242,14 +238,12 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
     for (int64_t row = first; row < last; ++row) {
       const T *q = assignments + row * n, *g = grad_output + row * n;
       T* d = gradient + row * n;
-      T da = 0;
-#pragma omp simd reduction(+ : da)
-      for (int64_t k = 0; k < n; ++k) {
+      const double da = sum_of<T>(n, [=](int64_t k) {
         d[k] = q[k] * g[k];
         sums[k] += d[k];
-        da += d[k];
-      }
-      push(row, iterations - 1, da, sums);
+        return d[k];
+      });
+      push(row, iterations - 1, static_cast<T>(da), sums);
     }
   });
   for (int64_t t = iterations - 1; t >= 0; --t) {
@@ -259,15 +253,13 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
       for (int64_t row = first; row < last; ++row) {
         const double *c = columns + t * n, *r = log_r.get(), a = t > 0 ? rows[(t - 1) * p.batch + row] : 0.0;
         T* d = gradient + row * n;
-        T da = 0;
-#pragma omp simd reduction(- : da)
-        for (int64_t k = 0; k < n; ++k) {
+        const double da = sum_of<T>(n, [&](int64_t k) {
           const T step = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k] - r[k])) * dc[k];
           d[k] -= step;
-          da -= step;
-        }
+          return -step;
+        });
         if (t > 0)
-          push(row, t - 1, da, sums);
+          push(row, t - 1, static_cast<T>(da), sums);
         else
           for (int64_t k = 0; k < n; ++k) d[k] *= inverse_epsilon;
       }
