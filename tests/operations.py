@@ -108,4 +108,11 @@ OPERATIONS = [
         {"logit_limit": 5.0, "entropy_weight": 2.0, "temperature": 0.5},
         label="mutual_information_loss-guarded",
     ),
+    Operation(
+        "mutual_information_loss",
+        lambda s, g: tuple(2 * normal(s.views, s.batch, s.clusters, generator=g) for _ in range(2)),
+        (True, True),
+        {"symmetric": True, "entropy_weight": 2.0, "temperature": 1.0},
+        label="mutual_information_loss-symmetric",
+    ),
 ]

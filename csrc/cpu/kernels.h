@@ -52,7 +52,7 @@ void swapped_prediction_loss(const T* scores,       // [views, batch, prototypes
                              int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
                              int threads);
 
-// logit_limit is infinite for no guard.
+// logit_limit is infinite for no guard. symmetric: prototypes = clusters, each joint is averaged with its transpose.
 template <typename T>
 void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              const T* scores,     // [views, batch, prototypes]
@@ -60,6 +60,6 @@ void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              T* logits_gradient,  // [views, batch, clusters]
                              T* scores_gradient,  // [views, batch, prototypes]
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
-                             double entropy_weight, double logit_limit, int threads);
+                             double entropy_weight, double logit_limit, bool symmetric, int threads);
 
 }  // namespace imc::IMC_ISA

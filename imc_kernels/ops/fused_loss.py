@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Needs = tuple[bool, ...]
-Kernel = Callable[[Sequence[Tensor], Sequence[float], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
+Kernel = Callable[[Sequence[Tensor], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
 
 
 class FusedLoss:
-    """A loss of some tensors and numbers, with its gradients, on every backend that has a kernel for it.
+    """A loss of some tensors and options, with its gradients, on every backend that has a kernel for it.
 
     A kernel maps (inputs, options, needs) to (loss, gradients): ``needs`` says for each input whether its gradient is
     wanted, and ``gradients`` holds None where it is not.
@@ -27,7 +27,7 @@ class FusedLoss:
         name: of the operation.
         kernels: backend -> kernel.
         inputs: names of the tensors.
-        options: names of the numbers.
+        options: what else the kernel takes: name -> type, as in an operator's schema ("float", "bool", "int").
         loss_shape: the loss's shape, from the inputs; default: a scalar.
     """
 
@@ -37,13 +37,18 @@ class FusedLoss:
         kernels: Mapping[str, Kernel],
         *,
         inputs: Sequence[str],
-        options: Sequence[str],
+        options: Mapping[str, str],
         loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
     ) -> None:
         self.kernels = kernels
         self.count = len(inputs)
         self.loss_shape = loss_shape
-        arguments = [*(f"Tensor {n}" for n in inputs), *(f"float {n}" for n in options), "bool[] needs", "str backend"]
+        arguments = [
+            *(f"Tensor {n}" for n in inputs),
+            *(f"{kind} {n}" for n, kind in options.items()),
+            "bool[] needs",
+            "str backend",
+        ]
         # The operator returns the loss, then a gradient for each input, empty where it is not needed.
         self.operator = torch.library.custom_op(
             f"imc_kernels::{name}", self._run, mutates_args=(), schema=f"({', '.join(arguments)}) -> Tensor[]"
@@ -51,7 +56,7 @@ class FusedLoss:
         self.operator.register_fake(self._fake)
         self.operator.register_autograd(self._backward, setup_context=self._setup_context)
 
-    def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[float]) -> Tensor:
+    def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
         needs = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs)
         if torch.compiler.is_compiling():
@@ -90,7 +95,7 @@ class FusedLoss:
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, options: Sequence[float], needs: Needs, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor) -> Tensor:
         loss, gradients = kernel(inputs, options, needs)
         ctx.save_for_backward(*gradients)
         return loss

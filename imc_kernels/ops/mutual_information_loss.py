@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ def mutual_information_loss(
     temperature: float = 0.1,
     entropy_weight: float = 4.0,
     logit_limit: float | None = None,
+    symmetric: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Negative mutual information, with a weighted entropy term, between clusters Y and prototypes U.
@@ -42,6 +44,9 @@ def mutual_information_loss(
         temperature: divides the scores, above 0.
         entropy_weight: the paper's b.
         logit_limit: where given, logits beyond +-limit are penalised.
+        symmetric: average each joint distribution with its transpose, for two classifiers of the same clusters (K = C).
+            With ``scores=logits, temperature=1, entropy_weight=1`` this is the negative mutual information of IIC
+            (arXiv 1807.06653, equation 3), over all pairs of views.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -64,15 +69,22 @@ def mutual_information_loss(
             f"{NAME}: logits [V, B, C] and scores [V, B, K] must agree in V and B, got {list(logits.shape)} and "
             f"{list(scores.shape)}"
         )
+    if symmetric and scores.shape[-1] != logits.shape[-1]:
+        raise ValueError(
+            f"{NAME}: symmetric=True takes scores with as many columns as logits, got {list(scores.shape)} and "
+            f"{list(logits.shape)}"
+        )
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        return specification(eager.mutual_information_loss, logits, scores, temperature, entropy_weight, logit_limit)
+        return specification(
+            eager.mutual_information_loss, logits, scores, temperature, entropy_weight, logit_limit, symmetric
+        )
     limit = math.inf if logit_limit is None else float(logit_limit)
-    options = (float(temperature), float(entropy_weight), limit)
+    options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
     return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
 
 
-def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = (tensor.contiguous() for tensor in inputs)
     loss = logits.new_empty(())
     gradients = tuple(
@@ -99,5 +111,8 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 
 LOSS = FusedLoss(
-    NAME, {"cpu": _cpu}, inputs=("logits", "scores"), options=("temperature", "entropy_weight", "logit_limit")
+    NAME,
+    {"cpu": _cpu},
+    inputs=("logits", "scores"),
+    options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

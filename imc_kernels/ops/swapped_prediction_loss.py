@@ -79,4 +79,4 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
     return loss, (gradient, None)
 
 
-LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("scores", "assignments"), options=("temperature",))
+LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("scores", "assignments"), options={"temperature": "float"})

@@ -75,6 +75,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"entropy_weight must be finite, got inf",
     ),
+    "symmetric": (
+        lambda: k.mutual_information_loss(torch.rand(2, 3, 5), S, symmetric=True),
+        ValueError,
+        r"symmetric=True takes scores with as many columns as logits, got \[2, 3, 4\] and \[2, 3, 5\]",
+    ),
     "limit": (
         lambda: k.mutual_information_loss(S, S, logit_limit=-1),
         ValueError,

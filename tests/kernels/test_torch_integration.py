@@ -49,7 +49,7 @@ def test_opcheck(dtype: torch.dtype, layout: str) -> None:
         operators.sinkhorn: (scores, 0.05, 3, None, True, backend),
         operators.prototype_scores: (embeddings, prototypes, True),
         operators.swapped_prediction_loss: (scores, targets, 0.1, [True, False], backend),
-        operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, [True, True], backend),
+        operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, [True, True], backend),
     }
     for operator, arguments in calls.items():
         torch.library.opcheck(operator.default, arguments)
