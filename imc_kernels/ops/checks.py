@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from imc_kernels.backends import FLOATING
@@ -40,6 +41,16 @@ def together(operation: str, **tensors: Tensor) -> None:
             raise ValueError(f"{operation}: {first} is on {reference.device} and {name} on {tensor.device}; move one")
         if tensor.dtype != reference.dtype:
             raise ValueError(f"{operation}: {first} is {reference.dtype} and {name} {tensor.dtype}; cast one")
+
+
+def group(operation: str, group: object) -> None:
+    """``group`` is None or a process group of torch.distributed.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
 
 
 def positive(operation: str, name: str, value: float) -> None:

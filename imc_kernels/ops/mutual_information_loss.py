@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Needs
 from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "mutual_information_loss"
 
@@ -25,6 +28,7 @@ def mutual_information_loss(
     entropy_weight: float = 4.0,
     logit_limit: float | None = None,
     symmetric: bool = False,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Negative mutual information, with a weighted entropy term, between clusters Y and prototypes U.
@@ -47,6 +51,8 @@ def mutual_information_loss(
         symmetric: average each joint distribution with its transpose, for two classifiers of the same clusters (K = C).
             With ``scores=logits, temperature=1, entropy_weight=1`` this is the negative mutual information of IIC
             (arXiv 1807.06653, equation 3), over all pairs of views.
+        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+            loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -74,11 +80,12 @@ def mutual_information_loss(
             f"{NAME}: symmetric=True takes scores with as many columns as logits, got {list(scores.shape)} and "
             f"{list(logits.shape)}"
         )
-    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
+    checks.group(NAME, group)
+    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
+    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        return specification(
-            eager.mutual_information_loss, logits, scores, temperature, entropy_weight, logit_limit, symmetric
-        )
+        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
+        return specification(eager.mutual_information_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
     return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "sinkhorn"
 
@@ -23,6 +26,7 @@ def sinkhorn(
     iterations: int = 3,
     marginals: Tensor | None = None,
     queue: Tensor | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Soft assignments of samples to prototypes of (nearly) given mass, by Sinkhorn-Knopp scaling.
@@ -40,6 +44,8 @@ def sinkhorn(
             of the scores' dtype and device. Default: all the same.
         queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; the same
             leading dimensions, dtype and device. They make the marginals meaningful for a batch smaller than K.
+        group: where given, the scores of all its processes are one batch: each passes its own samples and receives
+            their assignments. One exchange of K numbers an iteration.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -53,21 +59,24 @@ def sinkhorn(
     checks.positive(NAME, "epsilon", epsilon)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
+    checks.group(NAME, group)
     if marginals is not None:
         marginals = _checked_marginals(scores, marginals)
     if queue is not None:
         batch = scores.shape[-2]
         scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
-        return sinkhorn(scores, epsilon=epsilon, iterations=iterations, marginals=marginals, backend=backend)[
-            ..., :batch, :
-        ]
+        options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
+        return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
     needed = torch.is_grad_enabled() and scores.requires_grad
-    special = "a gradient" if needed else "marginals" if marginals is not None else None
-    form = f"{NAME} with {special}" if special else NAME
-    offered = ("cpu", "eager") if special else ("cuda", "cpu", "eager")
+    offered: tuple[str, ...] = ("cuda", "cpu", "eager")
+    form = NAME
+    if needed or marginals is not None:
+        offered, form = offered[1:], f"{NAME} with {'a gradient' if needed else 'marginals'}"
+    if group is not None:
+        offered, form = offered[-1:], f"{NAME} with a group"
     chosen = backends.choose(form, offered, scores.device.type, scores.dtype, backend)
     if chosen == "eager":
-        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
     arguments = (scores if chosen == "cuda" else at_least_single(scores), float(epsilon), iterations, marginals)
     if torch.compiler.is_compiling():
         return _operator(*arguments, needed, chosen)[0].to(scores.dtype)
