@@ -18,6 +18,7 @@ SIZES = {
     "small": Sizes(views=2, batch=32, prototypes=30, clusters=10, dim=32),
     "digits": Sizes(views=6, batch=256, prototypes=100, clusters=10, dim=64),
     "imc-swav-cifar10": Sizes(views=6, batch=256, prototypes=1000, clusters=10, dim=128),
+    "crlc-cifar10": Sizes(views=2, batch=512, prototypes=100, clusters=10, dim=128, heads=10),
     "imc-swav-tiny-imagenet": Sizes(views=6, batch=512, prototypes=1000, clusters=200, dim=128),
 }
 PLAIN = [operation for operation in OPERATIONS if not operation.label]

@@ -98,4 +98,6 @@ PYBIND11_MODULE(_cpu, m) {
   IMC_DEFINE(prototype_scores_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(mutual_information_loss);
+  IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(info_nce_loss);
 }

@@ -62,4 +62,18 @@ void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
                              double entropy_weight, double logit_limit, bool symmetric, int threads);
 
+// Both views of sample b are a pair. logit_limit is infinite for no guard.
+template <typename T>
+void log_dot_product_loss(const T* logits,  // [heads, 2, batch, clusters]
+                          T* loss,          // [heads]
+                          T* gradient,      // [heads, 2, batch, clusters]
+                          int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
+                          double logit_limit, int threads);
+
+template <typename T>
+void info_nce_loss(const T* embeddings,  // [2, batch, dim]
+                   T* loss,              // []
+                   T* gradient,          // [2, batch, dim]
+                   int64_t batch, int64_t dim, double temperature, bool normalise, int threads);
+
 }  // namespace imc::IMC_ISA

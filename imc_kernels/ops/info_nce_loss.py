@@ -1,0 +1,71 @@
+"""InfoNCE loss between the embeddings of two views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import fused_loss
+
+NAME = "info_nce_loss"
+
+
+def info_nce_loss(
+    embeddings: Tensor, *, temperature: float = 0.1, normalise: bool = False, backend: str | None = None
+) -> Tensor:
+    """Contrast of each sample's two embeddings with those of all other samples, in both views.
+
+    With Z the N = 2B rows of both views and ``S = Z Z^T / temperature``:
+
+        ``mean_i [log sum_{j != i} exp S_ij - S_i,pair(i)]``
+
+    in nats; the sum has N - 1 terms, the pair's among them. The CPU kernel needs O(N D) memory. Dot products that
+    overflow the dtype give a result that is not finite. Source: NT-Xent of SimCLR, arXiv 2002.05709, equation 1; in
+    CRLC, arXiv 2107.11635, the loss of the representation head.
+
+    Args:
+        embeddings: [2, B, D], float32, float64, bfloat16 or float16, taken as they are given: usually of norm 1.
+        temperature: divides the dot products, above 0.
+        normalise: divide each embedding by its norm first; the gradient goes through that.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        A scalar: float64 for float64 embeddings, float32 otherwise.
+
+    Raises:
+        TypeError: embeddings is no tensor, or not of a floating dtype.
+        ValueError: a wrong shape, an empty input, or a bad temperature.
+    """
+    checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
+    checks.positive(NAME, "temperature", temperature)
+    if embeddings.shape[0] != 2:
+        raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
+    implementation = backends.select(NAME, IMPLEMENTATIONS, embeddings, backend)
+    return implementation(checks.at_least_single(embeddings), temperature, normalise)
+
+
+def _cpu(embeddings: Tensor, temperature: float, normalise: bool) -> Tensor:
+    return fused_loss(_cpu_kernel, (temperature, normalise), embeddings)
+
+
+def _cpu_kernel(
+    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    embeddings = inputs[0].contiguous()
+    views, batch, dim = embeddings.shape
+    loss = embeddings.new_empty(())
+    gradient = torch.empty_like(embeddings) if needs[0] else None
+    native.call(
+        "_cpu",
+        NAME,
+        [(embeddings, (views, batch, dim)), (loss, ()), (gradient, (views, batch, dim))],
+        batch,
+        dim,
+        *options,
+    )
+    return loss, (gradient,)
+
+
+IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.info_nce_loss}

@@ -1,0 +1,104 @@
+"""Contrastive loss of CRLC between the cluster predictions of two views."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.eager.log_dot_product_loss import CRITICS
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import fused_loss
+
+NAME = "log_dot_product_loss"
+
+
+def log_dot_product_loss(
+    logits: Tensor,
+    *,
+    smoothing: float = 0.01,
+    entropy_weight: float = 0.0,
+    logit_limit: float | None = None,
+    critic: str = "log-dot",
+    backend: str | None = None,
+) -> Tensor:
+    """Contrast of the cluster predictions of two views, minus the weighted entropy of their mean, for each sub-head.
+
+    With ``p = softmax(logits)``, ``q = (1 - smoothing) p + smoothing / C``, the N = 2B rows of q of both views and the
+    critic ``F_ij = log(q_i . q_j)``:
+
+        ``mean_i [log sum_{j != i} exp F_ij - F_i,pair(i)]  -  entropy_weight mean_v H(mean_b p_vb)``
+        (+ ``0.01 / 2 sum_v mean_b sum_c relu(|logits| - logit_limit)^2 / 2``)
+
+    in nats; the first term is log(N - 1) for uniform predictions. Without smoothing, a row that shares no cluster with
+    its pair would make it infinite: a dot product with the pair, or a sum of them over j, below the smallest normal
+    number of the dtype counts as that number, with a gradient of 0. So loss and gradient stay finite. Source: CRLC,
+    arXiv 2107.11635, and for the guard the authors' code.
+
+    Args:
+        logits: [H, 2, B, C] of H sub-heads for two views, float32, float64, bfloat16 or float16.
+        smoothing: weight of the uniform distribution, in [0, 1).
+        entropy_weight: of the entropy of the unsmoothed prediction, averaged over the samples of a view.
+        logit_limit: where given, logits beyond +-limit are penalised.
+        critic: "log-dot", or of the paper's ablation "dot" (``q_i . q_j``), "negative-l2" (``-|q_i - q_j|^2``) or
+            "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        [H], one loss for each sub-head: float64 for float64 logits, float32 otherwise.
+
+    Raises:
+        TypeError: logits is no tensor, or not of a floating dtype.
+        ValueError: a wrong shape, an empty input, or a bad option.
+    """
+    checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
+    if logits.shape[1] != 2:
+        raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
+    if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
+        raise ValueError(f"{NAME}: smoothing must be at least 0 and below 1, got {smoothing!r}")
+    if not math.isfinite(entropy_weight):
+        raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
+    if logit_limit is not None:
+        checks.positive(NAME, "logit_limit", logit_limit)
+    implementations, operation = IMPLEMENTATIONS, NAME
+    if critic != "log-dot":
+        if critic not in CRITICS:
+            raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
+        implementations = {"eager": functools.partial(eager.log_dot_product_loss, critic=critic)}
+        operation = f"{NAME} with critic={critic!r}"
+    implementation = backends.select(operation, implementations, logits, backend)
+    return implementation(checks.at_least_single(logits), smoothing, entropy_weight, logit_limit)
+
+
+def _cpu(logits: Tensor, smoothing: float, entropy_weight: float, logit_limit: float | None) -> Tensor:
+    limit = math.inf if logit_limit is None else logit_limit
+    return fused_loss(_cpu_kernel, (smoothing, entropy_weight, limit), logits)
+
+
+def _cpu_kernel(
+    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits = inputs[0].contiguous()
+    heads, views, batch, clusters = logits.shape
+    loss = logits.new_empty(heads)
+    gradient = torch.empty_like(logits) if needs[0] else None
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (logits, (heads, views, batch, clusters)),
+            (loss, (heads,)),
+            (gradient, (heads, views, batch, clusters)),
+        ],
+        heads,
+        batch,
+        clusters,
+        *options,
+    )
+    return loss, (gradient,)
+
+
+IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.log_dot_product_loss}
