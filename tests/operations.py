@@ -150,5 +150,6 @@ OPERATIONS = [
         (True, True),
         {"symmetric": True, "entropy_weight": 2.0, "temperature": 1.0},
         label="mutual_information_loss-symmetric",
+        is_loss=True,
     ),
 ]

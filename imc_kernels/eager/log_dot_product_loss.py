@@ -1,11 +1,18 @@
 """Contrastive loss between the cluster predictions of two views (CRLC, arXiv 2107.11635)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from imc_kernels.eager.distributed import mean_over, rows_of
 from imc_kernels.eager.mutual_information_loss import entropy, softmax
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def safe_log(x: Tensor) -> Tensor:
@@ -53,14 +60,20 @@ def contrast(q: Tensor, critic: str) -> Tensor:
 
 
 def log_dot_product_loss(
-    logits: Tensor, smoothing: float, entropy_weight: float, logit_limit: float | None, *, critic: str = "log-dot"
+    logits: Tensor,
+    smoothing: float,
+    entropy_weight: float,
+    logit_limit: float | None,
+    critic: str = "log-dot",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Logits [H, 2, B, C] -> [H]: contrast of the smoothed predictions - entropy_weight times that of their mean."""
     clusters = logits.shape[-1]
     p = softmax(logits)
-    q = (1 - smoothing) * p + smoothing / clusters
-    loss = contrast(q.flatten(1, 2), critic) - entropy_weight * entropy(p.mean(dim=2), dim=(2,)).mean(dim=1)
+    q = rows_of((1 - smoothing) * p + smoothing / clusters, group, dim=2)
+    h = entropy(mean_over(p.mean(dim=2), group), dim=(2,)).mean(dim=1)
+    loss = contrast(q.flatten(1, 2), critic) - entropy_weight * h
     if logit_limit is None:
         return loss
     excess = torch.relu(logits.abs() - logit_limit)
-    return loss + 0.01 / 2 * (excess.square() / 2).sum(dim=(1, 3)).mean(dim=1)
+    return loss + 0.01 / 2 * mean_over((excess.square() / 2).sum(dim=(1, 3)).mean(dim=1), group)

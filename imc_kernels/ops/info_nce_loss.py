@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import fused_loss
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "info_nce_loss"
 
 
 def info_nce_loss(
-    embeddings: Tensor, *, temperature: float = 0.1, normalise: bool = False, backend: str | None = None
+    embeddings: Tensor,
+    *,
+    temperature: float = 0.1,
+    normalise: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Contrast of each sample's two embeddings with those of all other samples, in both views.
 
@@ -29,6 +41,8 @@ def info_nce_loss(
         embeddings: [2, B, D], float32, float64, bfloat16 or float16, taken as they are given: usually of norm 1.
         temperature: divides the dot products, above 0.
         normalise: divide each embedding by its norm first; the gradient goes through that.
+        group: where given, the samples of all its processes are one batch (of equal parts) and negatives of each other,
+            and every process gets its loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -42,17 +56,15 @@ def info_nce_loss(
     checks.positive(NAME, "temperature", temperature)
     if embeddings.shape[0] != 2:
         raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
-    implementation = backends.select(NAME, IMPLEMENTATIONS, embeddings, backend)
-    return implementation(checks.at_least_single(embeddings), temperature, normalise)
+    checks.group(NAME, group)
+    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
+    chosen = backends.choose(form, offered, embeddings.device.type, embeddings.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
+    return LOSS(chosen, (at_least_single(embeddings),), (float(temperature), bool(normalise)))
 
 
-def _cpu(embeddings: Tensor, temperature: float, normalise: bool) -> Tensor:
-    return fused_loss(_cpu_kernel, (temperature, normalise), embeddings)
-
-
-def _cpu_kernel(
-    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
     views, batch, dim = embeddings.shape
     loss = embeddings.new_empty(())
@@ -68,4 +80,4 @@ def _cpu_kernel(
     return loss, (gradient,)
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.info_nce_loss}
+LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("embeddings",), options={"temperature": "float", "normalise": "bool"})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,11 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import fused_loss
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "log_dot_product_loss"
 
@@ -23,6 +28,7 @@ def log_dot_product_loss(
     entropy_weight: float = 0.0,
     logit_limit: float | None = None,
     critic: str = "log-dot",
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Contrast of the cluster predictions of two views, minus the weighted entropy of their mean, for each sub-head.
@@ -45,6 +51,8 @@ def log_dot_product_loss(
         logit_limit: where given, logits beyond +-limit are penalised.
         critic: "log-dot", or of the paper's ablation "dot" (``q_i . q_j``), "negative-l2" (``-|q_i - q_j|^2``) or
             "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
+        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+            loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -59,28 +67,28 @@ def log_dot_product_loss(
         raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
     if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
         raise ValueError(f"{NAME}: smoothing must be at least 0 and below 1, got {smoothing!r}")
-    if not math.isfinite(entropy_weight):
+    if not -math.inf < entropy_weight < math.inf:
         raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
-    implementations, operation = IMPLEMENTATIONS, NAME
+    checks.group(NAME, group)
+    offered: tuple[str, ...] = (*LOSS.kernels, "eager")
+    form = NAME
     if critic != "log-dot":
         if critic not in CRITICS:
             raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
-        implementations = {"eager": functools.partial(eager.log_dot_product_loss, critic=critic)}
-        operation = f"{NAME} with critic={critic!r}"
-    implementation = backends.select(operation, implementations, logits, backend)
-    return implementation(checks.at_least_single(logits), smoothing, entropy_weight, logit_limit)
+        offered, form = ("eager",), f"{NAME} with critic={critic!r}"
+    elif group is not None:
+        offered, form = ("eager",), f"{NAME} with a group"
+    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    if chosen == "eager":
+        everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
+        return specification(eager.log_dot_product_loss, *everything)
+    limit = math.inf if logit_limit is None else float(logit_limit)
+    return LOSS(chosen, (at_least_single(logits),), (float(smoothing), float(entropy_weight), limit))
 
 
-def _cpu(logits: Tensor, smoothing: float, entropy_weight: float, logit_limit: float | None) -> Tensor:
-    limit = math.inf if logit_limit is None else logit_limit
-    return fused_loss(_cpu_kernel, (smoothing, entropy_weight, limit), logits)
-
-
-def _cpu_kernel(
-    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits = inputs[0].contiguous()
     heads, views, batch, clusters = logits.shape
     loss = logits.new_empty(heads)
@@ -101,4 +109,10 @@ def _cpu_kernel(
     return loss, (gradient,)
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.log_dot_product_loss}
+LOSS = FusedLoss(
+    NAME,
+    {"cpu": _cpu},
+    inputs=("logits",),
+    options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
+    loss_shape=lambda inputs: inputs[0].shape[:1],
+)

@@ -13,6 +13,8 @@ from operations import OPERATIONS, Sizes
 from torch import Tensor
 
 DISTRIBUTED = {
+    "info_nce_loss",
+    "log_dot_product_loss",
     "sinkhorn",
     "sinkhorn-logarithmic",
     "mutual_information_loss",

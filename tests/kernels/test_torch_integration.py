@@ -45,7 +45,11 @@ def test_opcheck(dtype: torch.dtype, layout: str) -> None:
     embeddings, prototypes = tensor(s.views, s.batch, s.dim), tensor(s.prototypes, s.dim)
     targets = tensor(2, s.batch, s.prototypes, grad=False)
     backend = NATIVE[0]
+    two_views = tensor(2, s.batch, s.dim)
+    heads = tensor(s.heads, 2, s.batch, s.clusters)
     calls = {
+        operators.info_nce_loss: (two_views, 0.1, True, [True], backend),
+        operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, [True], backend),
         operators.sinkhorn: (scores, 0.05, 3, None, True, backend),
         operators.prototype_scores: (embeddings, prototypes, True),
         operators.swapped_prediction_loss: (scores, targets, 0.1, [True, False], backend),
