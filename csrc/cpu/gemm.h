@@ -1,10 +1,10 @@
-// C = A B for the products inside the kernels, bitwise the same for any number of threads: each element of C is the sum,
-// in order, of its sums over slices of kDepth, whoever computes it. (The library's own product splits the depth by thread
-// count.)
+// C = A B for the products inside the kernels, bitwise the same for any number of threads: each element of C is the
+// sum, in order, of its sums over slices of kDepth, whoever computes it. (The library's own product splits the depth by
+// thread count.)
 //
-// B is packed once into panels of kPanel columns, [panel][depth][kPanel]; a kernel may also write its B straight into
-// that layout. A stays where it is: a block of its rows is copied into scratch by a source object, which may scale it
-// on the way, so that normalised copies of a matrix never exist.
+// B is packed into panels of kPanel columns, [panel][depth][kPanel]: all of it at once, or by a kernel block by block.
+// A stays where it is: a block of its rows is copied into scratch by a source object, which may scale it on the way, so
+// that normalised copies of a matrix never exist.
 #pragma once
 
 #include "parallel.h"
@@ -38,19 +38,26 @@ int64_t packed_size(int64_t depth, int64_t columns) {
   return ceil_div(columns, kPanel<T>) * kPanel<T> * depth;
 }
 
+// One panel of a B given row by row, its rows `stride` apart: the first `columns` of kPanel columns, the others 0.
+template <typename T>
+void pack_panel(const T* b, int64_t stride, const T* depth_scale, int64_t depth, int64_t columns, T* panel) {
+  constexpr int width = kPanel<T>;
+  for (int64_t k = 0; k < depth; ++k) {
+    const T* row = b + k * stride;
+    T* out = panel + k * width;
+    const T scale = depth_scale ? depth_scale[k] : T(1);
+    for (int64_t j = 0; j < columns; ++j) out[j] = row[j] * scale;
+    for (int64_t j = columns; j < width; ++j) out[j] = 0;
+  }
+}
+
 // Packs B given row by row, b[depth][columns]; row k is scaled by depth_scale[k] where that is not null.
 template <typename T>
 void pack_rows(const T* b, const T* depth_scale, int64_t depth, int64_t columns, T* packed, int threads) {
   constexpr int width = kPanel<T>;
   parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
     const int64_t first = panel * width, filled = columns - first < width ? columns - first : width;
-    for (int64_t k = 0; k < depth; ++k) {
-      const T* row = b + k * columns + first;
-      T* out = packed + (panel * depth + k) * width;
-      const T scale = depth_scale ? depth_scale[k] : T(1);
-      for (int64_t j = 0; j < filled; ++j) out[j] = row[j] * scale;
-      for (int64_t j = filled; j < width; ++j) out[j] = 0;
-    }
+    pack_panel(b + first, columns, depth_scale, depth, filled, packed + panel * depth * width);
   });
 }
 
@@ -60,13 +67,16 @@ void pack_columns(const T* b, const T* column_scale, int64_t depth, int64_t colu
   constexpr int width = kPanel<T>;
   parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
     T* out = packed + panel * depth * width;
-    for (int64_t j = 0; j < width; ++j) {
-      const int64_t column = panel * width + j;
-      if (column < columns) {
-        const T scale = column_scale ? column_scale[column] : T(1);
-        for (int64_t k = 0; k < depth; ++k) out[k * width + j] = b[column * depth + k] * scale;
-      } else {
-        for (int64_t k = 0; k < depth; ++k) out[k * width + j] = 0;
+    for (int64_t slice = 0; slice < depth; slice += kDepth) {  // what is written stays in the L1 cache
+      const int64_t end = depth < slice + kDepth ? depth : slice + kDepth;
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t column = panel * width + j;
+        if (column < columns) {
+          const T scale = column_scale ? column_scale[column] : T(1);
+          for (int64_t k = slice; k < end; ++k) out[k * width + j] = b[column * depth + k] * scale;
+        } else {
+          for (int64_t k = slice; k < end; ++k) out[k * width + j] = 0;
+        }
       }
     }
   });
@@ -104,25 +114,6 @@ struct TransposedSource {
     for (int64_t k = 0; k < depth; ++k) {
       const T* row = data + (first_k + k) * row_size + first_row;
       for (int64_t r = 0; r < rows; ++r) tile[k * kDepthStride + r] = row[r];
-    }
-  }
-};
-
-// A is the transpose of a packed matrix with `packed_depth` rows: A[i][k] = packed[k / kPanel][i][k % kPanel].
-template <typename T>
-struct PanelSource {
-  static constexpr int kRowStride = kDepth, kDepthStride = 1;
-  const T* packed;
-  int64_t packed_depth;
-
-  void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
-    constexpr int width = kPanel<T>;
-    static_assert(kDepth % width == 0, "a depth slice is a whole number of panels");
-    for (int64_t k = 0; k < depth; k += width) {
-      const int64_t filled = depth - k < width ? depth - k : width;
-      const T* from = packed + ((first_k + k) / width * packed_depth + first_row) * width;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t j = 0; j < filled; ++j) tile[r * kRowStride + k + j] = from[r * width + j];
     }
   }
 };
@@ -167,8 +158,8 @@ void multiply_edge(int64_t depth, const T* tile, const T* panel, T* c, int64_t c
 }
 
 // One block of C: c[rows][columns] (+)= A[first_row .. + rows][0 .. depth] B[0 .. depth][columns], rows <= kBlockRows.
-// `panels` is the first of B's panels, each of which begins `panel_depth` rows after the one before it. `tile` is scratch
-// of kTileSize elements, all finite: rows past the edge are multiplied, never kept.
+// `panels` is the first of B's panels, each of which begins `panel_depth` rows after the one before it. `tile` is
+// scratch of kTileSize elements, all finite: rows past the edge are multiplied, never kept.
 constexpr int64_t kTileSize = static_cast<int64_t>(kBlockRows) * kDepth;
 
 template <typename T, typename Source>

@@ -56,41 +56,81 @@ struct Problem {
   int64_t views, batch, clusters, prototypes;
   int threads;
   int64_t all_clusters = views * clusters, all_prototypes = views * prototypes;
-  Scratch<T> y{batch * all_clusters};                          // P [batch, V C]
-  Scratch<T> u{packed_size<T>(batch, all_prototypes)};         // U [batch, V K], packed as the right side of P^T U
-  Scratch<T> joint{all_clusters * all_prototypes};             // J [V C, V K] times batch, then log(J / m)
-  Scratch<T> log_y{all_clusters};                              // log of the clusters' marginals
-  T& u_at(int64_t sample, int64_t column) {
-    constexpr int width = kPanel<T>;
-    return u[(column / width * batch + sample) * width + column % width];
-  }
+  Scratch<T> y{batch * all_clusters};              // P [batch, V C]
+  Scratch<T> u{batch * all_prototypes};            // U [batch, V K]
+  Scratch<T> joint{all_clusters * all_prototypes}; // J [V C, V K] times batch, then log(J / m)
+  Scratch<T> log_y{all_clusters};                  // log of the clusters' marginals
 };
+
+// p = softmax(scale x)
+template <typename T>
+void softmax(const T* x, T* p, int64_t n, T scale) {
+  const T inverse = 1 / exp_row(x, p, n, scale);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) p[i] *= inverse;
+}
 
 template <typename T>
 void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temperature) {
-  constexpr int width = kPanel<T>;
-  const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
-  Scratch<T> rows(threads * p.prototypes);
-  const int64_t padded = ceil_div(p.all_prototypes, width) * width;
-  parallel_for(p.batch, threads, [&](int64_t sample, int worker) {
-    T* row = &rows[worker * p.prototypes];
+  parallel_for(p.batch, useful_threads(p.batch * p.all_prototypes, p.threads), [&](int64_t sample, int) {
     for (int64_t view = 0; view < p.views; ++view) {
-      T* y = &p.y[sample * p.all_clusters + view * p.clusters];
-      const T y_scale = 1 / exp_row(logits + (view * p.batch + sample) * p.clusters, y, p.clusters, T(1));
-      for (int64_t c = 0; c < p.clusters; ++c) y[c] *= y_scale;
-      const T* source = scores + (view * p.batch + sample) * p.prototypes;
-      const T u_scale = 1 / exp_row(source, row, p.prototypes, inverse_temperature);
-      for (int64_t k = 0; k < p.prototypes;) {  // one run per panel
-        const int64_t column = view * p.prototypes + k;
-        const int64_t room = width - column % width;
-        const int64_t run = room < p.prototypes - k ? room : p.prototypes - k;
-        T* out = &p.u_at(sample, column);
-        for (int64_t j = 0; j < run; ++j) out[j] = row[k + j] * u_scale;
-        k += run;
-      }
+      const int64_t row = view * p.batch + sample;
+      softmax(logits + row * p.clusters, &p.y[sample * p.all_clusters + view * p.clusters], p.clusters, T(1));
+      softmax(scores + row * p.prototypes, &p.u[sample * p.all_prototypes + view * p.prototypes], p.prototypes,
+              inverse_temperature);
     }
-    for (int64_t column = p.all_prototypes; column < padded; ++column) p.u_at(sample, column) = 0;
   });
+}
+
+// A block of columns of J: the product, in slices of the batch that stay in the L2 cache while they are packed.
+template <typename T>
+void joint_block(Problem<T>& p, int64_t first, int64_t columns, T* packed, T* tile) {
+  constexpr int width = kPanel<T>;
+  for (int64_t sample = 0; sample < p.batch; sample += kDepth) {
+    const int64_t slice = p.batch - sample < kDepth ? p.batch - sample : kDepth;
+    for (int64_t j = 0; j < columns; j += width)
+      pack_panel<T>(&p.u[sample * p.all_prototypes + first + j], p.all_prototypes, nullptr, slice,
+                    columns - j < width ? columns - j : width, packed + j * slice);
+    const TransposedSource<T> y{&p.y[sample * p.all_clusters], p.all_clusters};
+    for (int64_t row = 0; row < p.all_clusters; row += kBlockRows)
+      multiply_block(y, row, p.all_clusters - row < kBlockRows ? p.all_clusters - row : kBlockRows, packed, slice,
+                     columns, slice, &p.joint[row * p.all_prototypes + first], p.all_prototypes, sample > 0, tile);
+  }
+}
+
+// The sum of H(Y|U) over a block of columns of J, which is replaced by log(J / m).
+template <typename T>
+double conditional_entropy_block(Problem<T>& p, int64_t first, int64_t columns) {
+  const T scale = T(1) / static_cast<T>(p.batch);
+  T log_m[kBlockPanels * kPanel<T>] = {};
+  for (int64_t c = 0; c < p.clusters; ++c)
+    for (int64_t k = 0; k < columns; ++k) log_m[k] += p.joint[c * p.all_prototypes + first + k];
+  entropy_and_log(log_m, columns, scale);
+  double sum = 0;
+  for (int64_t row = 0; row < p.all_clusters; ++row)
+    sum += conditional_entropy_and_log(&p.joint[row * p.all_prototypes + first], log_m, columns, scale);
+  return sum;
+}
+
+// J, and where it is not to be made symmetric the mean over the pairs of H(Y_j|U_i).
+template <typename T>
+double joint_distributions(Problem<T>& p, bool symmetric) {
+  constexpr int64_t block = kBlockPanels * kPanel<T>;
+  const int64_t blocks = ceil_div(p.all_prototypes, block);
+  const int threads = useful_threads(p.all_clusters * p.all_prototypes * p.batch / 16, p.threads);
+  constexpr int64_t packed_block = block * kDepth;
+  Scratch<T> scratch(threads * (packed_block + kTileSize));
+  for (int64_t i = 0; i < threads * (packed_block + kTileSize); ++i) scratch[i] = 0;
+  Scratch<double> entropies(blocks);
+  parallel_for(blocks, threads, [&](int64_t item, int worker) {
+    const int64_t first = item * block, columns = p.all_prototypes - first < block ? p.all_prototypes - first : block;
+    T* packed = &scratch[worker * (packed_block + kTileSize)];
+    joint_block(p, first, columns, packed, packed + packed_block);
+    entropies[item] = symmetric ? 0 : conditional_entropy_block(p, first, columns);
+  });
+  double total = 0;
+  for (int64_t item = 0; item < blocks; ++item) total += entropies[item];
+  return total / static_cast<double>(p.views * p.views);
 }
 
 // Mean over the views of H(Y_j), and their logarithms.
@@ -105,32 +145,9 @@ double cluster_entropy(Problem<T>& p) {
   return entropy / static_cast<double>(p.views);
 }
 
-// Mean over the pairs of H(Y_j|U_i); the joint is replaced by log(J / m).
-template <typename T>
-double conditional_entropy(Problem<T>& p) {
-  const T scale = T(1) / static_cast<T>(p.batch);
-  const int threads = useful_threads(p.all_clusters * p.all_prototypes, p.threads);
-  Scratch<T> log_m(p.all_prototypes);
-  for (int64_t k = 0; k < p.all_prototypes; ++k) log_m[k] = 0;
-  for (int64_t c = 0; c < p.clusters; ++c)
-    for (int64_t k = 0; k < p.all_prototypes; ++k) log_m[k] += p.joint[c * p.all_prototypes + k];
-  entropy_and_log(log_m.get(), p.all_prototypes, scale);
-  Scratch<double> entropies(p.all_clusters);
-  parallel_for(p.all_clusters, threads, [&](int64_t row, int) {
-    double sum = 0;
-    for (int64_t view = 0; view < p.views; ++view) {
-      const int64_t first = view * p.prototypes;
-      sum += conditional_entropy_and_log(&p.joint[row * p.all_prototypes + first], &log_m[first], p.prototypes, scale);
-    }
-    entropies[row] = sum;
-  });
-  double total = 0;
-  for (int64_t row = 0; row < p.all_clusters; ++row) total += entropies[row];
-  return total / static_cast<double>(p.views * p.views);
-}
-
-// The symmetric form, J = (J_ji + J_ji^T) / 2 with the marginal m: mean over the pairs of H(J) - (1 + b) H(m). The joint is
-// replaced by log J - (1 + b) / 2 (log m_c + log m_k), minus the gradient with respect to J_ji but for a constant.
+// The symmetric form, J = (J_ji + J_ji^T) / 2 with the marginal m: mean over the pairs of H(J) - (1 + b) H(m). The
+// joint is replaced by log J - (1 + b) / 2 (log m_c + log m_k), minus the gradient with respect to J_ji but for a
+// constant.
 template <typename T>
 double symmetric_loss(Problem<T>& p, T entropy_weight) {
   const int64_t n = p.clusters;
@@ -140,7 +157,8 @@ double symmetric_loss(Problem<T>& p, T entropy_weight) {
   for (int64_t pair = 0; pair < p.views * p.views; ++pair) {
     T* joint = &p.joint[(pair / p.views * n) * p.all_prototypes + pair % p.views * n];
     for (int64_t c = 0; c < n; ++c) {
-      for (int64_t k = 0; k < n; ++k) log_j[c * n + k] = joint[c * p.all_prototypes + k] + joint[k * p.all_prototypes + c];
+      for (int64_t k = 0; k < n; ++k)
+        log_j[c * n + k] = joint[c * p.all_prototypes + k] + joint[k * p.all_prototypes + c];
       log_m[c] = static_cast<T>(sum_of<T>(n, [&](int64_t k) { return log_j[c * n + k]; }));
     }
     total += entropy_and_log(log_j.get(), n * n, scale) - weight * entropy_and_log(log_m.get(), n, scale);
@@ -169,8 +187,8 @@ void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weig
   const T guard_weight = T(kGuardWeight) / (views * batch);
   Scratch<T> packed(packed_size<T>(p.all_prototypes, p.all_clusters)), dy(p.batch * p.all_clusters);
   pack_columns<T>(p.joint.get(), nullptr, p.all_prototypes, p.all_clusters, packed.get(), p.threads);
-  gemm(PanelSource<T>{p.u.get(), p.batch}, packed.get(), dy.get(), p.batch, p.all_clusters, p.all_prototypes,
-       p.threads);
+  gemm(RowSource<T>{p.u.get(), p.all_prototypes, nullptr}, packed.get(), dy.get(), p.batch, p.all_clusters,
+       p.all_prototypes, p.threads);
   for (int64_t sample = 0; sample < p.batch; ++sample)
     for (int64_t view = 0; view < p.views; ++view) {
       T* d = &dy[sample * p.all_clusters + view * p.clusters];
@@ -193,15 +211,11 @@ void scores_backward(Problem<T>& p, T* gradient, T inverse_temperature) {
   pack_rows<T>(p.joint.get(), nullptr, p.all_clusters, p.all_prototypes, packed.get(), p.threads);
   gemm(RowSource<T>{p.y.get(), p.all_clusters, nullptr}, packed.get(), du.get(), p.batch, p.all_prototypes,
        p.all_clusters, p.threads);
-  const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
-  Scratch<T> rows(threads * p.prototypes);
-  parallel_for(p.batch, threads, [&](int64_t sample, int worker) {
-    T* u = &rows[worker * p.prototypes];
+  parallel_for(p.batch, useful_threads(p.batch * p.all_prototypes, p.threads), [&](int64_t sample, int) {
     for (int64_t view = 0; view < p.views; ++view) {
-      const int64_t first = view * p.prototypes;
-      for (int64_t k = 0; k < p.prototypes; ++k) u[k] = p.u_at(sample, first + k);
-      softmax_backward(u, &du[sample * p.all_prototypes + first],
-                       gradient + (view * p.batch + sample) * p.prototypes, p.prototypes, scale);
+      const int64_t first = sample * p.all_prototypes + view * p.prototypes;
+      softmax_backward(&p.u[first], &du[first], gradient + (view * p.batch + sample) * p.prototypes, p.prototypes,
+                       scale);
     }
   });
 }
@@ -215,10 +229,9 @@ void mutual_information_loss(const T* logits, const T* scores, T* loss, T* logit
   Problem<T> p{views, batch, clusters, prototypes, threads};
   const T inverse_temperature = static_cast<T>(1 / temperature), limit = static_cast<T>(logit_limit);
   softmaxes(p, logits, scores, inverse_temperature);
-  gemm(TransposedSource<T>{p.y.get(), p.all_clusters}, p.u.get(), p.joint.get(), p.all_clusters, p.all_prototypes,
-       batch, threads);
+  const double conditional = joint_distributions(p, symmetric);
   const double information = symmetric ? symmetric_loss(p, static_cast<T>(entropy_weight))
-                                       : conditional_entropy(p) - entropy_weight * cluster_entropy(p);
+                                       : conditional - entropy_weight * cluster_entropy(p);
   *loss = static_cast<T>(information + guard(logits, views * batch, clusters, logit_limit));
   if (logits_gradient) logits_backward(p, logits, logits_gradient, static_cast<T>(entropy_weight), limit);
   if (scores_gradient) scores_backward(p, scores_gradient, inverse_temperature);

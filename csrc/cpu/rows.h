@@ -15,9 +15,9 @@ T row_max(const T* x, int64_t n) {
   return high;
 }
 
-// The sum of term(i) over [0, n), by 64 running sums: several vector registers of them hide the latency of the addition,
-// and none adds up more than 64 terms before double takes over, so that the error does not grow with n, nor with
-// narrower vectors.
+// The sum of term(i) over [0, n), by 64 running sums: several vector registers of them hide the latency of the
+// addition, and none adds up more than 64 terms before double takes over, so that the error does not grow with n, nor
+// with narrower vectors.
 template <typename T, typename Term>
 double sum_of(int64_t n, const Term& term) {
   constexpr int64_t kLanes = 64, kBlock = kLanes * 64;
