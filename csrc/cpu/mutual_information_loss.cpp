@@ -1,6 +1,6 @@
 // Mutual information over all V x V view pairs at once. With P [batch, V C] and U [batch, V K] the softmaxes of all
-// views side by side, every joint distribution is a block of one product, J = P^T U / batch, and with m its sum over the
-// clusters of one view (the marginal of U)
+// views side by side, every joint distribution is a block of one product, J = P^T U / batch, and with m its sum over
+// the clusters of one view (the marginal of U)
 //   H(Y|U) = -sum J log(J / m),   loss = mean_ji H(Y_j|U_i) - b mean_j H(Y_j)  (+ guard).
 // Backward, each through its softmax, which removes constants: dL/dP = U G^T + b log(mean P) / V batch and dL/dU = P G,
 // G = -log(J / m) / V^2 batch. The logarithms of conditional probabilities also keep the sums small in float32: with

@@ -209,8 +209,8 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
   }
 }
 
-// With r the marginals, R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r) (columns
-// sum to 1), the steps a_t = -log batch - LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), taken backwards:
+// With r the marginals, R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r)
+// (columns sum to 1), the steps a_t = -log batch - LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), backwards:
 //   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
 // R and P come from the saved logarithms: never above 1, at any range of scores.
 template <typename T>
