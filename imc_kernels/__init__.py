@@ -11,6 +11,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from imc_kernels import backends
+from imc_kernels.ops.crop_parameters import draw_crop_parameters
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
 from imc_kernels.ops.prototype_scores import prototype_scores
 from imc_kernels.ops.sinkhorn import sinkhorn
@@ -20,6 +21,7 @@ from imc_kernels.version import __version__
 __all__ = [
     "__version__",
     "backends",
+    "draw_crop_parameters",
     "mutual_information_loss",
     "prototype_scores",
     "sinkhorn",
