@@ -12,6 +12,7 @@ __path__ = extend_path(__path__, __name__)
 
 from imc_kernels import backends
 from imc_kernels.ops.crop_parameters import draw_crop_parameters
+from imc_kernels.ops.multi_crop import multi_crop
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
 from imc_kernels.ops.prototype_scores import prototype_scores
 from imc_kernels.ops.sinkhorn import sinkhorn
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "backends",
     "draw_crop_parameters",
+    "multi_crop",
     "mutual_information_loss",
     "prototype_scores",
     "sinkhorn",
