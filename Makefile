@@ -1,6 +1,7 @@
 # make train     cluster the handwritten digits; what it writes lies under runs/
 # make test      run the tests
 # make bench     compare the kernels with eager PyTorch
+# make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench lint dev clean
+.PHONY: train test bench sanitize lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -21,6 +22,14 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/pytest --benchmark-only $(ARGS)
+
+# Everything but torch.compile, whose compilers would be instrumented too.
+sanitize: .venv/requirements
+	IMC_BUILD_CUDA=0 IMC_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
+	    --build-base build/sanitize --build-lib build/sanitize/lib
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider ../../tests/kernels \
+	    --ignore ../../tests/kernels/test_torch_integration.py $(ARGS)
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

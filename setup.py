@@ -5,6 +5,7 @@ Environment:
     TORCH_CUDA_ARCH_LIST   such as "8.0;9.0a;10.0+PTX" (the default, less what this nvcc does not know)
     CUDA_HOME, CXX         where nvcc lies, the C++17 compiler
     MAX_JOBS               compilers at one time (default: ninja's choice)
+    IMC_SANITIZE           such as "address,undefined": instruments _cpu (make sanitize)
 
 Neither torch nor a GPU is needed: one build serves every version of torch.
 """
@@ -35,6 +36,9 @@ INSTRUCTION_SETS = {
     "v4": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+SANITIZE = [f"-fsanitize={names}"] if (names := os.environ.get("IMC_SANITIZE")) else []
+if SANITIZE:
+    CPU_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
@@ -137,7 +141,7 @@ def cpu_build(target: Path) -> NinjaFile:
     build, compiler = NinjaFile(), find_compiler()
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     build.rule("cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
-    build.rule("link", f"{compiler} -shared {shlex.join([*OPENMP, *undefined])} $in -o $out")
+    build.rule("link", f"{compiler} -shared {shlex.join([*OPENMP, *SANITIZE, *undefined])} $in -o $out")
     flags = [*CPU_FLAGS, *OPENMP, f"-I{CSRC / 'include'}"]
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         build.compile("cxx", source, [*flags, "-DIMC_ISA=baseline"], "baseline")

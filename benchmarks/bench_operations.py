@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from operations import OPERATIONS, Operation, Sizes
+from rivals import batched_sinkhorn
 from torch import Tensor
 
 from imc_kernels import backends
@@ -17,21 +18,10 @@ SIZES = {
     "small": Sizes(views=2, batch=32, prototypes=30, clusters=10, dim=32),
     "digits": Sizes(views=6, batch=256, prototypes=100, clusters=10, dim=64),
     "imc-swav-cifar10": Sizes(views=6, batch=256, prototypes=1000, clusters=10, dim=128),
+    "crlc-cifar10": Sizes(views=2, batch=512, prototypes=100, clusters=10, dim=128, heads=10),
     "imc-swav-tiny-imagenet": Sizes(views=6, batch=512, prototypes=1000, clusters=200, dim=128),
 }
 PLAIN = [operation for operation in OPERATIONS if not operation.label]
-
-
-def scaling_sinkhorn(scores: Tensor) -> Tensor:
-    """Three iterations of Sinkhorn-Knopp on the exponentials, all views at once."""
-    e = torch.exp((scores - scores.amax((-2, -1), keepdim=True)) / 0.05)
-    batch, prototypes = e.shape[-2:]
-    u = torch.full_like(e[..., :1], 1.0)
-    v = torch.empty_like(e[..., :1, :])
-    for _ in range(3):
-        v = 1 / (prototypes * (u.transpose(-1, -2) @ e))
-        u = 1 / (batch * (e @ v.transpose(-1, -2)))
-    return e * (u * batch) * v
 
 
 def rows() -> list[tuple[Operation, str]]:
@@ -53,7 +43,7 @@ def bench(benchmark, operation: Operation, backend: str, size: str, direction: s
         inputs = tuple(x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True))
 
     def forward() -> Tensor:
-        return scaling_sinkhorn(*inputs) if backend == "eager-scaling" else operation(*inputs, backend=backend)
+        return batched_sinkhorn(*inputs) if backend == "eager-scaling" else operation(*inputs, backend=backend)
 
     grad_output = torch.ones_like(forward())
 

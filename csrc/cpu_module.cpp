@@ -123,5 +123,7 @@ PYBIND11_MODULE(_cpu, m) {
   IMC_DEFINE(prototype_scores_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(mutual_information_loss);
+  IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(info_nce_loss);
   IMC_DEFINE_WITH_HALF(multi_crop);
 }

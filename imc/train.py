@@ -78,7 +78,7 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     model = build_model(config, channels=data.images.shape[-1])
-    model = model.to(data.images.device, memory_format=torch.channels_last)
+    model = model.to(data.images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with backends.backend(config.backend):
         try:
             seconds = _fit(model, data.images, config, folder / "metrics.jsonl")
@@ -149,7 +149,7 @@ def _resolve_backend(name: str, device: torch.device) -> str:
         chosen = backends.requested() if name == "auto" else name
     except ValueError as error:
         raise UserError(str(error)) from None
-    refusals = {known: entry.refusal(device, torch.float32) for known, entry in backends.BACKENDS.items()}
+    refusals = {known: entry.refusal(device.type, torch.float32) for known, entry in backends.BACKENDS.items()}
     if chosen is None:
         return next(known for known, refusal in refusals.items() if refusal is None)
     if chosen not in refusals:

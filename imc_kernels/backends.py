@@ -23,7 +23,7 @@ import torch
 
 from imc_kernels import native
 
-__all__ = ["available", "backend", "describe", "select", "set_backend"]
+__all__ = ["available", "backend", "choose", "describe", "set_backend"]
 
 HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 FLOATING = (*HALF_AND_SINGLE, torch.float64)
@@ -38,10 +38,10 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
 
-    def refusal(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot take a tensor of this device and dtype, or None."""
-        if self.devices is not None and device.type not in self.devices:
-            return f"it serves {' and '.join(self.devices)} tensors, the input is on {device.type}"
+    def refusal(self, device: str, dtype: torch.dtype) -> str | None:
+        """Why this backend cannot take a tensor on this type of device and of this dtype, or None."""
+        if self.devices is not None and device not in self.devices:
+            return f"it serves {' and '.join(self.devices)} tensors, the input is on {device}"
         if dtype not in self.dtypes:
             names = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
             return f"it serves {names}, the input is {str(dtype).removeprefix('torch.')}"
@@ -94,13 +94,14 @@ def requested() -> str | None:
     return name
 
 
-def select(operation: str, implementations: Mapping[str, Callable], tensor: torch.Tensor, name: str | None) -> Callable:
-    """The implementation of ``operation`` that runs for ``tensor``.
+def choose(operation: str, offered: tuple[str, ...], device: str, dtype: torch.dtype, name: str | None) -> str:
+    """The backend that runs ``operation``. While ``torch.compile`` traces, it is chosen once.
 
     Args:
         operation: its public name, for messages.
-        implementations: backend name -> callable.
-        tensor: the input whose device and dtype decide.
+        offered: the backends that have it, best first.
+        device: type of the device of the inputs.
+        dtype: theirs.
         name: the ``backend=`` argument of the call.
 
     Raises:
@@ -108,16 +109,20 @@ def select(operation: str, implementations: Mapping[str, Callable], tensor: torc
     """
     name = requested() if name is None else _known(name, "backend=")
     if name is not None:
-        refusal = BACKENDS[name].refusal(tensor.device, tensor.dtype)
-        if name not in implementations:
-            refusal = f"it has no {operation}; {', '.join(implementations)} have"
+        refusal = BACKENDS[name].refusal(device, dtype)
+        if name not in offered:
+            refusal = f"it has no {operation}; {', '.join(offered)} have"
         if refusal is not None:
             raise ValueError(f"backend {name!r} cannot run {operation}: {refusal}")
-        return implementations[name]
-    for candidate, implementation in implementations.items():
-        if BACKENDS[candidate].refusal(tensor.device, tensor.dtype) is None:
-            return implementation
-    raise ValueError(f"{operation} takes floating-point tensors, got {tensor.dtype} on {tensor.device}")
+        return name
+    for candidate in offered:
+        if BACKENDS[candidate].refusal(device, dtype) is None:
+            return candidate
+    raise ValueError(f"no backend of this machine runs {operation} on {dtype} tensors on {device}")
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler, 2 seconds and triton.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available() -> list[str]:

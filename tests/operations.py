@@ -14,27 +14,33 @@ import imc_kernels
 
 
 class Sizes(NamedTuple):
-    """V views, B samples a view, K prototypes, C clusters, D embedding dimensions."""
+    """V views, B samples a view, K prototypes, C clusters, D embedding dimensions, H cluster sub-heads."""
 
     views: int
     batch: int
     prototypes: int
     clusters: int
     dim: int
+    heads: int = 2
 
     def __str__(self) -> str:
-        return "V{}-B{}-K{}-C{}-D{}".format(*self)
+        heads = "" if self.heads == self._field_defaults["heads"] else f"-H{self.heads}"
+        return "V{}-B{}-K{}-C{}-D{}".format(*self) + heads
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A public function, float64 inputs for given sizes, and which of them a gradient can reach."""
+    """A public function, float64 inputs for given sizes, and which of them a gradient can reach.
+
+    A loss returns float32 for half-precision inputs, every other operation the dtype of its inputs.
+    """
 
     name: str
     make_inputs: Callable[[Sizes, torch.Generator], tuple[Tensor, ...]]
     differentiable: tuple[bool, ...]
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    is_loss: bool = False
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -95,11 +101,12 @@ OPERATIONS = [
         {"normalize_prototypes": False},
         label="prototype_scores-unnormalised",
     ),
-    Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False)),
+    Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False), is_loss=True),
     Operation(
         "mutual_information_loss",
         lambda s, g: (2 * normal(s.views, s.batch, s.clusters, generator=g), cosines(s, g)),
         (True, True),
+        is_loss=True,
     ),
     Operation(
         "mutual_information_loss",
@@ -107,5 +114,42 @@ OPERATIONS = [
         (True, True),
         {"logit_limit": 5.0, "entropy_weight": 2.0, "temperature": 0.5},
         label="mutual_information_loss-guarded",
+        is_loss=True,
+    ),
+    Operation(
+        "log_dot_product_loss",
+        lambda s, g: (2 * normal(s.heads, 2, s.batch, s.clusters, generator=g),),
+        (True,),
+        is_loss=True,
+    ),
+    Operation(
+        "log_dot_product_loss",
+        lambda s, g: (4 * normal(s.heads, 2, s.batch, s.clusters, generator=g),),
+        (True,),
+        {"smoothing": 0.0, "entropy_weight": 2.0, "logit_limit": 5.0},
+        label="log_dot_product_loss-guarded",
+        is_loss=True,
+    ),
+    Operation(
+        "info_nce_loss",
+        lambda s, g: (torch.nn.functional.normalize(normal(2, s.batch, s.dim, generator=g), dim=-1),),
+        (True,),
+        is_loss=True,
+    ),
+    Operation(
+        "info_nce_loss",
+        lambda s, g: (normal(2, s.batch, s.dim, generator=g),),
+        (True,),
+        {"temperature": 0.5, "normalise": True},
+        label="info_nce_loss-normalised",
+        is_loss=True,
+    ),
+    Operation(
+        "mutual_information_loss",
+        lambda s, g: tuple(2 * normal(s.views, s.batch, s.clusters, generator=g) for _ in range(2)),
+        (True, True),
+        {"symmetric": True, "entropy_weight": 2.0, "temperature": 1.0},
+        label="mutual_information_loss-symmetric",
+        is_loss=True,
     ),
 ]

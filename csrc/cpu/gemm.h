@@ -166,39 +166,47 @@ void multiply_edge(int64_t depth, const T* tile, const T* panel, T* c, int64_t c
     for (int64_t j = 0; j < columns; ++j) c[r * c_stride + j] = buffer[r * kPanel<T> + j];
 }
 
+// One block of C: c[rows][columns] (+)= A[first_row .. + rows][0 .. depth] B[0 .. depth][columns], rows <= kBlockRows.
+// `panels` is the first of B's panels, each of which begins `panel_depth` rows after the one before it. `tile` is scratch
+// of kTileSize elements, all finite: rows past the edge are multiplied, never kept.
+constexpr int64_t kTileSize = static_cast<int64_t>(kBlockRows) * kDepth;
+
+template <typename T, typename Source>
+void multiply_block(const Source& a, int64_t first_row, int64_t rows, const T* panels, int64_t panel_depth,
+                    int64_t columns, int64_t depth, T* c, int64_t c_stride, bool accumulate, T* tile) {
+  constexpr int width = kPanel<T>;
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const int64_t slice = depth - k < kDepth ? depth - k : kDepth;
+    a.copy(first_row, rows, k, slice, tile);
+    for (int64_t column = 0; column < columns; column += width) {
+      const T* panel = panels + column * panel_depth + k * width;
+      const int64_t kept_columns = columns - column < width ? columns - column : width;
+      for (int64_t r = 0; r < rows; r += kTileRows) {
+        const int64_t kept_rows = rows - r < kTileRows ? rows - r : kTileRows;
+        const T* from = tile + r * Source::kRowStride;
+        T* out = c + r * c_stride + column;
+        if (kept_rows == kTileRows && kept_columns == width)
+          multiply_tile<Source>(slice, from, panel, out, c_stride, accumulate || k > 0);
+        else
+          multiply_edge<Source>(slice, from, panel, out, c_stride, accumulate || k > 0, kept_rows, kept_columns);
+      }
+    }
+  }
+}
+
 // c[rows][columns] = A[rows][depth] B[depth][columns], B packed. c has the row stride `columns`.
 template <typename T, typename Source>
 void gemm(const Source& a, const T* packed_b, T* c, int64_t rows, int64_t columns, int64_t depth, int threads) {
-  constexpr int width = kPanel<T>;
-  const int64_t row_blocks = ceil_div(rows, kBlockRows), panels = ceil_div(columns, width);
-  const int64_t column_blocks = ceil_div(panels, kBlockPanels);
-  constexpr int64_t tile_size = static_cast<int64_t>(kBlockRows) * kDepth;
+  constexpr int64_t block_columns = kBlockPanels * kPanel<T>;
+  const int64_t row_blocks = ceil_div(rows, kBlockRows);
   threads = useful_threads(rows * columns * depth / 16, threads);
-  Scratch<T> scratch(threads * tile_size);
-  for (int64_t i = 0; i < threads * tile_size; ++i) scratch[i] = 0;  // rows past the edge are multiplied, never kept
-  parallel_for(row_blocks * column_blocks, threads, [&](int64_t item, int worker) {
-    const int64_t first_row = item % row_blocks * kBlockRows;
-    const int64_t block_rows = rows - first_row < kBlockRows ? rows - first_row : kBlockRows;
-    const int64_t first_panel = item / row_blocks * kBlockPanels;
-    const int64_t last_panel = panels < first_panel + kBlockPanels ? panels : first_panel + kBlockPanels;
-    T* block = &scratch[worker * tile_size];
-    for (int64_t k = 0; k < depth; k += kDepth) {
-      const int64_t slice = depth - k < kDepth ? depth - k : kDepth;
-      a.copy(first_row, block_rows, k, slice, block);
-      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        const T* b = packed_b + (panel * depth + k) * width;
-        const int64_t kept_columns = columns - panel * width < width ? columns - panel * width : width;
-        for (int64_t r = 0; r < block_rows; r += kTileRows) {
-          const int64_t kept_rows = block_rows - r < kTileRows ? block_rows - r : kTileRows;
-          const T* tile = block + r * Source::kRowStride;
-          T* out = c + (first_row + r) * columns + panel * width;
-          if (kept_rows == kTileRows && kept_columns == width)
-            multiply_tile<Source>(slice, tile, b, out, columns, k > 0);
-          else
-            multiply_edge<Source>(slice, tile, b, out, columns, k > 0, kept_rows, kept_columns);
-        }
-      }
-    }
+  Scratch<T> tiles(threads * kTileSize);
+  for (int64_t i = 0; i < threads * kTileSize; ++i) tiles[i] = 0;
+  parallel_for(row_blocks * ceil_div(columns, block_columns), threads, [&](int64_t item, int worker) {
+    const int64_t row = item % row_blocks * kBlockRows, column = item / row_blocks * block_columns;
+    multiply_block(a, row, rows - row < kBlockRows ? rows - row : kBlockRows, packed_b + column * depth, depth,
+                   columns - column < block_columns ? columns - column : block_columns, depth,
+                   c + row * columns + column, columns, false, &tiles[worker * kTileSize]);
   });
 }
 

@@ -12,6 +12,7 @@ namespace imc::IMC_ISA {
 // are as large as the scores and cancel against them.
 template <typename T>
 void sinkhorn(const T* scores,     // [problems, batch, prototypes]
+              const T* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
               T* assignments,      // [problems, batch, prototypes]
               double* rows,        // [problems, iterations, batch]
               double* columns,     // [problems, iterations, prototypes]
@@ -19,6 +20,7 @@ void sinkhorn(const T* scores,     // [problems, batch, prototypes]
 
 template <typename T>
 void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
+                       const T* marginals,    // [prototypes] or null
                        const T* assignments,  // [problems, batch, prototypes]
                        const double* rows,    // [problems, iterations, batch]
                        const double* columns, // [problems, iterations, prototypes]
@@ -50,7 +52,7 @@ void swapped_prediction_loss(const T* scores,       // [views, batch, prototypes
                              int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
                              int threads);
 
-// logit_limit is infinite for no guard.
+// logit_limit is infinite for no guard. symmetric: prototypes = clusters, each joint is averaged with its transpose.
 template <typename T>
 void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              const T* scores,     // [views, batch, prototypes]
@@ -58,7 +60,21 @@ void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              T* logits_gradient,  // [views, batch, clusters]
                              T* scores_gradient,  // [views, batch, prototypes]
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
-                             double entropy_weight, double logit_limit, int threads);
+                             double entropy_weight, double logit_limit, bool symmetric, int threads);
+
+// Both views of sample b are a pair. logit_limit is infinite for no guard.
+template <typename T>
+void log_dot_product_loss(const T* logits,  // [heads, 2, batch, clusters]
+                          T* loss,          // [heads]
+                          T* gradient,      // [heads, 2, batch, clusters]
+                          int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
+                          double logit_limit, int threads);
+
+template <typename T>
+void info_nce_loss(const T* embeddings,  // [2, batch, dim]
+                   T* loss,              // []
+                   T* gradient,          // [2, batch, dim]
+                   int64_t batch, int64_t dim, double temperature, bool normalise, int threads);
 
 // Crops of 8-bit images. Out is float, double, bfloat16 or float16; the columns of the parameters are those of
 // imc_kernels/ops/crop_parameters.py, and the boxes and indices are taken to be inside the images.

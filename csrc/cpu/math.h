@@ -59,5 +59,7 @@ inline double log_normal(double x) { return __builtin_log(x); }
 
 inline float smallest_normal(float) { return FLT_MIN; }
 inline double smallest_normal(double) { return DBL_MIN; }
+inline float lowest(float) { return -FLT_MAX; }
+inline double lowest(double) { return -DBL_MAX; }
 
 }  // namespace imc::IMC_ISA

@@ -24,34 +24,28 @@ T safe_log(T x) {
 
 // Returns -sum p log p of p = scale x, with 0 log 0 = 0, and replaces x by log p.
 template <typename T>
-T entropy_and_log(T* x, int64_t n, T scale) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
+double entropy_and_log(T* x, int64_t n, T scale) {
+  return sum_of<T>(n, [=](int64_t i) {
     const T p = x[i] * scale;
     x[i] = safe_log(p);
-    sum -= p * x[i];
-  }
-  return sum;
+    return -p * x[i];
+  });
 }
 
 // The same for -sum p log(p / m), given log m; x is replaced by log(p / m).
 template <typename T>
-T conditional_entropy_and_log(T* x, const T* log_m, int64_t n, T scale) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
+double conditional_entropy_and_log(T* x, const T* log_m, int64_t n, T scale) {
+  return sum_of<T>(n, [=](int64_t i) {
     const T p = x[i] * scale;
     x[i] = safe_log(p) - log_m[i];
-    sum -= p * x[i];
-  }
-  return sum;
+    return -p * x[i];
+  });
 }
 
 // gradient = softmax backward of dp at p, times scale
 template <typename T>
 void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) {
-  const T along = dot(p, dp, n);
+  const T along = static_cast<T>(dot(p, dp, n));
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * (dp[i] - along) * scale;
 }
@@ -107,8 +101,8 @@ double cluster_entropy(Problem<T>& p) {
   for (int64_t sample = 0; sample < p.batch; ++sample)
     for (int64_t c = 0; c < p.all_clusters; ++c) sums[c] += p.y[sample * p.all_clusters + c];
   for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = static_cast<T>(sums[c]);
-  const T entropy = entropy_and_log(p.log_y.get(), p.all_clusters, T(1) / static_cast<T>(p.batch));
-  return static_cast<double>(entropy) / static_cast<double>(p.views);
+  const double entropy = entropy_and_log(p.log_y.get(), p.all_clusters, T(1) / static_cast<T>(p.batch));
+  return entropy / static_cast<double>(p.views);
 }
 
 // Mean over the pairs of H(Y_j|U_i); the joint is replaced by log(J / m).
@@ -132,6 +126,29 @@ double conditional_entropy(Problem<T>& p) {
   });
   double total = 0;
   for (int64_t row = 0; row < p.all_clusters; ++row) total += entropies[row];
+  return total / static_cast<double>(p.views * p.views);
+}
+
+// The symmetric form, J = (J_ji + J_ji^T) / 2 with the marginal m: mean over the pairs of H(J) - (1 + b) H(m). The joint is
+// replaced by log J - (1 + b) / 2 (log m_c + log m_k), minus the gradient with respect to J_ji but for a constant.
+template <typename T>
+double symmetric_loss(Problem<T>& p, T entropy_weight) {
+  const int64_t n = p.clusters;
+  const T scale = T(0.5) / static_cast<T>(p.batch), weight = 1 + entropy_weight;
+  Scratch<T> log_j(n * n), log_m(n);
+  double total = 0;
+  for (int64_t pair = 0; pair < p.views * p.views; ++pair) {
+    T* joint = &p.joint[(pair / p.views * n) * p.all_prototypes + pair % p.views * n];
+    for (int64_t c = 0; c < n; ++c) {
+      for (int64_t k = 0; k < n; ++k) log_j[c * n + k] = joint[c * p.all_prototypes + k] + joint[k * p.all_prototypes + c];
+      log_m[c] = static_cast<T>(sum_of<T>(n, [&](int64_t k) { return log_j[c * n + k]; }));
+    }
+    total += entropy_and_log(log_j.get(), n * n, scale) - weight * entropy_and_log(log_m.get(), n, scale);
+    for (int64_t c = 0; c < n; ++c)
+      for (int64_t k = 0; k < n; ++k)
+        joint[c * p.all_prototypes + k] = log_j[c * n + k] - T(0.5) * weight * (log_m[c] + log_m[k]);
+  }
+  for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = 0;  // the marginals' gradient is in the joint's
   return total / static_cast<double>(p.views * p.views);
 }
 
@@ -194,15 +211,15 @@ void scores_backward(Problem<T>& p, T* gradient, T inverse_temperature) {
 template <typename T>
 void mutual_information_loss(const T* logits, const T* scores, T* loss, T* logits_gradient, T* scores_gradient,
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
-                             double entropy_weight, double logit_limit, int threads) {
+                             double entropy_weight, double logit_limit, bool symmetric, int threads) {
   Problem<T> p{views, batch, clusters, prototypes, threads};
   const T inverse_temperature = static_cast<T>(1 / temperature), limit = static_cast<T>(logit_limit);
   softmaxes(p, logits, scores, inverse_temperature);
   gemm(TransposedSource<T>{p.y.get(), p.all_clusters}, p.u.get(), p.joint.get(), p.all_clusters, p.all_prototypes,
        batch, threads);
-  const double marginal = cluster_entropy(p);
-  const double conditional = conditional_entropy(p);
-  *loss = static_cast<T>(conditional - entropy_weight * marginal + guard(logits, views * batch, clusters, logit_limit));
+  const double information = symmetric ? symmetric_loss(p, static_cast<T>(entropy_weight))
+                                       : conditional_entropy(p) - entropy_weight * cluster_entropy(p);
+  *loss = static_cast<T>(information + guard(logits, views * batch, clusters, logit_limit));
   if (logits_gradient) logits_backward(p, logits, logits_gradient, static_cast<T>(entropy_weight), limit);
   if (scores_gradient) scores_backward(p, scores_gradient, inverse_temperature);
 }

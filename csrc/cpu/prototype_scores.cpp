@@ -6,36 +6,9 @@
 #include "gemm.h"
 #include "instantiate.h"
 #include "kernels.h"
+#include "normalise.h"
 
 namespace imc::IMC_ISA {
-
-namespace {
-
-constexpr double kSmallestNorm = 1e-12;  // that of torch.nn.functional.normalize
-
-// inverse[i] = 1 / max(|row i|, kSmallestNorm)
-template <typename T>
-void inverse_norms(const T* x, T* inverse, int64_t rows, int64_t dim) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const T norm = __builtin_sqrt(dot(x + i * dim, x + i * dim, dim));
-    inverse[i] = T(1) / (norm < T(kSmallestNorm) ? T(kSmallestNorm) : norm);
-  }
-}
-
-// Through the normalisation, in place: gradient holds h on entry. A row shorter than kSmallestNorm was only scaled.
-template <typename T>
-void project(const T* x, const T* inverse, T* gradient, int64_t rows, int64_t dim) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const T* row = x + i * dim;
-    T* g = gradient + i * dim;
-    const T scale = inverse[i];
-    const T along = scale < T(1 / kSmallestNorm) ? dot(row, g, dim) * scale * scale : T(0);
-#pragma omp simd
-    for (int64_t d = 0; d < dim; ++d) g[d] = (g[d] - row[d] * along) * scale;
-  }
-}
-
-}  // namespace
 
 template <typename T>
 void prototype_scores(const T* embeddings, const T* prototypes, T* scores, int64_t rows, int64_t prototype_count,

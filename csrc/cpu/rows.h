@@ -15,12 +15,33 @@ T row_max(const T* x, int64_t n) {
   return high;
 }
 
+// The sum of term(i) over [0, n), by 64 running sums: several vector registers of them hide the latency of the addition,
+// and none adds up more than 64 terms before double takes over, so that the error does not grow with n, nor with
+// narrower vectors.
+template <typename T, typename Term>
+double sum_of(int64_t n, const Term& term) {
+  constexpr int64_t kLanes = 64, kBlock = kLanes * 64;
+  double total = 0;
+  for (int64_t block = 0; block < n; block += kBlock) {
+    const int64_t end = n < block + kBlock ? n : block + kBlock;
+    T lanes[kLanes] = {};
+    int64_t i = block;
+    for (; i + kLanes <= end; i += kLanes)
+#pragma omp simd
+      for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
+#pragma omp simd
+    for (int64_t j = 0; j < end - i; ++j) lanes[j] += term(i + j);
+    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+    total += lanes[0];
+  }
+  return total;
+}
+
 template <typename T>
-T dot(const T* x, const T* y, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
-  return sum;
+double dot(const T* x, const T* y, int64_t n) {
+  return sum_of<T>(n, [=](int64_t i) { return x[i] * y[i]; });
 }
 
 template <typename T>
@@ -36,13 +57,8 @@ T row_min(const T* x, int64_t n) {
 template <typename T>
 T exp_row(const T* x, T* p, int64_t n, T scale) {
   const T high = row_max(x, n), low = row_min(x, n);
-  T sum = low - low;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
-    p[i] = exp_bounded((x[i] - high) * scale);
-    sum += p[i];
-  }
-  return sum;
+  const double sum = sum_of<T>(n, [=](int64_t i) { return p[i] = exp_bounded((x[i] - high) * scale); });
+  return static_cast<T>(sum) + (low - low);
 }
 
 }  // namespace imc::IMC_ISA

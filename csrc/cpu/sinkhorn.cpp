@@ -28,6 +28,7 @@ struct Problem {
   const T* scores;  // [batch, prototypes]
   int64_t batch, prototypes;
   double inverse_epsilon;
+  const T* marginals;  // [prototypes] or null
   int threads;
   int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
   int64_t chunks = ceil_div(batch, chunk_rows);
@@ -86,6 +87,8 @@ struct Problem {
     range = (high - low) * static_cast<T>(inverse_epsilon);
   }
 
+  T share(int64_t k) const { return marginals ? marginals[k] : 1 / static_cast<T>(prototypes); }
+
   // S = log E
   double log_kernel(int64_t row, int64_t k) const {
     return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(high)) * inverse_epsilon;
@@ -124,12 +127,12 @@ void scale(const Problem<T>& p, T* assignments, double* rows, double* columns, i
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     const bool last_iteration = iteration + 1 == iterations;
     p.add_chunks(partial.get(), v.get());
-    for (int64_t k = 0; k < n; ++k) v[k] = 1 / (static_cast<T>(n) * v[k]);
+    for (int64_t k = 0; k < n; ++k) v[k] = p.share(k) / v[k];
     p.for_chunks(partial.get(), [&](int64_t first, int64_t last, T* sums) {
       for (int64_t k = 0; k < n; ++k) sums[k] = 0;
       for (int64_t row = first; row < last; ++row) {
         T* e = assignments + row * n;
-        const T inverse = 1 / dot(e, v.get(), n);
+        const T inverse = static_cast<T>(1 / dot(e, v.get(), n));
         u[row] = inverse / static_cast<T>(p.batch);
         if (!last_iteration) {
           add_row(e, sums, n, u[row]);
@@ -151,7 +154,7 @@ void scale(const Problem<T>& p, T* assignments, double* rows, double* columns, i
 template <typename T>
 void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double* columns, int64_t iterations) {
   const int64_t n = p.prototypes;
-  const double log_batch = log_normal(static_cast<double>(p.batch)), log_n = log_normal(static_cast<double>(n));
+  const double log_batch = log_normal(static_cast<double>(p.batch));
   Scratch<double> highs(p.chunks * n), a(p.batch), c(n);
   Scratch<T> partial(p.chunks * n);
   for (int64_t row = 0; row < p.batch; ++row) a[row] = 0;
@@ -180,7 +183,7 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
         }
         for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
           sum += partial[chunk * n + k] * exp_bounded(highs[chunk * n + k] - high);
-        c[k] = -log_n - high - log_normal(sum);
+        c[k] = log_normal(static_cast<double>(p.share(k))) - high - log_normal(sum);
       }
     });
     p.for_chunks(partial.get(), [&](int64_t first, int64_t last, T*) {
@@ -192,14 +195,10 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
           const double x = p.log_kernel(row, k) + c[k];
           high = x > high ? x : high;
         }
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < n; ++k) {
-          q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high));
-          sum += q[k];
-        }
-        a[row] = -log_batch - high - log_normal(static_cast<double>(sum));
-        const T inverse = 1 / sum;
+        const double sum = sum_of<T>(
+            n, [&](int64_t k) { return q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high)); });
+        a[row] = -log_batch - high - log_normal(sum);
+        const T inverse = static_cast<T>(1 / sum);
         for (int64_t k = 0; k < n; ++k) q[k] *= inverse;
       }
     });
@@ -210,17 +209,19 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
   }
 }
 
-// With R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = prototypes diag(u_t-1) E diag(v_t) (columns sum to 1),
-// the steps a_t = -log batch - LSE_k(S + c_t) and c_t = -log prototypes - LSE_b(S + a_t-1), taken backwards:
+// With r the marginals, R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r) (columns
+// sum to 1), the steps a_t = -log batch - LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), taken backwards:
 //   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
 // R and P come from the saved logarithms: never above 1, at any range of scores.
 template <typename T>
 void backward(const Problem<T>& p, const T* assignments, const double* rows, const double* columns,
               const T* grad_output, T* gradient, int64_t iterations) {
   const int64_t n = p.prototypes;
-  const double log_batch = log_normal(static_cast<double>(p.batch)), log_n = log_normal(static_cast<double>(n));
+  const double log_batch = log_normal(static_cast<double>(p.batch));
   const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
   Scratch<T> partial(p.chunks * n), dc(n);
+  Scratch<double> log_r(n);
+  for (int64_t k = 0; k < n; ++k) log_r[k] = log_normal(static_cast<double>(p.share(k)));
   // From da of iteration t: R_t's part of the gradient and of the column sums.
   const auto push = [&](int64_t row, int64_t t, T da, T* sums) {
     const double *c = columns + t * n, a = rows[t * p.batch + row] + log_batch;
@@ -237,14 +238,12 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
     for (int64_t row = first; row < last; ++row) {
       const T *q = assignments + row * n, *g = grad_output + row * n;
       T* d = gradient + row * n;
-      T da = 0;
-#pragma omp simd reduction(+ : da)
-      for (int64_t k = 0; k < n; ++k) {
+      const double da = sum_of<T>(n, [=](int64_t k) {
         d[k] = q[k] * g[k];
         sums[k] += d[k];
-        da += d[k];
-      }
-      push(row, iterations - 1, da, sums);
+        return d[k];
+      });
+      push(row, iterations - 1, static_cast<T>(da), sums);
     }
   });
   for (int64_t t = iterations - 1; t >= 0; --t) {
@@ -252,17 +251,15 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
     p.for_chunks(partial.get(), [&](int64_t first, int64_t last, T* sums) {
       for (int64_t k = 0; k < n; ++k) sums[k] = 0;
       for (int64_t row = first; row < last; ++row) {
-        const double *c = columns + t * n, a = (t > 0 ? rows[(t - 1) * p.batch + row] : 0.0) + log_n;
+        const double *c = columns + t * n, *r = log_r.get(), a = t > 0 ? rows[(t - 1) * p.batch + row] : 0.0;
         T* d = gradient + row * n;
-        T da = 0;
-#pragma omp simd reduction(- : da)
-        for (int64_t k = 0; k < n; ++k) {
-          const T step = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k])) * dc[k];
+        const double da = sum_of<T>(n, [&](int64_t k) {
+          const T step = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k] - r[k])) * dc[k];
           d[k] -= step;
-          da -= step;
-        }
+          return -step;
+        });
         if (t > 0)
-          push(row, t - 1, da, sums);
+          push(row, t - 1, static_cast<T>(da), sums);
         else
           for (int64_t k = 0; k < n; ++k) d[k] *= inverse_epsilon;
       }
@@ -272,13 +269,13 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
 
 // Many problems run side by side, one thread each; few share all threads.
 template <typename T, typename Body>
-void for_problems(const T* scores, int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int threads,
-                  const Body& body) {
+void for_problems(const T* scores, const T* marginals, int64_t problems, int64_t batch, int64_t prototypes,
+                  double epsilon, int threads, const Body& body) {
   const int64_t size = batch * prototypes;
   threads = useful_threads(problems * size, threads);
   const bool side_by_side = problems >= threads;
   parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
-    Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, side_by_side ? 1 : threads};
+    Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
     p.measure();
     body(p, problem);
   });
@@ -287,10 +284,10 @@ void for_problems(const T* scores, int64_t problems, int64_t batch, int64_t prot
 }  // namespace
 
 template <typename T>
-void sinkhorn(const T* scores, T* assignments, double* rows, double* columns, int64_t problems, int64_t batch,
-              int64_t prototypes, double epsilon, int64_t iterations, int threads) {
+void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows, double* columns, int64_t problems,
+              int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads) {
   const int64_t size = batch * prototypes;
-  for_problems(scores, problems, batch, prototypes, epsilon, threads, [&](const Problem<T>& p, int64_t problem) {
+  const auto solve = [&](const Problem<T>& p, int64_t problem) {
     T* out = assignments + problem * size;
     double* a = rows ? rows + problem * iterations * batch : nullptr;
     double* c = columns ? columns + problem * iterations * prototypes : nullptr;
@@ -301,19 +298,21 @@ void sinkhorn(const T* scores, T* assignments, double* rows, double* columns, in
     } else {  // an infinity among the scores
       for (int64_t i = 0; i < size; ++i) out[i] = p.range - p.range;
     }
-  });
+  };
+  for_problems(scores, marginals, problems, batch, prototypes, epsilon, threads, solve);
 }
 
 template <typename T>
-void sinkhorn_backward(const T* scores, const T* assignments, const double* rows, const double* columns,
-                       const T* grad_output, T* gradient, int64_t problems, int64_t batch, int64_t prototypes,
-                       double epsilon, int64_t iterations, int threads) {
+void sinkhorn_backward(const T* scores, const T* marginals, const T* assignments, const double* rows,
+                       const double* columns, const T* grad_output, T* gradient, int64_t problems, int64_t batch,
+                       int64_t prototypes, double epsilon, int64_t iterations, int threads) {
   const int64_t size = batch * prototypes;
-  for_problems(scores, problems, batch, prototypes, epsilon, threads, [&](const Problem<T>& p, int64_t problem) {
+  const auto solve = [&](const Problem<T>& p, int64_t problem) {
     backward(p, assignments + problem * size, rows + problem * iterations * batch,
              columns + problem * iterations * prototypes, grad_output + problem * size, gradient + problem * size,
              iterations);
-  });
+  };
+  for_problems(scores, marginals, problems, batch, prototypes, epsilon, threads, solve);
 }
 
 IMC_INSTANTIATE(sinkhorn)

@@ -23,10 +23,7 @@ T sum_targets(const T* assignments, T* target, int64_t view, int64_t assigned, i
 #pragma omp simd
     for (int64_t k = 0; k < prototypes; ++k) target[k] += row[k];
   }
-  T mass = 0;
-#pragma omp simd reduction(+ : mass)
-  for (int64_t k = 0; k < prototypes; ++k) mass += target[k];
-  return mass;
+  return static_cast<T>(sum_of<T>(prototypes, [=](int64_t k) { return target[k]; }));
 }
 
 // One row: the sum of its cross-entropies, and its gradient where asked (weight: 1 / (pairs batch temperature)).
@@ -34,20 +31,15 @@ template <typename T>
 double cross_entropy(const T* scores, const T* target, T mass, T* probabilities, bool with_gradient, int64_t n,
                      T inverse_temperature, T weight) {
   const T high = row_max(scores, n);
-  T sum = 0, aligned = 0;
-#pragma omp simd reduction(+ : sum, aligned)
-  for (int64_t k = 0; k < n; ++k) {
-    const T logit = (scores[k] - high) * inverse_temperature;
-    probabilities[k] = exp_bounded(logit);
-    sum += probabilities[k];
-    aligned += target[k] * logit;
-  }
+  const auto logit = [=](int64_t k) { return (scores[k] - high) * inverse_temperature; };
+  const double sum = sum_of<T>(n, [=](int64_t k) { return probabilities[k] = exp_bounded(logit(k)); });
+  const double aligned = sum_of<T>(n, [=](int64_t k) { return target[k] * logit(k); });
   if (with_gradient) {
-    const T scale = weight * mass / sum;
+    const T scale = weight * mass / static_cast<T>(sum);
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) probabilities[k] = probabilities[k] * scale - weight * target[k];
   }
-  return static_cast<double>(mass) * static_cast<double>(log_normal(sum)) - static_cast<double>(aligned);
+  return static_cast<double>(mass) * log_normal(sum) - aligned;
 }
 
 }  // namespace

@@ -45,12 +45,13 @@ class DigitsEncoder(nn.Module):
         self.pool_after = pool_after
         self.pooled_size = pooled_size
         strides = [*[1] * (len(widths) - 1), 2]
-        self.convolutions = nn.ModuleList(
+        convolutions = [
             nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
             for (before, after), stride in zip(pairwise([in_channels, *widths]), strides, strict=True)
-        )
-        for convolution in self.convolutions:
+        ]
+        for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.convolutions = nn.ModuleList(convolutions)
         self.norms = nn.ModuleList(PerViewBatchNorm(width, momentum=bn_momentum) for width in widths)
         self.linear = nn.Linear(widths[-1] * pooled_size**2, feature_dim)
         self.output_norm = PerViewBatchNorm(feature_dim, momentum=bn_momentum, affine=False)

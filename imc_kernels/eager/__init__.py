@@ -1,9 +1,19 @@
 """The specification: every operation in plain PyTorch, for any device and floating dtype, differentiable."""
 
+from imc_kernels.eager.info_nce_loss import info_nce_loss
+from imc_kernels.eager.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.eager.multi_crop import multi_crop
 from imc_kernels.eager.mutual_information_loss import mutual_information_loss
 from imc_kernels.eager.prototype_scores import prototype_scores
 from imc_kernels.eager.sinkhorn import sinkhorn
 from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
 
-__all__ = ["multi_crop", "mutual_information_loss", "prototype_scores", "sinkhorn", "swapped_prediction_loss"]
+__all__ = [
+    "info_nce_loss",
+    "log_dot_product_loss",
+    "multi_crop",
+    "mutual_information_loss",
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_prediction_loss",
+]

@@ -1,7 +1,16 @@
-"""Mutual information between clusters and prototypes over all view pairs (IMC-SwAV, arXiv 2103.07368, section 3.2)."""
+"""Mutual information between clusters and prototypes over all view pairs (IMC-SwAV, arXiv 2103.07368)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from imc_kernels.eager.distributed import mean_over
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def entropy(p: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -20,14 +29,25 @@ def logit_guard(logits: Tensor, limit: float) -> Tensor:
 
 
 def mutual_information_loss(
-    logits: Tensor, scores: Tensor, temperature: float, entropy_weight: float, logit_limit: float | None
+    logits: Tensor,
+    scores: Tensor,
+    temperature: float,
+    entropy_weight: float,
+    logit_limit: float | None,
+    symmetric: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Logits [V, B, C] and scores [V, B, K] -> mean over the V x V view pairs of H(Y|U) - entropy_weight H(Y)."""
     batch = logits.shape[1]
     y = softmax(logits)
     u = softmax(scores / temperature)
-    joint = torch.einsum("jbc,ibk->jick", y, u) / batch
-    conditional = entropy(joint, dim=(2, 3)) - entropy(u.mean(dim=1), dim=(1,))  # [V, V]: H(Y, U) - H(U) = H(Y | U)
-    marginal = entropy(y.mean(dim=1), dim=(1,))  # [V]
-    loss = conditional.mean() - entropy_weight * marginal.mean()
-    return loss if logit_limit is None else loss + logit_guard(logits, logit_limit)
+    joint = mean_over(torch.einsum("jbc,ibk->jick", y, u) / batch, group)
+    if symmetric:
+        joint = (joint + joint.transpose(2, 3)) / 2
+        h_u = h_y = entropy(joint.sum(dim=3), dim=(2,))  # [V, V]: both marginals are the same
+    else:
+        h_u = entropy(mean_over(u.mean(dim=1), group), dim=(1,))  # [V], of the second view
+        h_y = entropy(mean_over(y.mean(dim=1), group), dim=(1,))  # [V], of the first
+    conditional = entropy(joint, dim=(2, 3)) - h_u  # [V, V]: H(Y, U) - H(U) = H(Y | U)
+    loss = conditional.mean() - entropy_weight * h_y.mean()
+    return loss if logit_limit is None else loss + mean_over(logit_guard(logits, logit_limit), group)

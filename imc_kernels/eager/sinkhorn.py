@@ -1,16 +1,31 @@
 """Sinkhorn-Knopp in the log domain (SwAV, arXiv 2006.09882, section 3.1; IMC-SwAV, arXiv 2103.07368)."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from imc_kernels.eager.distributed import logsumexp_over
 
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Scores [..., B, K] -> soft assignments [..., B, K]: prototypes scaled to equal mass, then samples, in turn."""
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def sinkhorn(
+    scores: Tensor,
+    epsilon: float,
+    iterations: int,
+    marginals: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """Scores [..., B, K] -> soft assignments [..., B, K]: prototypes scaled to their mass, then samples, in turn."""
     batch, prototypes = scores.shape[-2:]
+    log_mass = -math.log(prototypes) if marginals is None else marginals.log()
     log_q = scores / epsilon + 0 * scores.amin(dim=(-2, -1), keepdim=True)  # -inf gives NaN, not an excluded entry
     for _ in range(iterations):
-        log_q = log_q - torch.logsumexp(log_q, dim=-2, keepdim=True) - math.log(prototypes)
+        log_q = log_q - logsumexp_over(torch.logsumexp(log_q, dim=-2, keepdim=True), group) + log_mass
         log_q = log_q - torch.logsumexp(log_q, dim=-1, keepdim=True) - math.log(batch)
     return torch.exp(log_q + math.log(batch))

@@ -43,16 +43,21 @@ def together(operation: str, **tensors: Tensor) -> None:
             raise ValueError(f"{operation}: {first} is {reference.dtype} and {name} {tensor.dtype}; cast one")
 
 
+def group(operation: str, group: object) -> None:
+    """``group`` is None or a process group of torch.distributed.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
+
+
 def positive(operation: str, name: str, value: float) -> None:
     """``value`` is a finite number above zero.
 
     Raises:
         ValueError: it is not.
     """
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):  # not isfinite: torch.compile cannot trace it
         raise ValueError(f"{operation}: {name} must be a finite number above 0, got {value!r}")
-
-
-def at_least_single(tensor: Tensor) -> Tensor:
-    """``tensor``, in float32 where it is half precision: no sum or exponential is taken in half precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,21 +1,102 @@
-"""The one autograd function of all losses whose kernels compute the gradient together with the value."""
+"""The autograd of all losses whose kernels compute the gradient together with the value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Kernel = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+Needs = tuple[bool, ...]
+Kernel = Callable[[Sequence[Tensor], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
+
+
+class FusedLoss:
+    """A loss of some tensors and options, with its gradients, on every backend that has a kernel for it.
+
+    A kernel maps (inputs, options, needs) to (loss, gradients): ``needs`` says for each input whether its gradient is
+    wanted, and ``gradients`` holds None where it is not.
+
+    A call goes straight through an ``autograd.Function``. While ``torch.compile`` traces, it goes through the operator
+    ``torch.ops.imc_kernels.<name>`` instead, whose shapes are known without running it. (Measured, forward and
+    backward of an empty kernel: 62 microseconds against 137.)
+
+    Args:
+        name: of the operation.
+        kernels: backend -> kernel.
+        inputs: names of the tensors.
+        options: what else the kernel takes: name -> type, as in an operator's schema ("float", "bool", "int").
+        loss_shape: the loss's shape, from the inputs; default: a scalar.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kernels: Mapping[str, Kernel],
+        *,
+        inputs: Sequence[str],
+        options: Mapping[str, str],
+        loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
+    ) -> None:
+        self.kernels = kernels
+        self.count = len(inputs)
+        self.loss_shape = loss_shape
+        arguments = [
+            *(f"Tensor {n}" for n in inputs),
+            *(f"{kind} {n}" for n, kind in options.items()),
+            "bool[] needs",
+            "str backend",
+        ]
+        # The operator returns the loss, then a gradient for each input, empty where it is not needed.
+        self.operator = torch.library.custom_op(
+            f"imc_kernels::{name}", self._run, mutates_args=(), schema=f"({', '.join(arguments)}) -> Tensor[]"
+        )
+        self.operator.register_fake(self._fake)
+        self.operator.register_autograd(self._backward, setup_context=self._setup_context)
+
+    def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+        """The loss, with its gradients attached to the inputs that require one."""
+        needs = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs)
+        if torch.compiler.is_compiling():
+            return self.operator(*inputs, *options, list(needs), backend)[0]
+        if any(needs):
+            return _FusedLoss.apply(self.kernels[backend], options, needs, *inputs)
+        return self.kernels[backend](inputs, options, needs)[0]
+
+    def _run(self, *arguments: Any) -> list[Tensor]:
+        *rest, needs, backend = arguments
+        loss, gradients = self.kernels[backend](rest[: self.count], rest[self.count :], tuple(needs))
+        return [loss, *(loss.new_empty(0) if gradient is None else gradient for gradient in gradients)]
+
+    def _fake(self, *arguments: Any) -> list[Tensor]:
+        inputs, needs = arguments[: self.count], arguments[-2]
+        loss = inputs[0].new_empty(self.loss_shape(inputs))
+        gradients = (
+            x.new_empty(x.shape) if needed else loss.new_empty(0) for x, needed in zip(inputs, needs, strict=True)
+        )
+        return [loss, *gradients]
+
+    @staticmethod
+    def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+        ctx.needs = inputs[-2]
+        ctx.arguments = len(inputs)
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def _backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+        scaled = [
+            _scaled(gradient, grad_outputs[0]) if needed else None
+            for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
+        ]
+        return *scaled, *[None] * (ctx.arguments - len(scaled))
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, options: tuple, *inputs: Tensor) -> Tensor:
-        loss, gradients = kernel(inputs, options, ctx.needs_input_grad[2:])
+    def forward(ctx: Any, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor) -> Tensor:
+        loss, gradients = kernel(inputs, options, needs)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -24,25 +105,10 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # The usual case, loss.backward(), needs no pass over the gradients. Asked on the CPU only: elsewhere the
         # comparison would wait for the device.
-        unscaled = grad_output.device.type == "cpu" and bool((grad_output == 1).all())
-        return None, None, *(_scaled(gradient, None if unscaled else grad_output) for gradient in ctx.saved_tensors)
+        if grad_output.device.type == "cpu" and bool((grad_output == 1).all()):
+            return None, None, None, *ctx.saved_tensors
+        return None, None, None, *(None if g is None else _scaled(g, grad_output) for g in ctx.saved_tensors)
 
 
-def _scaled(gradient: Tensor | None, factor: Tensor | None) -> Tensor | None:
-    if gradient is None or factor is None:
-        return gradient
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     return gradient * factor.reshape(factor.shape + (1,) * (gradient.dim() - factor.dim()))
-
-
-def fused_loss(kernel: Kernel, options: tuple, *inputs: Tensor) -> Tensor:
-    """The value of ``kernel`` with its gradients attached.
-
-    Args:
-        kernel: (inputs, options, needs) -> (loss, gradients); ``needs`` says for each input whether its gradient is
-            wanted, ``gradients`` holds None where it is not.
-        options: what else the kernel takes.
-        inputs: the tensors, gradients flow to those that require them.
-    """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        return _FusedLoss.apply(kernel, options, *inputs)
-    return kernel(inputs, options, (False,) * len(inputs))[0]

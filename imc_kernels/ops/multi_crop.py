@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops.crop_parameters import Column
+from imc_kernels.ops.precision import specification
 
 NAME = "multi_crop"
 
@@ -61,9 +63,9 @@ def multi_crop(
     _check_options(images, size, mean, std, dtype, memory_format)
     if images.device.type == "cpu":
         _check_values(images, indices, parameters)
-    result = torch.empty(0, dtype=dtype, device=images.device)  # its device and dtype decide, not uint8
-    implementation = backends.select(NAME, IMPLEMENTATIONS, result, backend)
-    return implementation(images, indices, parameters, size, dtype, mean, std, memory_format)
+    # The dtype that a backend must serve is that of the result.
+    chosen = backends.choose(NAME, tuple(IMPLEMENTATIONS), images.device.type, dtype, backend)
+    return IMPLEMENTATIONS[chosen](images, indices, parameters, size, dtype, mean, std, memory_format)
 
 
 def _check_tensors(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
@@ -181,4 +183,8 @@ def _cpu(
     return crops.movedim(-1, -3) if channels_last else crops
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.multi_crop}
+def _eager(*arguments: Any) -> Tensor:
+    return specification(eager.multi_crop, *arguments)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "eager": _eager}

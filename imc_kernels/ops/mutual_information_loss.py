@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import fused_loss
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "mutual_information_loss"
 
@@ -21,6 +27,8 @@ def mutual_information_loss(
     temperature: float = 0.1,
     entropy_weight: float = 4.0,
     logit_limit: float | None = None,
+    symmetric: bool = False,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Negative mutual information, with a weighted entropy term, between clusters Y and prototypes U.
@@ -31,7 +39,7 @@ def mutual_information_loss(
         ``mean over (j, i) of  H(Y|U) - entropy_weight H(Y)``  (+ 0.01 mean_vb sum_c relu(|logits| - logit_limit))
 
     in nats. It lies between ``-entropy_weight log C`` and ``log C`` without the guard. Source: IMC-SwAV, arXiv
-    2103.07368, section 3.2, and for the guard the authors' code.
+    2103.07368; the weight and the guard as in the authors' code.
 
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.
@@ -40,6 +48,11 @@ def mutual_information_loss(
         temperature: divides the scores, above 0.
         entropy_weight: the paper's b.
         logit_limit: where given, logits beyond +-limit are penalised.
+        symmetric: average each joint distribution with its transpose, for two classifiers of the same clusters (K = C).
+            With ``scores=logits, temperature=1, entropy_weight=1`` this is the negative mutual information of IIC
+            (arXiv 1807.06653, equation 3), over all pairs of views.
+        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+            loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -53,7 +66,7 @@ def mutual_information_loss(
     checks.floating(NAME, "scores", scores, "[V, B, K]")
     checks.together(NAME, logits=logits, scores=scores)
     checks.positive(NAME, "temperature", temperature)
-    if not math.isfinite(entropy_weight):
+    if not -math.inf < entropy_weight < math.inf:
         raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
@@ -62,22 +75,23 @@ def mutual_information_loss(
             f"{NAME}: logits [V, B, C] and scores [V, B, K] must agree in V and B, got {list(logits.shape)} and "
             f"{list(scores.shape)}"
         )
-    implementation = backends.select(NAME, IMPLEMENTATIONS, logits, backend)
-    return implementation(
-        checks.at_least_single(logits), checks.at_least_single(scores), temperature, entropy_weight, logit_limit
-    )
+    if symmetric and scores.shape[-1] != logits.shape[-1]:
+        raise ValueError(
+            f"{NAME}: symmetric=True takes scores with as many columns as logits, got {list(scores.shape)} and "
+            f"{list(logits.shape)}"
+        )
+    checks.group(NAME, group)
+    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
+    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    if chosen == "eager":
+        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
+        return specification(eager.mutual_information_loss, *everything)
+    limit = math.inf if logit_limit is None else float(logit_limit)
+    options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
+    return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
 
 
-def _cpu(
-    logits: Tensor, scores: Tensor, temperature: float, entropy_weight: float, logit_limit: float | None
-) -> Tensor:
-    limit = math.inf if logit_limit is None else logit_limit
-    return fused_loss(_cpu_kernel, (temperature, entropy_weight, limit), logits, scores)
-
-
-def _cpu_kernel(
-    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = (tensor.contiguous() for tensor in inputs)
     loss = logits.new_empty(())
     gradients = tuple(
@@ -103,4 +117,9 @@ def _cpu_kernel(
     return loss, gradients
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.mutual_information_loss}
+LOSS = FusedLoss(
+    NAME,
+    {"cpu": _cpu},
+    inputs=("logits", "scores"),
+    options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
+)

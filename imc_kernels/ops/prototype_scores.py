@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
+from imc_kernels.ops.precision import at_least_single, specification
 
 NAME = "prototype_scores"
 
@@ -44,51 +46,20 @@ def prototype_scores(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "
             f"{list(prototypes.shape)}"
         )
-    implementation = backends.select(NAME, IMPLEMENTATIONS, embeddings, backend)
-    single = checks.at_least_single
-    return implementation(single(embeddings), single(prototypes), normalize_prototypes).to(embeddings.dtype)
+    chosen = backends.choose(NAME, ("cpu", "eager"), embeddings.device.type, embeddings.dtype, backend)
+    if chosen == "eager":
+        scores = specification(eager.prototype_scores, embeddings, prototypes, normalize_prototypes)
+        return scores.to(embeddings.dtype)
+    arguments = (at_least_single(embeddings), at_least_single(prototypes), bool(normalize_prototypes))
+    if torch.compiler.is_compiling():
+        return _operator(*arguments).to(embeddings.dtype)
+    if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
+        return _PrototypeScores.apply(*arguments).to(embeddings.dtype)
+    return _cpu(*arguments).to(embeddings.dtype)
 
 
 def _cpu(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-    if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
-        return _PrototypeScores.apply(embeddings, prototypes, normalize_prototypes)
-    return _cpu_forward(embeddings.contiguous(), prototypes.contiguous(), normalize_prototypes)
-
-
-class _PrototypeScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-        embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
-        ctx.save_for_backward(embeddings, prototypes)
-        ctx.normalize_prototypes = normalize_prototypes
-        return _cpu_forward(embeddings, prototypes, normalize_prototypes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, prototypes = ctx.saved_tensors
-        gradients = [
-            torch.empty_like(tensor) if needed else None
-            for tensor, needed in zip((embeddings, prototypes), ctx.needs_input_grad, strict=False)
-        ]
-        native.call(
-            "_cpu",
-            "prototype_scores_backward",
-            [
-                (embeddings, embeddings.shape),
-                (prototypes, prototypes.shape),
-                (grad_output.contiguous(), (*embeddings.shape[:-1], prototypes.shape[0])),
-                (gradients[0], embeddings.shape),
-                (gradients[1], prototypes.shape),
-            ],
-            embeddings.shape[:-1].numel(),
-            *prototypes.shape,
-            ctx.normalize_prototypes,
-        )
-        return *gradients, None
-
-
-def _cpu_forward(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
     scores = embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
     native.call(
         "_cpu",
@@ -101,4 +72,94 @@ def _cpu_forward(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: b
     return scores
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.prototype_scores}
+def _cpu_backward(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    grad_output: Tensor,
+    normalize_prototypes: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
+    gradients = (
+        torch.empty_like(embeddings) if needs[0] else None,
+        torch.empty_like(prototypes) if needs[1] else None,
+    )
+    native.call(
+        "_cpu",
+        "prototype_scores_backward",
+        [
+            (embeddings, embeddings.shape),
+            (prototypes, prototypes.shape),
+            (grad_output.contiguous(), (*embeddings.shape[:-1], prototypes.shape[0])),
+            (gradients[0], embeddings.shape),
+            (gradients[1], prototypes.shape),
+        ],
+        embeddings.shape[:-1].numel(),
+        *prototypes.shape,
+        normalize_prototypes,
+    )
+    return gradients
+
+
+class _PrototypeScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+        ctx.save_for_backward(embeddings, prototypes)
+        ctx.normalize_prototypes = normalize_prototypes
+        return _cpu(embeddings, prototypes, normalize_prototypes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        embeddings, prototypes = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        return *_cpu_backward(embeddings, prototypes, grad_output, ctx.normalize_prototypes, needs), None
+
+
+# What torch.compile sees in place of the calls above.
+
+
+@torch.library.custom_op(
+    "imc_kernels::prototype_scores",
+    mutates_args=(),
+    schema="(Tensor embeddings, Tensor prototypes, bool normalize_prototypes) -> Tensor",
+)
+def _operator(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+    return _cpu(embeddings, prototypes, normalize_prototypes)
+
+
+@_operator.register_fake
+def _(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+    return embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
+
+
+@torch.library.custom_op(
+    "imc_kernels::prototype_scores_backward",
+    mutates_args=(),
+    schema="(Tensor embeddings, Tensor prototypes, Tensor grad_output, bool normalize_prototypes, bool[] needs) "
+    "-> Tensor[]",
+)
+def _backward_operator(embeddings: Tensor, *rest: Any) -> list[Tensor]:
+    gradients = _cpu_backward(embeddings, *rest)
+    return [embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+@_backward_operator.register_fake
+def _(
+    embeddings: Tensor, prototypes: Tensor, grad_output: Tensor, normalize_prototypes: bool, needs: Sequence[bool]
+) -> list[Tensor]:
+    return [x.new_empty(x.shape if need else 0) for x, need in zip((embeddings, prototypes), needs, strict=True)]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.normalize_prototypes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _operator_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:2])
+    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.normalize_prototypes, needs)
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)

@@ -1,8 +1,9 @@
-"""Sinkhorn-Knopp: from scores to soft assignments of equal prototype mass."""
+"""Sinkhorn-Knopp: from scores to soft assignments of given prototype mass."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,22 +11,41 @@ from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "sinkhorn"
 
 
-def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, backend: str | None = None) -> Tensor:
-    """Soft assignments of samples to prototypes of (nearly) equal mass, by Sinkhorn-Knopp scaling.
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    marginals: Tensor | None = None,
+    queue: Tensor | None = None,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Soft assignments of samples to prototypes of (nearly) given mass, by Sinkhorn-Knopp scaling.
 
-    ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to 1/K, then each sample's row to 1/B, in
-    turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are independent problems. The
-    range of the scores does not matter: beyond what exponentials can hold, the iteration runs on logarithms.
-    Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1 and listing A.1.
+    ``exp(scores / epsilon)`` is scaled so that each prototype's column sums to its share of the mass (1/K), then each
+    sample's row to 1/B, in turn, ``iterations`` times; at the end every row sums to 1. All leading dimensions are
+    independent problems. The range of the scores does not matter: beyond what exponentials can hold, the iteration runs
+    on logarithms. Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
         epsilon: entropy regularisation; divides the scores, above 0.
         iterations: at least 1. There is no convergence test.
+        marginals: [K] positive shares of the prototypes, for imbalanced data; they are divided by their sum. Constants,
+            of the scores' dtype and device. Default: all the same.
+        queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; the same
+            leading dimensions, dtype and device. They make the marginals meaningful for a batch smaller than K.
+        group: where given, the scores of all its processes are one batch: each passes its own samples and receives
+            their assignments. One exchange of K numbers an iteration.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -39,26 +59,62 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3, back
     checks.positive(NAME, "epsilon", epsilon)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
-    if torch.is_grad_enabled() and scores.requires_grad:
-        implementation = backends.select(f"{NAME} with a gradient", DIFFERENTIABLE, scores, backend)
-    else:
-        implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
-    return implementation(scores, epsilon, iterations)
+    checks.group(NAME, group)
+    if marginals is not None:
+        marginals = _checked_marginals(scores, marginals)
+    if queue is not None:
+        batch = scores.shape[-2]
+        scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
+        options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
+        return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+    needed = torch.is_grad_enabled() and scores.requires_grad
+    offered: tuple[str, ...] = ("cuda", "cpu", "eager")
+    form = NAME
+    if needed or marginals is not None:
+        offered, form = offered[1:], f"{NAME} with {'a gradient' if needed else 'marginals'}"
+    if group is not None:
+        offered, form = offered[-1:], f"{NAME} with a group"
+    chosen = backends.choose(form, offered, scores.device.type, scores.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+    arguments = (scores if chosen == "cuda" else at_least_single(scores), float(epsilon), iterations, marginals)
+    if torch.compiler.is_compiling():
+        return _operator(*arguments, needed, chosen)[0].to(scores.dtype)
+    if needed:
+        return _Sinkhorn.apply(*arguments).to(scores.dtype)
+    return (_cuda(*arguments) if chosen == "cuda" else _cpu(*arguments, potentials=False)[0]).to(scores.dtype)
 
 
-def _eager(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return eager.sinkhorn(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
+def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
+    """The marginals divided by their sum, in the precision of the computation."""
+    checks.floating(NAME, "marginals", marginals, "[K]")
+    checks.together(NAME, scores=scores, marginals=marginals)
+    if marginals.shape[0] != scores.shape[-1]:
+        raise ValueError(
+            f"{NAME}: marginals [K] and scores [..., B, K] must agree in K, got {list(marginals.shape)} and "
+            f"{list(scores.shape)}"
+        )
+    if marginals.requires_grad:
+        raise ValueError(f"{NAME}: marginals are constants; pass marginals.detach()")
+    # Asked on the CPU only: elsewhere the answer would wait for the device.
+    if marginals.device.type == "cpu" and not bool((marginals > 0).all()):
+        raise ValueError(f"{NAME}: marginals must all be above 0, got a smallest value of {marginals.min().item():g}")
+    marginals = at_least_single(marginals)
+    return marginals / marginals.sum()
 
 
-def _cpu(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return _cpu_forward(checks.at_least_single(scores), epsilon, iterations, potentials=False)[0].to(scores.dtype)
+def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
+    checks.floating(NAME, "queue", queue, "[..., Q, K]")
+    checks.together(NAME, scores=scores, queue=queue)
+    if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
+        raise ValueError(
+            f"{NAME}: queue [..., Q, K] must match scores [..., B, K] in all but the second last dimension, got "
+            f"{list(queue.shape)} for {list(scores.shape)}"
+        )
+    return queue
 
 
-def _cpu_differentiable(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    return _Sinkhorn.apply(checks.at_least_single(scores), epsilon, iterations).to(scores.dtype)
-
-
-def _cuda(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
@@ -76,59 +132,26 @@ def _cuda(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     return assignments
 
 
-class _Sinkhorn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-        assignments, rows, columns = _cpu_forward(scores, epsilon, iterations, potentials=True)
-        ctx.save_for_backward(scores.contiguous(), assignments, rows, columns)
-        ctx.epsilon = epsilon
-        return assignments
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, assignments, rows, columns = ctx.saved_tensors
-        gradient = torch.empty_like(scores)
-        (batch, prototypes), iterations = scores.shape[-2:], rows.shape[-2]
-        problems = rows.shape[0]
-        native.call(
-            "_cpu",
-            "sinkhorn_backward",
-            [
-                (scores, scores.shape),
-                (assignments, scores.shape),
-                (rows, (problems, iterations, batch), torch.float64),
-                (columns, (problems, iterations, prototypes), torch.float64),
-                (grad_output.contiguous(), scores.shape),
-                (gradient, scores.shape),
-            ],
-            problems,
-            batch,
-            prototypes,
-            ctx.epsilon,
-            iterations,
-        )
-        return gradient, None, None
-
-
-def _cpu_forward(
-    scores: Tensor, epsilon: float, iterations: int, potentials: bool
+def _cpu(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Assignments and, where asked, the logarithms of the row and column scalings after each iteration."""
     scores = scores.contiguous()
     batch, prototypes = scores.shape[-2:]
     problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)
-    rows = scores.new_empty(problems, iterations, batch, dtype=torch.float64) if potentials else None
-    columns = scores.new_empty(problems, iterations, prototypes, dtype=torch.float64) if potentials else None
+    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cpu",
         NAME,
         [
             (scores, scores.shape),
+            (marginals, (prototypes,)),
             (assignments, scores.shape),
-            (rows, (problems, iterations, batch), torch.float64),
-            (columns, (problems, iterations, prototypes), torch.float64),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
         ],
         problems,
         batch,
@@ -139,5 +162,105 @@ def _cpu_forward(
     return assignments, rows, columns
 
 
-IMPLEMENTATIONS = {"cuda": _cuda, "cpu": _cpu, "eager": _eager}
-DIFFERENTIABLE = {"cpu": _cpu_differentiable, "eager": _eager}
+def _cpu_backward(
+    scores: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+) -> Tensor:
+    scores = scores.contiguous()
+    gradient = torch.empty_like(scores)
+    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
+    native.call(
+        "_cpu",
+        "sinkhorn_backward",
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,)),
+            (assignments, scores.shape),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+            (grad_output.contiguous(), scores.shape),
+            (gradient, scores.shape),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return gradient
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+        assignments, rows, columns = _cpu(scores, epsilon, iterations, marginals, potentials=True)
+        ctx.save_for_backward(scores, marginals, assignments, rows, columns)
+        ctx.epsilon = epsilon
+        return assignments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        scores, marginals, assignments, rows, columns = ctx.saved_tensors
+        gradient = _cpu_backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
+        return gradient, None, None, None
+
+
+# What torch.compile sees in place of the calls above.
+
+
+@torch.library.custom_op(
+    "imc_kernels::sinkhorn",
+    mutates_args=(),
+    schema="(Tensor scores, float epsilon, int iterations, Tensor? marginals, bool potentials, str backend) "
+    "-> Tensor[]",
+)
+def _operator(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
+) -> list[Tensor]:
+    if backend == "cuda":
+        return [_cuda(scores, epsilon, iterations, marginals)]
+    return [x for x in _cpu(scores, epsilon, iterations, marginals, potentials) if x is not None]
+
+
+@_operator.register_fake
+def _(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
+) -> list[Tensor]:
+    assignments = scores.new_empty(scores.shape)
+    if not potentials:
+        return [assignments]
+    problems = math.prod(scores.shape[:-2])
+    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=torch.float64) for n in scores.shape[-2:])]
+
+
+@torch.library.custom_op(
+    "imc_kernels::sinkhorn_backward",
+    mutates_args=(),
+    schema="(Tensor scores, Tensor? marginals, Tensor assignments, Tensor rows, Tensor columns, Tensor grad_output, "
+    "float epsilon) -> Tensor",
+)
+def _backward_operator(*arguments: Any) -> Tensor:
+    return _cpu_backward(*arguments)
+
+
+@_backward_operator.register_fake
+def _(scores: Tensor, *rest: Any) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    scores, ctx.epsilon, _, marginals, _, _ = inputs
+    ctx.save_for_backward(scores, marginals, *output)
+
+
+def _operator_backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return _backward_operator(*ctx.saved_tensors, grad_outputs[0], ctx.epsilon), None, None, None, None, None
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)

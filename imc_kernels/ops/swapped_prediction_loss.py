@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import fused_loss
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -18,7 +21,7 @@ def swapped_prediction_loss(
     """Cross-entropy of each view's assignments against every other view's prediction.
 
     ``mean over (a, v != a) and b of  -sum_k assignments[a, b, k] log softmax(scores[v, b] / temperature)[k]``,
-    in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of multi-crop (section 3.3).
+    in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of its multi-crop (section 3.2).
 
     Args:
         scores: [V, B, K] scores of V >= 2 views, float32, float64, bfloat16 or float16. The gradient reaches them.
@@ -47,17 +50,13 @@ def swapped_prediction_loss(
         )
     if assignments.requires_grad:
         raise ValueError(f"{NAME}: assignments are constants; pass assignments.detach()")
-    implementation = backends.select(NAME, IMPLEMENTATIONS, scores, backend)
-    return implementation(checks.at_least_single(scores), checks.at_least_single(assignments), temperature)
+    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), scores.device.type, scores.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
+    return LOSS(chosen, (at_least_single(scores), at_least_single(assignments)), (float(temperature),))
 
 
-def _cpu(scores: Tensor, assignments: Tensor, temperature: float) -> Tensor:
-    return fused_loss(_cpu_kernel, (temperature,), scores, assignments)
-
-
-def _cpu_kernel(
-    inputs: tuple[Tensor, ...], options: tuple, needs: tuple[bool, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     scores, assignments = (tensor.contiguous() for tensor in inputs)
     loss = scores.new_empty(())
     gradient = torch.empty_like(scores) if needs[0] else None
@@ -80,4 +79,4 @@ def _cpu_kernel(
     return loss, (gradient, None)
 
 
-IMPLEMENTATIONS = {"cpu": _cpu, "eager": eager.swapped_prediction_loss}
+LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("scores", "assignments"), options={"temperature": "float"})

@@ -24,6 +24,21 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "epsilon": (lambda: k.sinkhorn(S, epsilon=0), ValueError, r"epsilon must be a finite number above 0, got 0"),
     "epsilon nan": (lambda: k.sinkhorn(S, epsilon=float("nan")), ValueError, r"epsilon must be a finite number"),
     "iterations": (lambda: k.sinkhorn(S, iterations=0), ValueError, r"iterations must be an integer of at least 1"),
+    "marginals": (
+        lambda: k.sinkhorn(S, marginals=torch.ones(5)),
+        ValueError,
+        r"marginals \[K\] and scores \[..., B, K\] must agree in K, got \[5\] and \[2, 3, 4\]",
+    ),
+    "marginal of zero": (
+        lambda: k.sinkhorn(S, marginals=torch.tensor([1.0, 0, 1, 1])),
+        ValueError,
+        r"marginals must all be above 0, got a smallest value of 0",
+    ),
+    "queue": (
+        lambda: k.sinkhorn(S, queue=torch.rand(3, 3, 4)),
+        ValueError,
+        r"queue \[..., Q, K\] must match scores .* got \[3, 3, 4\] for \[2, 3, 4\]",
+    ),
     "dimension": (
         lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 6)),
         ValueError,
@@ -60,10 +75,71 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"entropy_weight must be finite, got inf",
     ),
+    "symmetric": (
+        lambda: k.mutual_information_loss(torch.rand(2, 3, 5), S, symmetric=True),
+        ValueError,
+        r"symmetric=True takes scores with as many columns as logits, got \[2, 3, 4\] and \[2, 3, 5\]",
+    ),
     "limit": (
         lambda: k.mutual_information_loss(S, S, logit_limit=-1),
         ValueError,
         r"logit_limit must be a finite number",
+    ),
+    "sub-heads": (
+        lambda: k.log_dot_product_loss(S),
+        ValueError,
+        r"log_dot_product_loss: logits must have the shape \[H, 2, B, C\], got \[2, 3, 4\]",
+    ),
+    "three views": (
+        lambda: k.log_dot_product_loss(torch.rand(1, 3, 4, 5)),
+        ValueError,
+        r"logits \[H, 2, B, C\] must hold 2 views, got \[1, 3, 4, 5\]",
+    ),
+    "smoothing": (
+        lambda: k.log_dot_product_loss(S[None], smoothing=1),
+        ValueError,
+        r"smoothing must be at least 0 and below 1, got 1",
+    ),
+    "smoothing nan": (
+        lambda: k.log_dot_product_loss(S[None], smoothing=float("nan")),
+        ValueError,
+        r"smoothing must be at least 0 and below 1, got nan",
+    ),
+    "weight of log-dot": (
+        lambda: k.log_dot_product_loss(S[None], entropy_weight=float("nan")),
+        ValueError,
+        r"entropy_weight must be finite, got nan",
+    ),
+    "limit of log-dot": (
+        lambda: k.log_dot_product_loss(S[None], logit_limit=0),
+        ValueError,
+        r"logit_limit must be a finite number above 0, got 0",
+    ),
+    "critic": (
+        lambda: k.log_dot_product_loss(S[None], critic="cosine"),
+        ValueError,
+        r"critic must be log-dot, dot, negative-l2, negative-jsd, got 'cosine'",
+    ),
+    "critic of another backend": (
+        lambda: k.log_dot_product_loss(S[None], critic="dot", backend="cpu"),
+        ValueError,
+        r"backend 'cpu' cannot run log_dot_product_loss with critic='dot': .*eager",
+    ),
+    "embeddings' rank": (
+        lambda: k.info_nce_loss(S[0]),
+        ValueError,
+        r"info_nce_loss: embeddings must have the shape \[2, B, D\], got \[3, 4\]",
+    ),
+    "one view of embeddings": (
+        lambda: k.info_nce_loss(S[:1]),
+        ValueError,
+        r"embeddings \[2, B, D\] must hold 2 views, got \[1, 3, 4\]",
+    ),
+    "no embeddings": (lambda: k.info_nce_loss(S[:, :0]), ValueError, r"embeddings \[2, B, D\] is empty"),
+    "temperature": (
+        lambda: k.info_nce_loss(S, temperature=0),
+        ValueError,
+        r"temperature must be a finite number above 0, got 0",
     ),
     "unknown backend": (
         lambda: k.sinkhorn(S, backend="cpp"),

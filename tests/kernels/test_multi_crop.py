@@ -309,6 +309,14 @@ def test_memory_formats(channels: int, backend: str) -> None:
 
 
 @each_backend
+def test_autocast_changes_nothing(backend: str) -> None:
+    inputs = everything(32, 32, 3)
+    expected = multi_crop(*inputs, **options(3, 18), backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(multi_crop(*inputs, **options(3, 18), backend=backend), expected)
+
+
+@each_backend
 def test_input_layout_does_not_matter(backend: str) -> None:
     images, indices, parameters = everything(32, 30, 3)
     expected = multi_crop(images, indices, parameters, **options(3, 18), backend=backend)

@@ -97,3 +97,19 @@ def test_the_guard_adds_the_mean_excess(backend: str) -> None:
     free = mutual_information_loss(logits, scores, backend=backend)
     guarded = mutual_information_loss(logits, scores, logit_limit=5.0, backend=backend)
     torch.testing.assert_close(guarded - free, 0.01 * (logits.abs() - 5).clamp_min(0).sum() / 12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_symmetric_form_is_that_of_iic(backend: str) -> None:
+    """-I(z, z') of the symmetrised joint, written out over all pairs of views of one classifier."""
+    logits = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = logits.softmax(dim=-1)
+    pairs = []
+    for first in y:
+        for second in y:
+            joint = first.T @ second / 20
+            joint = (joint + joint.T) / 2
+            rows, columns = joint.sum(dim=1, keepdim=True), joint.sum(dim=0, keepdim=True)
+            pairs.append(-(joint * (joint / (rows * columns)).log()).sum())
+    result = mutual_information_loss(logits, logits, temperature=1, entropy_weight=1, symmetric=True, backend=backend)
+    torch.testing.assert_close(result, torch.stack(pairs).mean())

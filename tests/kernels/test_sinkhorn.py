@@ -93,3 +93,39 @@ def test_leading_dimensions_are_independent_problems(backend: str) -> None:
     for i in range(2):
         for j in range(3):
             torch.testing.assert_close(together[i, j], sinkhorn(scores[i, j], backend=backend), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_marginals_set_the_mass_of_each_prototype(spread: float, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.rand(40, 6, generator=generator, dtype=torch.float64) * 2 - 1) * spread
+    shares = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    epsilon = spread / 2
+    mass = sinkhorn(scores, epsilon=epsilon, iterations=200, marginals=shares, backend=backend).sum(dim=0)
+    torch.testing.assert_close(mass, 40 * shares / 16)
+    even = sinkhorn(scores, epsilon=epsilon, marginals=torch.ones(6, dtype=torch.float64), backend=backend)
+    torch.testing.assert_close(even, sinkhorn(scores, epsilon=epsilon, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_gradient_with_marginals(scale: float, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (scale * torch.rand(2, 5, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    shares = torch.tensor([3.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: sinkhorn(s, epsilon=0.5, marginals=shares, backend=backend), scores)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_queue_takes_part_and_is_not_returned(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(2, 7, 9, generator=generator, dtype=torch.float64).requires_grad_()
+    queue = torch.rand(2, 20, 9, generator=generator, dtype=torch.float64)
+    result = sinkhorn(scores, queue=queue, backend=backend)
+    whole = sinkhorn(torch.cat([scores, queue], dim=1), backend="eager")
+    torch.testing.assert_close(result, whole[:, :7])
+    assert not torch.allclose(result, sinkhorn(scores, backend=backend))
+    (gradient,) = torch.autograd.grad(result.square().sum(), scores)
+    (expected,) = torch.autograd.grad(whole[:, :7].square().sum(), scores)
+    torch.testing.assert_close(gradient, expected)

@@ -1,0 +1,160 @@
+// InfoNCE without the N x N matrix S = Z Z^T / temperature: a block of rows of Z is multiplied with one block of
+// columns of Z^T after the other, in a buffer that stays in the L2 cache. Forward: an online softmax keeps each row's
+// maximum and its sum of exponentials. Backward: the products are computed again and become, in place, the weights W of
+//   dZ_i = sum_{j != i} W_ij z_j / (N temperature),  W_ij = exp(S_ij - lse_i) + exp(S_ij - lse_j) - 2 [j = pair(i)],
+// whose product with Z is added up block by block. Norms are applied where Z is copied for the products.
+#include <cstdint>
+
+#include "gemm.h"
+#include "instantiate.h"
+#include "kernels.h"
+#include "normalise.h"
+
+namespace imc::IMC_ISA {
+
+namespace {
+
+template <typename T>
+constexpr int64_t kBlockColumns = kBlockPanels * kPanel<T>;
+
+template <typename T>
+struct Problem {
+  const T* embeddings;  // Z before it is normalised
+  int64_t batch, dim, rows;
+  const T* scale;  // [rows]: 1 / norm; null for Z as it is given
+  T inverse_temperature;
+  const T* columns;       // Z^T, packed
+  T *high, *inverse_sum;  // [rows] of Z Z^T without its diagonal: the maximum, and 1 / the sum of exponentials
+
+  int64_t pair(int64_t row) const { return row < batch ? row + batch : row - batch; }
+};
+
+// A block of rows, and the buffers of its thread.
+template <typename T>
+struct RowBlock {
+  const Problem<T>& problem;
+  int64_t first, rows;
+  T* products;  // [kBlockRows, kBlockColumns]
+  T* tile;      // [kTileSize]
+
+  // visit(first column, columns) for each block of columns, when its products of rows of Z are there.
+  template <typename Visit>
+  void for_column_blocks(const Visit& visit) const {
+    const RowSource<T> source{problem.embeddings, problem.dim, problem.scale};
+    for (int64_t column = 0; column < problem.rows; column += kBlockColumns<T>) {
+      const int64_t left = problem.rows - column, columns = left < kBlockColumns<T> ? left : kBlockColumns<T>;
+      multiply_block(source, first, rows, problem.columns + column * problem.dim, problem.dim, columns, problem.dim,
+                     products, kBlockColumns<T>, false, tile);
+      visit(column, columns);
+    }
+  }
+};
+
+// Takes n products of a row into its maximum and its sum of exponentials.
+template <typename T>
+void online_softmax(const T* x, int64_t n, T inverse_temperature, T& high, double& sum) {
+  const T peak = row_max(x, n);
+  if (peak > high) {
+    sum *= static_cast<double>(exp_bounded((high - peak) * inverse_temperature));
+    high = peak;
+  }
+  const T shift = high;
+  T added = 0;
+#pragma omp simd reduction(+ : added)
+  for (int64_t j = 0; j < n; ++j) added += exp_bounded((x[j] - shift) * inverse_temperature);
+  sum += static_cast<double>(added);
+}
+
+// Writes the losses of the rows.
+template <typename T>
+void contrast(const RowBlock<T>& block, double* losses) {
+  const Problem<T>& p = block.problem;
+  T high[kBlockRows], positive[kBlockRows];
+  double sum[kBlockRows];
+  for (int64_t r = 0; r < block.rows; ++r) {
+    high[r] = lowest(T());
+    sum[r] = 0;
+  }
+  block.for_column_blocks([&](int64_t column, int64_t columns) {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      T* x = block.products + r * kBlockColumns<T>;
+      const int64_t itself = block.first + r - column, pair = p.pair(block.first + r) - column;
+      if (itself >= 0 && itself < columns) x[itself] = static_cast<T>(-__builtin_inf());
+      if (pair >= 0 && pair < columns) positive[r] = x[pair];
+      online_softmax(x, columns, p.inverse_temperature, high[r], sum[r]);
+    }
+  });
+  for (int64_t r = 0; r < block.rows; ++r) {
+    p.high[block.first + r] = high[r];
+    p.inverse_sum[block.first + r] = static_cast<T>(1 / sum[r]);
+    losses[r] = static_cast<double>((high[r] - positive[r]) * p.inverse_temperature) + __builtin_log(sum[r]);
+  }
+}
+
+// Writes the gradients of the rows of Z; packed_rows is Z packed as the right side of W Z.
+template <typename T>
+void differentiate(const RowBlock<T>& block, const T* packed_rows, T* gradient) {
+  const Problem<T>& p = block.problem;
+  block.for_column_blocks([&](int64_t column, int64_t columns) {
+    const T *high = p.high + column, *inverse_sum = p.inverse_sum + column;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      T* x = block.products + r * kBlockColumns<T>;
+      const T row_high = p.high[block.first + r], row_inverse_sum = p.inverse_sum[block.first + r];
+#pragma omp simd
+      for (int64_t j = 0; j < columns; ++j)
+        x[j] = exp_bounded((x[j] - row_high) * p.inverse_temperature) * row_inverse_sum +
+               exp_bounded((x[j] - high[j]) * p.inverse_temperature) * inverse_sum[j];
+      const int64_t itself = block.first + r - column, pair = p.pair(block.first + r) - column;
+      if (pair >= 0 && pair < columns) x[pair] -= 2;
+      if (itself >= 0 && itself < columns) x[itself] = 0;
+    }
+    multiply_block(RowSource<T>{block.products, kBlockColumns<T>, nullptr}, 0, block.rows,
+                   packed_rows + column * kPanel<T>, p.rows, p.dim, columns, gradient, p.dim, column > 0, block.tile);
+  });
+  const T weight = p.inverse_temperature / static_cast<T>(p.rows);
+  for (int64_t i = 0; i < block.rows * p.dim; ++i) gradient[i] *= weight;
+  const int64_t offset = block.first * p.dim;
+  if (p.scale) project(p.embeddings + offset, p.scale + block.first, gradient, block.rows, p.dim);
+}
+
+}  // namespace
+
+template <typename T>
+void info_nce_loss(const T* embeddings, T* loss, T* gradient, int64_t batch, int64_t dim, double temperature,
+                   bool normalise, int threads) {
+  const int64_t rows = 2 * batch;
+  Scratch<T> scale(rows), columns(packed_size<T>(dim, rows)), high(rows), inverse_sum(rows);
+  if (normalise) inverse_norms(embeddings, scale.get(), rows, dim);
+  const T* scale_or_null = normalise ? scale.get() : nullptr;
+  pack_columns(embeddings, scale_or_null, dim, rows, columns.get(), threads);
+  const Problem<T> problem{embeddings,    batch,      dim,       rows, scale_or_null, static_cast<T>(1 / temperature),
+                           columns.get(), high.get(), inverse_sum.get()};
+
+  // Few rows are cut into smaller blocks, so that there is work for several threads.
+  const int64_t block_rows = rows < 8 * kBlockRows ? kBlockRows / 4 : kBlockRows;
+  const int workers = useful_threads(rows * rows * dim / 16, threads);
+  constexpr int64_t products_size = kBlockRows * kBlockColumns<T>;
+  Scratch<T> products(workers * products_size), tiles(workers * kTileSize);
+  for (int64_t i = 0; i < workers * kTileSize; ++i) tiles[i] = 0;
+  const auto for_blocks = [&](const auto& body) {
+    parallel_for(ceil_div(rows, block_rows), workers, [&](int64_t item, int worker) {
+      const int64_t first = item * block_rows;
+      body(RowBlock<T>{problem, first, rows - first < block_rows ? rows - first : block_rows,
+                       &products[worker * products_size], &tiles[worker * kTileSize]});
+    });
+  };
+
+  Scratch<double> losses(rows);
+  for_blocks([&](const RowBlock<T>& block) { contrast(block, &losses[block.first]); });
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) total += losses[i];
+  *loss = static_cast<T>(total / static_cast<double>(rows));
+  if (!gradient) return;
+  Scratch<T> packed_rows(packed_size<T>(rows, dim));
+  pack_rows(embeddings, scale_or_null, rows, dim, packed_rows.get(), threads);
+  for_blocks([&](const RowBlock<T>& block) { differentiate(block, packed_rows.get(), gradient + block.first * dim); });
+}
+
+IMC_INSTANTIATE(info_nce_loss)
+
+}  // namespace imc::IMC_ISA

@@ -1,0 +1,320 @@
+// The contrastive loss of CRLC in time linear in the batch: with the critic log(q_i . q_j) the sum over all other rows
+// is one product with their sum. Over the N rows of both views of a head, with S_i the sum of all rows but i,
+//   d_i = q_i . S_i,   r_i = q_i . q_pair(i),   loss = mean_i [log d_i - log r_i],
+//   dL/dq_i = (S_i / d_i + sum_{j != i} q_j / d_j - 2 q_pair(i) / r_i) / N.
+// Three sweeps over blocks of kBlock samples: softmax and the parts of S and of the mean prediction; d, r, the loss and
+// the parts of sum q / d; the gradient. A head has few clusters, so a block lies transposed, [cluster][sample], and
+// vectors run over samples. Parts are added in the order of the blocks: bitwise the same for any number of threads.
+#include <cstdint>
+
+#include "instantiate.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace imc::IMC_ISA {
+
+namespace {
+
+constexpr int64_t kBlock = 32;
+constexpr double kGuardWeight = 0.01;
+
+// The largest of some numbers >= 0, and the sum of the others. A sum without one of its terms x is (peak - x) + rest,
+// with no cancellation: a row alone in its cluster keeps every digit of what the other rows have there.
+template <typename T>
+struct PeakAndRest {
+  T peak = 0;
+  double rest = 0;
+
+  void add(const PeakAndRest& other) {
+    const bool higher = other.peak > peak;
+    rest += other.rest + static_cast<double>(higher ? peak : other.peak);
+    peak = higher ? other.peak : peak;
+  }
+};
+
+// Of the numbers x[kBlock] and y[kBlock].
+template <typename T>
+PeakAndRest<T> peak_and_rest(const T* x, const T* y) {
+  const T high_x = row_max(x, kBlock), high_y = row_max(y, kBlock);
+  const T peak = high_x > high_y ? high_x : high_y;
+  double below = 0;
+  int32_t peaks = 0;
+#pragma omp simd reduction(+ : below, peaks)
+  for (int64_t i = 0; i < kBlock; ++i) {
+    below += static_cast<double>(x[i] != peak ? x[i] : T(0)) + static_cast<double>(y[i] != peak ? y[i] : T(0));
+    peaks += (x[i] == peak) + (y[i] == peak);
+  }
+  return {peak, below + (peaks - 1) * static_cast<double>(peak)};
+}
+
+template <typename T>
+double sum_block(const T* x) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < kBlock; ++i) sum += static_cast<double>(x[i]);
+  return sum;
+}
+
+template <typename T>
+T safe_log(T x) {
+  return log_normal(x < smallest_normal(T()) ? smallest_normal(T()) : x);
+}
+
+// What a head's rows have in common, for one cluster.
+template <typename T>
+struct ClusterSums {
+  PeakAndRest<T> q, q_over_d;
+  double mean[2];  // per view: the sum of the unsmoothed predictions, at last the gradient of the entropy term
+};
+
+template <typename T>
+struct Problem {
+  const T* logits;
+  T* gradient;
+  int64_t heads, batch, clusters;
+  double smoothing, entropy_weight, limit;
+  int64_t blocks = ceil_div(batch, kBlock), matrix = clusters * kBlock;
+  T inverse_rows = T(1) / static_cast<T>(2 * batch);
+  Scratch<T> p{heads * blocks * 2 * matrix}, q{heads * blocks * 2 * matrix};  // [head, block, view, cluster, sample]
+  Scratch<T> weights{heads * blocks * 3 * kBlock};            // 1 / N d for both views and 2 / N r of each sample
+  Scratch<ClusterSums<T>> parts{heads * blocks * clusters};
+  Scratch<ClusterSums<T>> sums{heads * clusters};
+  Scratch<double> losses{heads * blocks};
+
+  bool guarded() const { return limit < __builtin_inf(); }
+  ClusterSums<T>& part(int64_t head, int64_t block, int64_t c) { return parts[(head * blocks + block) * clusters + c]; }
+};
+
+// One block of samples of one head.
+template <typename T>
+struct Block {
+  Problem<T>& problem;
+  int64_t item, head = item / problem.blocks, first = item % problem.blocks * kBlock;
+  int64_t filled = problem.batch - first < kBlock ? problem.batch - first : kBlock;
+
+  T* p(int64_t view) const { return &problem.p[(item * 2 + view) * problem.matrix]; }
+  T* q(int64_t view) const { return &problem.q[(item * 2 + view) * problem.matrix]; }
+  T* weights(int64_t which) const { return &problem.weights[(item * 3 + which) * kBlock]; }
+  ClusterSums<T>* parts() const { return &problem.parts[item * problem.clusters]; }
+  const ClusterSums<T>* sums() const { return &problem.sums[head * problem.clusters]; }
+  int64_t offset(int64_t view) const {
+    return ((head * 2 + view) * problem.batch + first) * problem.clusters;
+  }
+};
+
+// x = logits transposed, with zeros past the last sample.
+template <typename T>
+void load(const Block<T>& block, int64_t view, T* x) {
+  const int64_t clusters = block.problem.clusters;
+  const T* from = block.problem.logits + block.offset(view);
+  if (block.filled < kBlock)
+    for (int64_t i = 0; i < block.problem.matrix; ++i) x[i] = 0;
+  for (int64_t i = 0; i < block.filled; ++i)
+    for (int64_t c = 0; c < clusters; ++c) x[c * kBlock + i] = from[i * clusters + c];
+}
+
+// Sum of the squared excess of |x| over the limit, halved.
+template <typename T>
+double guard(const T* x, int64_t n, T limit) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    const T beyond = (x[i] < 0 ? -x[i] : x[i]) - limit;
+    const double excess = static_cast<double>(beyond > 0 ? beyond : T(0));
+    sum += excess * excess / 2;
+  }
+  return sum;
+}
+
+// p, on entry the transposed logits, becomes their softmax, and q the smoothed one. Both are 0 past the last sample.
+template <typename T>
+void softmax(const Block<T>& block, T* p, T* q) {
+  const int64_t clusters = block.problem.clusters;
+  const T keep = static_cast<T>(1 - block.problem.smoothing);
+  const T uniform = static_cast<T>(block.problem.smoothing / static_cast<double>(clusters));
+  T high[kBlock], low[kBlock], sum[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) high[i] = low[i] = p[i];
+  for (int64_t c = 1; c < clusters; ++c)
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const T x = p[c * kBlock + i];
+      high[i] = x > high[i] ? x : high[i];
+      low[i] = x < low[i] ? x : low[i];
+    }
+  for (int64_t i = 0; i < kBlock; ++i) sum[i] = low[i] - low[i];  // an infinity makes a row NaN, see exp_row
+  for (int64_t c = 0; c < clusters; ++c) {
+    T* e = p + c * kBlock;
+#pragma omp simd
+    for (int64_t i = 0; i < kBlock; ++i) {
+      e[i] = exp_bounded(e[i] - high[i]);
+      sum[i] += e[i];
+    }
+  }
+  T filled[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) {
+    sum[i] = i < block.filled ? 1 / sum[i] : T(0);
+    filled[i] = i < block.filled ? uniform : T(0);
+  }
+  for (int64_t c = 0; c < clusters; ++c) {
+    T *e = p + c * kBlock, *smoothed = q + c * kBlock;
+#pragma omp simd
+    for (int64_t i = 0; i < kBlock; ++i) {
+      e[i] *= sum[i];
+      smoothed[i] = keep * e[i] + filled[i];
+    }
+  }
+}
+
+// Softmax, and the block's parts of the sums over a head.
+template <typename T>
+void predict(const Block<T>& block) {
+  Problem<T>& problem = block.problem;
+  double excess = 0;
+  for (int64_t view = 0; view < 2; ++view) {
+    load(block, view, block.p(view));
+    if (problem.guarded()) excess += guard(block.p(view), problem.matrix, static_cast<T>(problem.limit));
+    softmax(block, block.p(view), block.q(view));
+  }
+  problem.losses[block.item] = kGuardWeight * excess;
+  for (int64_t c = 0; c < problem.clusters; ++c) {
+    ClusterSums<T>& part = block.parts()[c];
+    part.q = peak_and_rest(block.q(0) + c * kBlock, block.q(1) + c * kBlock);
+    for (int64_t view = 0; view < 2; ++view) part.mean[view] = sum_block(block.p(view) + c * kBlock);
+  }
+}
+
+// d, r, the block's part of the loss and, where a gradient is wanted, of the sum of q / N d.
+template <typename T>
+void compare(const Block<T>& block) {
+  Problem<T>& problem = block.problem;
+  T d[2][kBlock] = {}, r[kBlock] = {}, terms[kBlock];
+  for (int64_t c = 0; c < problem.clusters; ++c) {
+    const T *x = block.q(0) + c * kBlock, *y = block.q(1) + c * kBlock;
+    const T peak = block.sums()[c].q.peak, rest = static_cast<T>(block.sums()[c].q.rest);
+#pragma omp simd
+    for (int64_t i = 0; i < kBlock; ++i) {
+      d[0][i] += x[i] * ((peak - x[i]) + rest);
+      d[1][i] += y[i] * ((peak - y[i]) + rest);
+      r[i] += x[i] * y[i];
+    }
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const T log_r = safe_log(r[i]);
+    terms[i] = (safe_log(d[0][i]) - log_r) + (safe_log(d[1][i]) - log_r);
+  }
+  for (int64_t i = block.filled; i < kBlock; ++i) terms[i] = 0;
+  problem.losses[block.item] += sum_block(terms);
+  if (!problem.gradient) return;
+  T *wx = block.weights(0), *wy = block.weights(1), *wr = block.weights(2);
+  for (int64_t i = 0; i < kBlock; ++i) {  // a logarithm taken of the smallest normal number has no gradient
+    wx[i] = d[0][i] < smallest_normal(T()) ? T(0) : problem.inverse_rows / d[0][i];
+    wy[i] = d[1][i] < smallest_normal(T()) ? T(0) : problem.inverse_rows / d[1][i];
+    wr[i] = r[i] < smallest_normal(T()) ? T(0) : 2 * problem.inverse_rows / r[i];
+  }
+  for (int64_t c = 0; c < problem.clusters; ++c) {
+    const T *x = block.q(0) + c * kBlock, *y = block.q(1) + c * kBlock;
+    T over_x[kBlock], over_y[kBlock];
+    for (int64_t i = 0; i < kBlock; ++i) {
+      over_x[i] = x[i] * wx[i];
+      over_y[i] = y[i] * wy[i];
+    }
+    block.parts()[c].q_over_d = peak_and_rest(over_x, over_y);
+  }
+}
+
+// The gradient of the block's samples; dp is scratch of the size of one view's block.
+template <typename T>
+void differentiate(const Block<T>& block, T* dp) {
+  const Problem<T>& problem = block.problem;
+  const T keep = static_cast<T>(1 - problem.smoothing), limit = static_cast<T>(problem.limit);
+  const T guard_weight = static_cast<T>(kGuardWeight) * problem.inverse_rows;
+  const T* wr = block.weights(2);
+  for (int64_t view = 0; view < 2; ++view) {
+    const T *p = block.p(view), *q = block.q(view), *pair = block.q(1 - view), *w = block.weights(view);
+    T along[kBlock] = {};
+    for (int64_t c = 0; c < problem.clusters; ++c) {
+      const ClusterSums<T>& sums = block.sums()[c];
+      const T peak = sums.q.peak, rest = static_cast<T>(sums.q.rest);
+      const T over_peak = sums.q_over_d.peak, over_rest = static_cast<T>(sums.q_over_d.rest);
+      const T entropy = static_cast<T>(sums.mean[view]);
+#pragma omp simd
+      for (int64_t i = 0; i < kBlock; ++i) {
+        const int64_t at = c * kBlock + i;
+        const T over = q[at] * w[i];
+        // Compared, not only subtracted: fused into the difference, the product would not cancel against its own peak.
+        const T others = (over < over_peak ? over_peak - over : T(0)) + over_rest;
+        dp[at] = keep * (((peak - q[at]) + rest) * w[i] + others - pair[at] * wr[i]) + entropy;
+        along[i] += p[at] * dp[at];
+      }
+    }
+    for (int64_t c = 0; c < problem.clusters; ++c)
+#pragma omp simd
+      for (int64_t i = 0; i < kBlock; ++i) dp[c * kBlock + i] = p[c * kBlock + i] * (dp[c * kBlock + i] - along[i]);
+    const T* logits = problem.logits + block.offset(view);
+    T* out = problem.gradient + block.offset(view);
+    for (int64_t i = 0; i < block.filled; ++i)
+      for (int64_t c = 0; c < problem.clusters; ++c) out[i * problem.clusters + c] = dp[c * kBlock + i];
+    if (!problem.guarded()) continue;
+    for (int64_t i = 0; i < block.filled * problem.clusters; ++i) {
+      const T above = logits[i] - limit, below = logits[i] + limit;
+      out[i] += guard_weight * (above > 0 ? above : below < 0 ? below : T(0));
+    }
+  }
+}
+
+// Adds up a head's sums of the predictions. Returns the weighted entropy of its mean predictions.
+template <typename T>
+double add_predictions(Problem<T>& problem, int64_t head) {
+  double entropy = 0;
+  for (int64_t c = 0; c < problem.clusters; ++c) {
+    ClusterSums<T>& sums = problem.sums[head * problem.clusters + c];
+    sums = problem.part(head, 0, c);
+    for (int64_t block = 1; block < problem.blocks; ++block) {
+      const ClusterSums<T>& part = problem.part(head, block, c);
+      sums.q.add(part.q);
+      for (int64_t view = 0; view < 2; ++view) sums.mean[view] += part.mean[view];
+    }
+    for (double& mean : sums.mean) {
+      const double p = mean / static_cast<double>(problem.batch);
+      const double smallest = static_cast<double>(smallest_normal(T()));
+      const double log_p = __builtin_log(p < smallest ? smallest : p);
+      entropy -= p * log_p / 2;
+      mean = problem.entropy_weight / static_cast<double>(2 * problem.batch) * log_p;
+    }
+  }
+  return problem.entropy_weight * entropy;
+}
+
+}  // namespace
+
+template <typename T>
+void log_dot_product_loss(const T* logits, T* loss, T* gradient, int64_t heads, int64_t batch, int64_t clusters,
+                          double smoothing, double entropy_weight, double logit_limit, int threads) {
+  threads = useful_threads(heads * 2 * batch * clusters, threads);
+  Problem<T> problem{logits, gradient, heads, batch, clusters, smoothing, entropy_weight, logit_limit};
+  const int64_t items = heads * problem.blocks;
+  parallel_for(items, threads, [&](int64_t item, int) { predict(Block<T>{problem, item}); });
+  Scratch<double> entropies(heads);
+  for (int64_t head = 0; head < heads; ++head) entropies[head] = add_predictions(problem, head);
+  parallel_for(items, threads, [&](int64_t item, int) { compare(Block<T>{problem, item}); });
+  for (int64_t head = 0; head < heads; ++head) {
+    double total = 0;
+    for (int64_t block = 0; block < problem.blocks; ++block) total += problem.losses[head * problem.blocks + block];
+    loss[head] = static_cast<T>(total / static_cast<double>(2 * batch) - entropies[head]);
+  }
+  if (!gradient) return;
+  for (int64_t head = 0; head < heads; ++head)
+    for (int64_t c = 0; c < clusters; ++c) {
+      PeakAndRest<T>& sum = problem.sums[head * clusters + c].q_over_d;
+      sum = problem.part(head, 0, c).q_over_d;
+      for (int64_t block = 1; block < problem.blocks; ++block) sum.add(problem.part(head, block, c).q_over_d);
+    }
+  Scratch<T> dp(threads * problem.matrix);
+  parallel_for(items, threads,
+               [&](int64_t item, int worker) { differentiate(Block<T>{problem, item}, &dp[worker * problem.matrix]); });
+}
+
+IMC_INSTANTIATE(log_dot_product_loss)
+
+}  // namespace imc::IMC_ISA

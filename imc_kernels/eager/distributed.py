@@ -1,0 +1,40 @@
+"""A batch spread over the processes of a group: differentiable collectives.
+
+Every process computes the loss of the whole batch. Its gradient is that of the sum over processes of their (equal)
+losses, so averaging gradients over processes, as DistributedDataParallel does, gives the gradient of the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def mean_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The mean of ``x`` over the processes; ``x`` itself without a group. Assumes equal batches."""
+    if group is None:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x, group=group) / group.size()
+
+
+def logsumexp_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The logarithm of the sum of ``exp(x)`` over the processes; ``x`` itself without a group."""
+    return x if group is None else torch.logsumexp(torch.stack(_gather(x, group)), dim=0)
+
+
+def rows_of(x: Tensor, group: ProcessGroup | None, dim: int) -> Tensor:
+    """The rows of all processes along ``dim``, in the order of their ranks; ``x`` itself without a group."""
+    return x if group is None else torch.cat(_gather(x, group), dim=dim)
+
+
+def _gather(x: Tensor, group: ProcessGroup) -> tuple[Tensor, ...]:
+    from torch.distributed.nn.functional import all_gather
+
+    return all_gather(x.contiguous(), group=group)

@@ -1,0 +1,83 @@
+"""InfoNCE loss between the embeddings of two views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+NAME = "info_nce_loss"
+
+
+def info_nce_loss(
+    embeddings: Tensor,
+    *,
+    temperature: float = 0.1,
+    normalise: bool = False,
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Contrast of each sample's two embeddings with those of all other samples, in both views.
+
+    With Z the N = 2B rows of both views and ``S = Z Z^T / temperature``:
+
+        ``mean_i [log sum_{j != i} exp S_ij - S_i,pair(i)]``
+
+    in nats; the sum has N - 1 terms, the pair's among them. The CPU kernel needs O(N D) memory. Dot products that
+    overflow the dtype give a result that is not finite. Source: NT-Xent of SimCLR, arXiv 2002.05709, equation 1; in
+    CRLC, arXiv 2107.11635, the loss of the representation head.
+
+    Args:
+        embeddings: [2, B, D], float32, float64, bfloat16 or float16, taken as they are given: usually of norm 1.
+        temperature: divides the dot products, above 0.
+        normalise: divide each embedding by its norm first; the gradient goes through that.
+        group: where given, the samples of all its processes are one batch (of equal parts) and negatives of each other,
+            and every process gets its loss; averaged over the processes, the gradients are those of the whole batch.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        A scalar: float64 for float64 embeddings, float32 otherwise.
+
+    Raises:
+        TypeError: embeddings is no tensor, or not of a floating dtype.
+        ValueError: a wrong shape, an empty input, or a bad temperature.
+    """
+    checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
+    checks.positive(NAME, "temperature", temperature)
+    if embeddings.shape[0] != 2:
+        raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
+    checks.group(NAME, group)
+    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
+    chosen = backends.choose(form, offered, embeddings.device.type, embeddings.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
+    return LOSS(chosen, (at_least_single(embeddings),), (float(temperature), bool(normalise)))
+
+
+def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    embeddings = inputs[0].contiguous()
+    views, batch, dim = embeddings.shape
+    loss = embeddings.new_empty(())
+    gradient = torch.empty_like(embeddings) if needs[0] else None
+    native.call(
+        "_cpu",
+        NAME,
+        [(embeddings, (views, batch, dim)), (loss, ()), (gradient, (views, batch, dim))],
+        batch,
+        dim,
+        *options,
+    )
+    return loss, (gradient,)
+
+
+LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("embeddings",), options={"temperature": "float", "normalise": "bool"})

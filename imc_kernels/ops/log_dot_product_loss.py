@@ -1,0 +1,118 @@
+"""Contrastive loss of CRLC between the cluster predictions of two views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.eager.log_dot_product_loss import CRITICS
+from imc_kernels.ops import checks
+from imc_kernels.ops.fused_loss import FusedLoss, Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+NAME = "log_dot_product_loss"
+
+
+def log_dot_product_loss(
+    logits: Tensor,
+    *,
+    smoothing: float = 0.01,
+    entropy_weight: float = 0.0,
+    logit_limit: float | None = None,
+    critic: str = "log-dot",
+    group: ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Contrast of the cluster predictions of two views, minus the weighted entropy of their mean, for each sub-head.
+
+    With ``p = softmax(logits)``, ``q = (1 - smoothing) p + smoothing / C``, the N = 2B rows of q of both views and the
+    critic ``F_ij = log(q_i . q_j)``:
+
+        ``mean_i [log sum_{j != i} exp F_ij - F_i,pair(i)]  -  entropy_weight mean_v H(mean_b p_vb)``
+        (+ ``0.01 / 2 sum_v mean_b sum_c relu(|logits| - logit_limit)^2 / 2``)
+
+    in nats; the first term is log(N - 1) for uniform predictions. Without smoothing, a row that shares no cluster with
+    its pair would make it infinite: a dot product with the pair, or a sum of them over j, below the smallest normal
+    number of the dtype counts as that number, with a gradient of 0. So loss and gradient stay finite. Source: CRLC,
+    arXiv 2107.11635, and for the guard the authors' code.
+
+    Args:
+        logits: [H, 2, B, C] of H sub-heads for two views, float32, float64, bfloat16 or float16.
+        smoothing: weight of the uniform distribution, in [0, 1).
+        entropy_weight: of the entropy of the unsmoothed prediction, averaged over the samples of a view.
+        logit_limit: where given, logits beyond +-limit are penalised.
+        critic: "log-dot", or of the paper's ablation "dot" (``q_i . q_j``), "negative-l2" (``-|q_i - q_j|^2``) or
+            "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
+        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+            loss; averaged over the processes, the gradients are those of the whole batch.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        [H], one loss for each sub-head: float64 for float64 logits, float32 otherwise.
+
+    Raises:
+        TypeError: logits is no tensor, or not of a floating dtype.
+        ValueError: a wrong shape, an empty input, or a bad option.
+    """
+    checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
+    if logits.shape[1] != 2:
+        raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
+    if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
+        raise ValueError(f"{NAME}: smoothing must be at least 0 and below 1, got {smoothing!r}")
+    if not -math.inf < entropy_weight < math.inf:
+        raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
+    if logit_limit is not None:
+        checks.positive(NAME, "logit_limit", logit_limit)
+    checks.group(NAME, group)
+    offered: tuple[str, ...] = (*LOSS.kernels, "eager")
+    form = NAME
+    if critic != "log-dot":
+        if critic not in CRITICS:
+            raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
+        offered, form = ("eager",), f"{NAME} with critic={critic!r}"
+    elif group is not None:
+        offered, form = ("eager",), f"{NAME} with a group"
+    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    if chosen == "eager":
+        everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
+        return specification(eager.log_dot_product_loss, *everything)
+    limit = math.inf if logit_limit is None else float(logit_limit)
+    return LOSS(chosen, (at_least_single(logits),), (float(smoothing), float(entropy_weight), limit))
+
+
+def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits = inputs[0].contiguous()
+    heads, views, batch, clusters = logits.shape
+    loss = logits.new_empty(heads)
+    gradient = torch.empty_like(logits) if needs[0] else None
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (logits, (heads, views, batch, clusters)),
+            (loss, (heads,)),
+            (gradient, (heads, views, batch, clusters)),
+        ],
+        heads,
+        batch,
+        clusters,
+        *options,
+    )
+    return loss, (gradient,)
+
+
+LOSS = FusedLoss(
+    NAME,
+    {"cpu": _cpu},
+    inputs=("logits",),
+    options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
+    loss_shape=lambda inputs: inputs[0].shape[:1],
+)

@@ -1,0 +1,150 @@
+"""InfoNCE: golden and limiting values, symmetries, any range of products, the memory of the CPU kernel."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from imc_kernels import backends, info_nce_loss
+
+BACKENDS = backends.available()
+NATIVE = [name for name in BACKENDS if name != "eager"]
+EMBEDDINGS = torch.tensor(
+    [[[2, 0, -1], [0, 1, 0], [-1, 0, 3], [1, 1, 0]], [[1, 0, 0], [0, 2, -1], [0, 0, 1], [0, 2, 1]]],
+    dtype=torch.float64,
+)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def random_embeddings(batch: int, dim: int, scale: float, seed: int) -> Tensor:
+    return scale * torch.randn(2, batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def value_and_gradient(embeddings: Tensor, backend: str, **options: float) -> tuple[Tensor, Tensor]:
+    leaf = embeddings.clone().requires_grad_()
+    loss = info_nce_loss(leaf, **options, backend=backend)  # type: ignore[arg-type]
+    loss.backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_golden_value(dtype: torch.dtype, backend: str) -> None:
+    """Of the method's specification."""
+    tolerance = 2e-6 if dtype == torch.float32 else 6e-9
+    normalised = torch.nn.functional.normalize(EMBEDDINGS, dim=-1).to(dtype)
+    assert info_nce_loss(normalised, backend=backend).item() == pytest.approx(0.73082376, abs=tolerance)
+    within = info_nce_loss(EMBEDDINGS.to(dtype), normalise=True, backend=backend)
+    assert within.item() == pytest.approx(0.73082376, abs=tolerance)
+
+
+@each_backend
+@pytest.mark.parametrize(("batch", "dim"), [(1, 1), (1, 128), (128, 1), (129, 5), (512, 3)])
+def test_equal_embeddings(batch: int, dim: int, backend: str) -> None:
+    """log(N - 1): at 257 rows and more the last block of columns may hold nothing but a row's own product."""
+    loss, gradient = value_and_gradient(torch.full((2, batch, dim), 0.5), backend)
+    assert loss.item() == pytest.approx(math.log(2 * batch - 1), rel=1e-6, abs=1e-6)
+    assert gradient.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@given(
+    batch=st.integers(1, 300),
+    dim=st.integers(1, 150),
+    temperature=st.sampled_from([0.05, 0.5, 3.0]),
+    normalise=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shape_is_the_specification(
+    backend: str, batch: int, dim: int, temperature: float, normalise: bool, seed: int
+) -> None:
+    """Every way in which rows, columns or the depth can be cut into blocks must be right."""
+    embeddings = random_embeddings(batch, dim, 1.0, seed)
+    options = {"temperature": temperature, "normalise": normalise}
+    for ours, exact in zip(
+        value_and_gradient(embeddings, backend, **options),
+        value_and_gradient(embeddings, "eager", **options),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, exact, rtol=1e-11, atol=1e-11)
+
+
+@each_backend
+@given(batch=st.integers(1, 150), dim=st.integers(1, 40), seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_symmetries(backend: str, batch: int, dim: int, seed: int) -> None:
+    embeddings = random_embeddings(batch, dim, 0.5, seed)
+    expected = info_nce_loss(embeddings, backend=backend)
+    generator = torch.Generator().manual_seed(seed)
+    samples, axes = torch.randperm(batch, generator=generator), torch.randperm(dim, generator=generator)
+    for variant in (embeddings[:, samples], embeddings[..., axes], embeddings.flip(0), -embeddings):
+        torch.testing.assert_close(info_nce_loss(variant, backend=backend), expected, rtol=1e-11, atol=1e-11)
+
+
+@each_backend
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e3])
+def test_products_of_any_range_in_float32(scale: float, backend: str) -> None:
+    """Exponents from 100 to 1e9, of rows whose norms differ: no sum of exponentials overflows."""
+    embeddings = random_embeddings(150, 20, scale, 0) * torch.linspace(0.1, 2, 150, dtype=torch.float64)[:, None]
+    exact, exact_gradient = value_and_gradient(embeddings.float().double(), "eager")
+    loss, gradient = value_and_gradient(embeddings.float(), backend)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    error = (gradient.double() - exact_gradient).norm() / exact_gradient.norm()
+    assert error < (1e-4 if scale == 1 else 0.1)  # a product of 1e9 is known to 100 only: weights near 0.5 are noise
+
+
+@each_backend
+def test_zero_rows_when_normalising(backend: str) -> None:
+    embeddings = random_embeddings(5, 4, 1.0, 0).float()
+    embeddings[0, 2] = 0
+    loss, gradient = value_and_gradient(embeddings, backend, normalise=True)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@each_backend
+def test_the_gradient_of_normalised_embeddings_is_tangential(backend: str) -> None:
+    embeddings = random_embeddings(40, 16, 3.0, 0)
+    _, gradient = value_and_gradient(embeddings, backend, normalise=True)
+    assert (gradient * embeddings).sum(dim=-1).abs().max() < 1e-12
+    assert gradient.norm() > 1e-3
+
+
+MEASURE_PEAK = """
+    import sys, torch, imc_kernels
+
+    def status(field):
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    embeddings = torch.nn.functional.normalize(torch.randn(2, int(sys.argv[1]), 128), dim=-1)
+    embeddings.requires_grad_(sys.argv[2] == "backward")
+    imc_kernels.info_nce_loss(embeddings[:, :64], backend="cpu")
+    before = status("VmRSS")
+    loss = imc_kernels.info_nce_loss(embeddings, backend="cpu")
+    assert loss.isfinite()
+    print((status("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU kernels are not built")
+@pytest.mark.parametrize(("batch", "direction", "most"), [(32768, "forward", 512), (4096, "backward", 64)])
+def test_memory_is_linear_in_the_batch(batch: int, direction: str, most: float) -> None:
+    """MiB above what was resident before. The matrices of the N x N form would take 16 GiB and 256 MiB each.
+
+    The high-water mark of the process's own memory: the one of getrusage may be inherited from the parent.
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(MEASURE_PEAK), str(batch), direction]
+    peak = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    assert float(peak) < most

@@ -1,0 +1,109 @@
+"""The operations inside torch's own machinery: registered operators, torch.compile, autocast, functional transforms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from operations import OPERATIONS, Operation, Sizes
+from torch import Tensor
+
+from imc_kernels import backends
+
+NATIVE = [name for name in backends.available() if name != "eager"]
+PLAIN = [operation for operation in OPERATIONS if not operation.label]
+SIZES = Sizes(3, 8, 12, 5, 6)
+
+each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+each_backend = pytest.mark.parametrize("backend", [*NATIVE, "eager"])
+
+
+def leaves_of(operation: Operation, sizes: Sizes = SIZES) -> tuple[Tensor, ...]:
+    inputs = operation.inputs(sizes, torch.float32)
+    return tuple(x.requires_grad_(n) for x, n in zip(inputs, operation.differentiable, strict=True))
+
+
+def gradients(result: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    weights = torch.linspace(0.5, 1.5, result.numel()).reshape(result.shape)
+    return list(torch.autograd.grad((result * weights).sum(), [x for x in leaves if x.requires_grad]))
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck(dtype: torch.dtype, layout: str) -> None:
+    """Schema, fake shapes, autograd registration and tracing of every registered operator."""
+    s, operators = SIZES, torch.ops.imc_kernels
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int, grad: bool = True) -> Tensor:
+        made = torch.rand(shape, generator=generator, dtype=dtype) + 0.1
+        if layout == "permuted":
+            made = made.transpose(-1, -2).contiguous().transpose(-1, -2)
+        return made.requires_grad_(grad)
+
+    scores, logits = tensor(s.views, s.batch, s.prototypes), tensor(s.views, s.batch, s.clusters)
+    embeddings, prototypes = tensor(s.views, s.batch, s.dim), tensor(s.prototypes, s.dim)
+    targets = tensor(2, s.batch, s.prototypes, grad=False)
+    backend = NATIVE[0]
+    two_views = tensor(2, s.batch, s.dim)
+    heads = tensor(s.heads, 2, s.batch, s.clusters)
+    calls = {
+        operators.info_nce_loss: (two_views, 0.1, True, [True], backend),
+        operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, [True], backend),
+        operators.sinkhorn: (scores, 0.05, 3, None, True, backend),
+        operators.prototype_scores: (embeddings, prototypes, True),
+        operators.swapped_prediction_loss: (scores, targets, 0.1, [True, False], backend),
+        operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, [True, True], backend),
+    }
+    for operator, arguments in calls.items():
+        torch.library.opcheck(operator.default, arguments)
+
+
+@each_backend
+@each_operation
+def test_compiles_to_one_graph_for_any_batch_size(operation: Operation, backend: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda *x: operation(*x, backend=backend), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for batch in (8, 12, 20):
+        leaves = leaves_of(operation, SIZES._replace(batch=batch))
+        plain = operation(*leaves, backend=backend)
+        result = compiled(*leaves)
+        torch.testing.assert_close(result, plain)
+        for gradient, expected in zip(gradients(result, leaves), gradients(plain, leaves), strict=True):
+            torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("operation", PLAIN, ids=str)
+def test_inductor(operation: Operation, backend: str) -> None:
+    """The default compiler, around the operation, with a step before and after it."""
+    torch.compiler.reset()
+    leaves = leaves_of(operation)
+    compiled = torch.compile(lambda *x: operation(*(t * 1.5 for t in x), backend=backend) * 2, fullgraph=True)
+    plain = operation(*(t * 1.5 for t in leaves), backend=backend) * 2
+    result = compiled(*leaves)
+    torch.testing.assert_close(result, plain)
+    for gradient, expected in zip(gradients(result, leaves), gradients(plain, leaves), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@each_backend
+@each_operation
+def test_autocast_changes_nothing_for_float32_inputs(operation: Operation, backend: str) -> None:
+    leaves = leaves_of(operation)
+    plain = operation(*leaves, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = operation(*leaves, backend=backend)
+    assert torch.equal(result, plain)
+    for gradient, expected in zip(gradients(result, leaves), gradients(plain, leaves), strict=True):
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
+@each_operation
+def test_functional_transforms_are_refused(operation: Operation) -> None:
+    inputs = operation.inputs(SIZES, torch.float32)
+    with pytest.raises(RuntimeError, match=r"setup_context|functorch|torch\.func"):
+        torch.func.grad(lambda x: operation(x, *inputs[1:], backend=NATIVE[0]).sum())(inputs[0])
