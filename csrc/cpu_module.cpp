@@ -77,6 +77,28 @@ void define(py::module_& m, const char* name, void (*single)(Single...), void (*
       py::call_guard<py::gil_scoped_release>());
 }
 
+// The same for a kernel that also takes half precision.
+template <typename... Single, typename... Double, typename... Brain, typename... Half>
+void define(py::module_& m, const char* name, void (*single)(Single...), void (*wide)(Double...),
+            void (*brain)(Brain...), void (*half)(Half...)) {
+  m.def(
+      name,
+      [single, wide, brain, half](int element, typename Wire<Single>::type... arguments) {
+        switch (static_cast<imc::Element>(element)) {
+          case imc::Element::float32:
+            return single(Wire<Single>::read(arguments)...);
+          case imc::Element::float64:
+            return wide(Wire<Double>::read(arguments)...);
+          case imc::Element::bfloat16:
+            return brain(Wire<Brain>::read(arguments)...);
+          case imc::Element::float16:
+            return half(Wire<Half>::read(arguments)...);
+        }
+        throw std::invalid_argument("an unknown element type");
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 #ifdef IMC_X86
 #define IMC_PICK(kernel, T)                                            \
   (instruction_set() == InstructionSet::v4   ? &imc::v4::kernel<T>     \
@@ -86,6 +108,9 @@ void define(py::module_& m, const char* name, void (*single)(Single...), void (*
 #define IMC_PICK(kernel, T) (&imc::baseline::kernel<T>)
 #endif
 #define IMC_DEFINE(kernel) define(m, #kernel, IMC_PICK(kernel, float), IMC_PICK(kernel, double))
+#define IMC_DEFINE_WITH_HALF(kernel)                                    \
+  define(m, #kernel, IMC_PICK(kernel, float), IMC_PICK(kernel, double), \
+         IMC_PICK(kernel, imc::bfloat16), IMC_PICK(kernel, imc::float16))
 
 }  // namespace
 
@@ -100,4 +125,5 @@ PYBIND11_MODULE(_cpu, m) {
   IMC_DEFINE(mutual_information_loss);
   IMC_DEFINE(log_dot_product_loss);
   IMC_DEFINE(info_nce_loss);
+  IMC_DEFINE_WITH_HALF(multi_crop);
 }

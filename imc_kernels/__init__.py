@@ -11,8 +11,10 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from imc_kernels import backends
+from imc_kernels.ops.crop_parameters import draw_crop_parameters
 from imc_kernels.ops.info_nce_loss import info_nce_loss
 from imc_kernels.ops.log_dot_product_loss import log_dot_product_loss
+from imc_kernels.ops.multi_crop import multi_crop
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
 from imc_kernels.ops.prototype_scores import prototype_scores
 from imc_kernels.ops.sinkhorn import sinkhorn
@@ -22,8 +24,10 @@ from imc_kernels.version import __version__
 __all__ = [
     "__version__",
     "backends",
+    "draw_crop_parameters",
     "info_nce_loss",
     "log_dot_product_loss",
+    "multi_crop",
     "mutual_information_loss",
     "prototype_scores",
     "sinkhorn",

@@ -76,4 +76,15 @@ void info_nce_loss(const T* embeddings,  // [2, batch, dim]
                    T* gradient,          // [2, batch, dim]
                    int64_t batch, int64_t dim, double temperature, bool normalise, int threads);
 
+// Crops of 8-bit images. Out is float, double, bfloat16 or float16; the columns of the parameters are those of
+// imc_kernels/ops/crop_parameters.py, and the boxes and indices are taken to be inside the images.
+template <typename Out>
+void multi_crop(Out* crops,               // [views, batch, size, size, channels], or with the channels before the rows
+                const uint8_t* images,    // [count, height, width, channels]
+                const int64_t* indices,   // [batch]
+                const float* parameters,  // [views, batch, 13]
+                const double* affine,     // [2, channels]: factors and offsets of the normalisation
+                int64_t views, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t size,
+                bool channels_last, int threads);
+
 }  // namespace imc::IMC_ISA

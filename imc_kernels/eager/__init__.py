@@ -2,6 +2,7 @@
 
 from imc_kernels.eager.info_nce_loss import info_nce_loss
 from imc_kernels.eager.log_dot_product_loss import log_dot_product_loss
+from imc_kernels.eager.multi_crop import multi_crop
 from imc_kernels.eager.mutual_information_loss import mutual_information_loss
 from imc_kernels.eager.prototype_scores import prototype_scores
 from imc_kernels.eager.sinkhorn import sinkhorn
@@ -10,6 +11,7 @@ from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
 __all__ = [
     "info_nce_loss",
     "log_dot_product_loss",
+    "multi_crop",
     "mutual_information_loss",
     "prototype_scores",
     "sinkhorn",

@@ -1,0 +1,220 @@
+"""The random numbers of :func:`multi_crop`, as a pure function of (seed, step, sample index, view)."""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+NAME = "draw_crop_parameters"
+
+ATTEMPTS = 10  # boxes tried before the central one, as in torchvision's RandomResizedCrop
+
+
+class Column(IntEnum):
+    """Columns of the parameters [V, B, len(Column)], float32.
+
+    One tensor rather than one per quantity: kernels read a crop's numbers from one place, and it is sliced by view,
+    reordered by sample and moved between devices as a whole. The integers among them are exact in float32.
+    """
+
+    TOP = 0  # the box, whole pixels of the source image
+    LEFT = 1
+    HEIGHT = 2
+    WIDTH = 3
+    BRIGHTNESS = 4  # factors, at least 0
+    CONTRAST = 5
+    SATURATION = 6
+    HUE = 7  # turns of the colour circle, -0.5 to 0.5
+    BLUR = 8  # standard deviation of the Gaussian blur in pixels of the crop, 0 for none
+    FLIP = 9  # 1: mirrored left to right
+    JITTER = 10  # 1: brightness, contrast, saturation and hue are changed
+    GRAYSCALE = 11  # 1: the crop loses its colour
+    ORDER = 12  # the jitter's four operations run in the permutation of this rank, 0 to 23 in lexicographic order
+
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its increment and the multipliers of its output function.
+_INCREMENT = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_WORDS = 16  # 64-bit words a crop, each two uniform numbers of 24 bits
+
+
+def draw_crop_parameters(
+    seed: int,
+    step: int,
+    indices: Tensor,
+    *,
+    views: int,
+    first_view: int = 0,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    jitter_probability: float = 0.8,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+    grayscale: float = 0.2,
+    blur_probability: float = 0.0,
+    blur_sigma: tuple[float, float] = (0.1, 2.0),
+) -> Tensor:
+    """Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`.
+
+    The numbers of a crop are a hash of (seed, step, sample index, view), whatever else is drawn with it: the batch's
+    order, the number of ranks it is cut over, threads and device change nothing. The box is that of torchvision's
+    RandomResizedCrop: of 10 draws of area and log aspect ratio the first that fits, else the central box nearest to the
+    whole image. Sources: Inception crops, arXiv 1409.4842; jitter, grayscale and blur, SimCLR, arXiv 2002.05709.
+
+    Args:
+        seed, step: integers of 64 bits.
+        indices: int64 [B], the samples' numbers in the data set.
+        views: number V of views drawn.
+        first_view: number of the first; views of another size or scale take other numbers.
+        height, width: of the source images, pixels.
+        scale: range of the box's area as a fraction of the image's.
+        ratio: range of the box's width / height.
+        flip, jitter_probability, grayscale, blur_probability: of each happening, 0 to 1.
+        brightness, contrast, saturation: half-widths x of the factors' range, [max(0, 1 - x), 1 + x].
+        hue: half-width of the rotation, in turns, at most 0.5.
+        blur_sigma: range of the blur's standard deviation, pixels of the crop.
+
+    Returns:
+        float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
+
+    Raises:
+        TypeError: indices are no int64 tensor.
+        ValueError: indices of another rank, or an option out of its range.
+    """
+    _check(indices, views, (height, width), (scale, ratio, blur_sigma), (brightness, contrast, saturation, hue))
+    for name, probability in (
+        ("flip", flip),
+        ("jitter_probability", jitter_probability),
+        ("grayscale", grayscale),
+        ("blur_probability", blur_probability),
+    ):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{NAME}: {name} is a probability, from 0 to 1, got {probability!r}")
+
+    uniform = _uniforms(seed, step, indices, first_view, views)  # [32, V, B]
+    planes = torch.empty(len(Column), *uniform.shape[1:], dtype=torch.float64, device=indices.device)
+    rest = uniform[2 * ATTEMPTS :]
+    _fill_boxes(planes[:4], uniform[: 2 * ATTEMPTS], rest[:2], height, width, scale, ratio)
+    lows = [max(0.0, 1 - x) for x in (brightness, contrast, saturation)] + [-hue, blur_sigma[0]]
+    highs = [1 + x for x in (brightness, contrast, saturation)] + [hue, blur_sigma[1]]
+    low, high, rates = (
+        planes.new_tensor(values).view(-1, 1, 1)
+        for values in (lows, highs, (flip, jitter_probability, grayscale, blur_probability))
+    )
+    torch.addcmul(low, rest[2:7], high - low, out=planes[Column.BRIGHTNESS : Column.BLUR + 1])
+    happens = rest[7:11] < rates
+    planes[Column.FLIP : Column.GRAYSCALE + 1] = happens[:3]
+    planes[Column.BLUR] *= happens[3]
+    torch.floor(rest[11] * 24, out=planes[Column.ORDER])
+    return planes.permute(1, 2, 0).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _check(
+    indices: Tensor,
+    views: int,
+    sides: tuple[int, int],
+    ranges: tuple[tuple[float, float], ...],
+    half_widths: tuple[float, ...],
+) -> None:
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"{NAME}: indices must be an int64 tensor [B], got {got}")
+    if indices.dim() != 1:
+        raise ValueError(f"{NAME}: indices must have the shape [B], got {list(indices.shape)}")
+    if min(views, *sides) < 1:
+        raise ValueError(f"{NAME}: views, height and width must be at least 1, got {views}, {sides[0]} and {sides[1]}")
+    for name, (low, high) in zip(("scale", "ratio", "blur_sigma"), ranges, strict=True):
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"{NAME}: {name} must be a range (low, high) with 0 < low <= high, got {(low, high)}")
+    for name, half_width in zip(("brightness", "contrast", "saturation", "hue"), half_widths, strict=True):
+        limit = 0.5 if name == "hue" else math.inf
+        if not (0 <= half_width <= limit and math.isfinite(half_width)):
+            bounds = "from 0 to 0.5" if name == "hue" else "finite and at least 0"
+            raise ValueError(f"{NAME}: {name} must be {bounds}, got {half_width!r}")
+
+
+def _signed(word: int) -> int:
+    """The low 64 bits of ``word`` as the int64 of the same bits."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def _mix(z: int) -> int:
+    """SplitMix64's output function, a bijection of the 64-bit integers."""
+    z %= 2**64
+    z = (z ^ (z >> 30)) * _MULTIPLIERS[0] % 2**64
+    z = (z ^ (z >> 27)) * _MULTIPLIERS[1] % 2**64
+    return z ^ (z >> 31)
+
+
+def _mix_(z: Tensor) -> Tensor:
+    """The same of an int64 tensor, in place."""
+    shifted = torch.empty_like(z)
+    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, 1)):
+        torch.bitwise_right_shift(z, shift, out=shifted)
+        z ^= shifted.bitwise_and_(2 ** (64 - shift) - 1)  # int64 shifts its sign in; these bits are 0 instead
+        if multiplier != 1:
+            z *= _signed(multiplier)
+    return z
+
+
+def _uniforms(seed: int, step: int, indices: Tensor, first_view: int, views: int) -> Tensor:
+    """Uniform numbers in [0, 1), multiples of 2^-24, as float64 [2 * _WORDS, V, B]."""
+    key = _mix(_mix(seed) + step)
+    view_keys = [_signed(_mix(key + view)) for view in range(first_view, first_view + views)]
+    keys = torch.tensor(view_keys, device=indices.device)[:, None]
+    keys = _mix_(keys + indices)  # [V, B]: for one (seed, step, view) no two samples share a key
+    counters = torch.tensor([_signed(k * _INCREMENT) for k in range(1, _WORDS + 1)], device=indices.device)
+    words = _mix_(keys + counters[:, None, None])
+    uniform = torch.empty(2, *words.shape, dtype=torch.float64, device=indices.device)
+    uniform[0] = words & 0xFFFFFF
+    uniform[1] = words.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)
+    return uniform.mul_(2.0**-24).flatten(0, 1)
+
+
+def _fill_boxes(
+    boxes: Tensor,
+    attempts: Tensor,
+    position: Tensor,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> None:
+    """[20, V, B] and [2, V, B] uniform numbers -> float64 [4, V, B]: top, left, height, width.
+
+    In float64, so that the last bit of an exponential, which is not the same on every device, does not move a rounded
+    side in practice.
+    """
+    area = attempts[:ATTEMPTS] * ((scale[1] - scale[0]) * height * width) + scale[0] * height * width
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = (attempts[ATTEMPTS:] * ((high - low) / 2) + low / 2).exp_()  # of width / height
+    area.sqrt_()
+    whole = boxes.new_tensor([height, width]).view(2, 1, 1)
+    tried = torch.empty(2, *area.shape, dtype=torch.float64, device=area.device)
+    torch.div(area, root, out=tried[0])
+    torch.mul(area, root, out=tried[1])
+    tried.round_()
+    heights, widths = tried.unbind()
+    fits = (heights.clamp(1, height) == heights) & (widths.clamp(1, width) == widths)  # [10, V, B]
+    # The first that fits has the largest rank; none gives 0.
+    ranks = torch.arange(ATTEMPTS, 0, -1, device=fits.device)[:, None, None]
+    rank = fits.double().mul_(ranks).amax(0)
+    found = rank > 0
+    first = (ATTEMPTS - rank).clamp_(max=ATTEMPTS - 1).long().expand(2, 1, *rank.shape)
+    central = [height, width]
+    if width / height < ratio[0]:
+        central[0] = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        central[1] = max(1, round(height * ratio[1]))
+    sides = torch.where(found, tried.gather(1, first)[:, 0], boxes.new_tensor(central).view(2, 1, 1))
+    free = whole - sides
+    torch.floor(torch.where(found, position * (free + 1), free / 2), out=boxes[:2])
+    boxes[2:] = sides

@@ -1,0 +1,190 @@
+"""Random crops of several views: crop, antialiased resize, flip, colour jitter, grayscale, blur and normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops.crop_parameters import Column
+from imc_kernels.ops.precision import specification
+
+NAME = "multi_crop"
+
+
+def multi_crop(
+    images: Tensor,
+    indices: Tensor,
+    parameters: Tensor,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+    backend: str | None = None,
+) -> Tensor:
+    """Cut, resize and augment V crops of each of B images.
+
+    A crop is its box of the image, resized by the antialiased bilinear filter of Pillow (the box is cut out first: no
+    pixel outside it counts), mirrored or not, then, where its parameters say so: brightness, contrast, saturation and
+    hue in its own order, each clamped to [0, 1]; grayscale; a Gaussian blur of 9 x 9 pixels with reflected edges. Last
+    comes ``(crop - mean) / std``. Mirroring before the crop, as some transforms do, has the same distribution, since
+    boxes are as likely as their mirror images.
+
+    All stages run in float32 (float64 for a float64 result) on values in [0, 1]; Pillow rounds to 8 bits after every
+    stage, so a crop agrees with Pillow's within one or two steps of 1/255 a stage. The definitions of the colour
+    operations are those of torchvision, with Pillow's luma (0.299, 0.587, 0.114). Images of one channel have no
+    saturation, hue or colour to lose. There is no gradient.
+
+    Args:
+        images: uint8 [M, H, W, C], C 1 or 3, the whole data set; only the images named by ``indices`` are read.
+        indices: int64 [B], each in [0, M).
+        parameters: float32 [V, B, 13] from :func:`draw_crop_parameters`, for these views and samples.
+        size: height and width of the crops, pixels.
+        mean, std: C numbers each, of values in [0, 1].
+        dtype: of the result: float32, float64, bfloat16 or float16 (rounded once, to nearest even).
+        memory_format: ``torch.channels_last`` or ``torch.contiguous_format``, of the crops as [V*B, C, size, size].
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        [V, B, C, size, size] of ``dtype``, on the images' device.
+
+    Raises:
+        TypeError: an input is no tensor or not of its dtype, or ``dtype`` is not a floating one.
+        ValueError: shapes or devices that do not fit, a number out of its range, or a bad option. Values of indices and
+            parameters are checked on the CPU only: elsewhere that would wait for the device.
+    """
+    _check_tensors(images, indices, parameters)
+    _check_options(images, size, mean, std, dtype, memory_format)
+    if images.device.type == "cpu":
+        _check_values(images, indices, parameters)
+    # The dtype that a backend must serve is that of the result.
+    chosen = backends.choose(NAME, tuple(IMPLEMENTATIONS), images.device.type, dtype, backend)
+    return IMPLEMENTATIONS[chosen](images, indices, parameters, size, dtype, mean, std, memory_format)
+
+
+def _check_tensors(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
+    for name, tensor, dtype, layout in (
+        ("images", images, torch.uint8, "[M, H, W, C]"),
+        ("indices", indices, torch.int64, "[B]"),
+        ("parameters", parameters, torch.float32, f"[V, B, {len(Column)}]"),
+    ):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{NAME}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{NAME}: {name} {layout} must be {dtype}, got {tensor.dtype}")
+        if tensor.dim() != layout.count(",") + 1 or tensor.numel() == 0:
+            raise ValueError(f"{NAME}: {name} must have the shape {layout}, none of them 0, got {list(tensor.shape)}")
+        if tensor.device != images.device:
+            raise ValueError(f"{NAME}: images are on {images.device} and {name} on {tensor.device}; move one")
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
+    if parameters.shape[1:] != (len(indices), len(Column)):
+        raise ValueError(
+            f"{NAME}: parameters must be [V, B, {len(Column)}] with B = {len(indices)}, the number of indices, got "
+            f"{list(parameters.shape)}"
+        )
+
+
+def _check_options(
+    images: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> None:
+    if dtype not in backends.FLOATING:
+        raise TypeError(f"{NAME}: dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    if memory_format not in (torch.channels_last, torch.contiguous_format):
+        raise ValueError(f"{NAME}: memory_format must be channels_last or contiguous_format, got {memory_format}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"{NAME}: size must be an integer of at least 1, got {size!r}")
+    side = max(images.shape[1:3])
+    if 2 * max(size, 2) * (side + size) >= 2**31:  # what the weights' integers can hold
+        raise ValueError(f"{NAME}: crops of {size} pixels from images of {side} are too large")
+    channels = images.shape[3]
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"{NAME}: mean and std must have one number for each of the {channels} channels, got {len(mean)} and "
+            f"{len(std)}"
+        )
+    if not (all(math.isfinite(x) for x in (*mean, *std)) and min(std) > 0):
+        raise ValueError(f"{NAME}: mean must be finite and std finite and above 0, got {mean!r} and {std!r}")
+
+
+def _check_values(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
+    count, height, width, _ = images.shape
+    low, high = indices.aminmax()
+    if low < 0 or high >= count:
+        raise ValueError(f"{NAME}: indices must lie in [0, {count}), got {int(low)} to {int(high)}")
+    largest = torch.finfo(torch.float32).max
+    lows = parameters.new_tensor([0, 0, 1, 1, 0, 0, 0, -0.5, 0, 0, 0, 0, 0])
+    highs = parameters.new_tensor([height, width, height, width, *[largest] * 3, 0.5, largest, 1, 1, 1, 23])
+    # A minimum of NaN is NaN, which fails every comparison.
+    rows = parameters.flatten(0, 1)
+    inside = (rows.amin(0) >= lows) & (rows.amax(0) <= highs)
+    if not inside.all():
+        column = Column(int(inside.int().argmin()))
+        raise ValueError(
+            f"{NAME}: parameters of the column {column.name} must lie in [{lows[column]:g}, {highs[column]:g}], got "
+            f"{rows[:, column].min():g} to {rows[:, column].max():g}"
+        )
+    boxes = rows[:, :4]
+    ends = boxes[:, :2] + boxes[:, 2:]
+    if not (ends <= parameters.new_tensor([height, width])).all() or not (boxes == boxes.floor()).all():
+        raise ValueError(f"{NAME}: the boxes of parameters must be whole pixels inside the images, {height} x {width}")
+    order = rows[:, Column.ORDER]
+    if not (order == order.floor()).all():
+        raise ValueError(f"{NAME}: parameters of the column ORDER must be whole numbers")
+
+
+def _cpu(
+    images: Tensor,
+    indices: Tensor,
+    parameters: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    mean: Sequence[float],
+    std: Sequence[float],
+    memory_format: torch.memory_format,
+) -> Tensor:
+    if not images.is_contiguous():  # a copy of the batch, not of the data set
+        images, indices = images[indices].contiguous(), torch.arange(len(indices))
+    views, batch, columns = parameters.shape
+    count, height, width, channels = images.shape
+    channels_last = memory_format == torch.channels_last
+    shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
+    crops = torch.empty(shape, dtype=dtype)
+    factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    native.call(
+        "_cpu",
+        NAME,
+        [
+            (crops, shape),
+            (images, (count, height, width, channels), torch.uint8),
+            (indices.contiguous(), (batch,), torch.int64),
+            (parameters.contiguous(), (views, batch, columns), torch.float32),
+            (torch.tensor([factors, offsets], dtype=torch.float64), (2, channels), torch.float64),
+        ],
+        views,
+        batch,
+        height,
+        width,
+        channels,
+        size,
+        channels_last,
+    )
+    return crops.movedim(-1, -3) if channels_last else crops
+
+
+def _eager(*arguments: Any) -> Tensor:
+    return specification(eager.multi_crop, *arguments)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "eager": _eager}
