@@ -51,7 +51,6 @@ def released_losses(scores: Tensor, logits: Tensor) -> Tensor:
     return swapped / (2 * (len(scores) - 1)) + information + guard
 
 
-@torch.no_grad()
 def batched_sinkhorn(scores: Tensor) -> Tensor:
     """All views [V, B, K]: scaling vectors only, each half iteration one matrix-vector product."""
     e = torch.exp((scores - scores.amax(dim=(-2, -1), keepdim=True)) / EPSILON)

@@ -125,6 +125,14 @@ inline void multiply_tile(int64_t depth, const T* tile, const T* panel, T* c, in
   using Unaligned = typename Vector<T>::unaligned;
   constexpr int lanes = Vector<T>::lanes;
   V sums[kTileRows][2] = {};
+  // The rows of C lie kilobytes apart: fetched only when they are written, they took as long as half the arithmetic
+  // (1536 x 1000 x 128, one thread: 5.0 ms, fetched ahead 3.4, writing to one place 2.6).
+#pragma GCC unroll 12
+  for (int r = 0; r < kTileRows; ++r) {
+    __builtin_prefetch(c + r * c_stride, 1);
+    __builtin_prefetch(c + r * c_stride + lanes, 1);
+    __builtin_prefetch(c + r * c_stride + 2 * lanes - 1, 1);
+  }
   for (int64_t k = 0; k < depth; ++k) {
     const V left = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T>);
     const V right = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T> + lanes);

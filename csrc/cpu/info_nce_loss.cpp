@@ -114,7 +114,7 @@ void differentiate(const RowBlock<T>& block, const T* packed_rows, T* gradient) 
   const T weight = p.inverse_temperature / static_cast<T>(p.rows);
   for (int64_t i = 0; i < block.rows * p.dim; ++i) gradient[i] *= weight;
   const int64_t offset = block.first * p.dim;
-  if (p.scale) project(p.embeddings + offset, p.scale + block.first, gradient, block.rows, p.dim);
+  if (p.scale) project(p.embeddings + offset, p.scale + block.first, gradient, block.rows, p.dim, 1);
 }
 
 }  // namespace
@@ -124,7 +124,7 @@ void info_nce_loss(const T* embeddings, T* loss, T* gradient, int64_t batch, int
                    bool normalise, int threads) {
   const int64_t rows = 2 * batch;
   Scratch<T> scale(rows), columns(packed_size<T>(dim, rows)), high(rows), inverse_sum(rows);
-  if (normalise) inverse_norms(embeddings, scale.get(), rows, dim);
+  if (normalise) inverse_norms(embeddings, scale.get(), rows, dim, threads);
   const T* scale_or_null = normalise ? scale.get() : nullptr;
   pack_columns(embeddings, scale_or_null, dim, rows, columns.get(), threads);
   const Problem<T> problem{embeddings,    batch,      dim,       rows, scale_or_null, static_cast<T>(1 / temperature),
