@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,11 +61,17 @@ def multi_crop(
     """
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
-    if images.device.type == "cpu":
-        _check_values(images, indices, parameters)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, tuple(IMPLEMENTATIONS), images.device.type, dtype, backend)
-    return IMPLEMENTATIONS[chosen](images, indices, parameters, size, dtype, mean, std, memory_format)
+    chosen = backends.choose(NAME, ("cpu", "eager"), images.device.type, dtype, backend)
+    tensors = (images, indices, parameters)
+    if torch.compiler.is_compiling() and chosen != "eager":
+        channels_last = memory_format == torch.channels_last
+        return _operator(*tensors, size, dtype, list(map(float, mean)), list(map(float, std)), channels_last)
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(*tensors)
+    if chosen == "eager":
+        return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
+    return _cpu(*tensors, size, dtype, mean, std, memory_format == torch.channels_last)
 
 
 def _check_tensors(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
@@ -114,7 +120,7 @@ def _check_options(
             f"{NAME}: mean and std must have one number for each of the {channels} channels, got {len(mean)} and "
             f"{len(std)}"
         )
-    if not (all(math.isfinite(x) for x in (*mean, *std)) and min(std) > 0):
+    if not (all(-math.inf < x < math.inf for x in (*mean, *std)) and min(std) > 0):
         raise ValueError(f"{NAME}: mean must be finite and std finite and above 0, got {mean!r} and {std!r}")
 
 
@@ -152,13 +158,12 @@ def _cpu(
     dtype: torch.dtype,
     mean: Sequence[float],
     std: Sequence[float],
-    memory_format: torch.memory_format,
+    channels_last: bool,
 ) -> Tensor:
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices))
     views, batch, columns = parameters.shape
     count, height, width, channels = images.shape
-    channels_last = memory_format == torch.channels_last
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     crops = torch.empty(shape, dtype=dtype)
     factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
@@ -183,8 +188,32 @@ def _cpu(
     return crops.movedim(-1, -3) if channels_last else crops
 
 
-def _eager(*arguments: Any) -> Tensor:
-    return specification(eager.multi_crop, *arguments)
+# What torch.compile sees in place of the call above.
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"cpu": _cpu, "eager": _eager}
+@torch.library.custom_op(
+    "imc_kernels::multi_crop",
+    mutates_args=(),
+    schema="(Tensor images, Tensor indices, Tensor parameters, int size, ScalarType dtype, float[] mean, float[] std, "
+    "bool channels_last) -> Tensor",
+)
+def _operator(images: Tensor, indices: Tensor, parameters: Tensor, *options: Any) -> Tensor:
+    _check_values(images, indices, parameters)
+    return _cpu(images, indices, parameters, *options)
+
+
+@_operator.register_fake
+def _(
+    images: Tensor,
+    indices: Tensor,
+    parameters: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool,
+) -> Tensor:
+    leading, channels = parameters.shape[:2], images.shape[3]
+    if channels_last:
+        return images.new_empty(*leading, size, size, channels, dtype=dtype).movedim(-1, -3)
+    return images.new_empty(*leading, channels, size, size, dtype=dtype)

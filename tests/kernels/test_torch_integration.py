@@ -7,7 +7,7 @@ import torch
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 
-from imc_kernels import backends
+from imc_kernels import backends, draw_crop_parameters, multi_crop
 
 NATIVE = [name for name in backends.available() if name != "eager"]
 PLAIN = [operation for operation in OPERATIONS if not operation.label]
@@ -107,3 +107,29 @@ def test_functional_transforms_are_refused(operation: Operation) -> None:
     inputs = operation.inputs(SIZES, torch.float32)
     with pytest.raises(RuntimeError, match=r"setup_context|functorch|torch\.func"):
         torch.func.grad(lambda x: operation(x, *inputs[1:], backend=NATIVE[0]).sum())(inputs[0])
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_multi_crop_opcheck(channels_last: bool) -> None:
+    images = torch.randint(0, 256, (5, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    indices = torch.tensor([4, 0, 2])
+    parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
+    arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last)
+    torch.library.opcheck(torch.ops.imc_kernels.multi_crop.default, arguments)
+
+
+@each_backend
+def test_multi_crop_compiles_to_one_graph_for_any_batch_size(backend: str) -> None:
+    torch.compiler.reset()
+    images = torch.randint(0, 256, (30, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def crop(indices: Tensor, parameters: Tensor) -> Tensor:
+        options = {"size": 6, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "backend": backend}
+        return multi_crop(images, indices, parameters, **options) * 2
+
+    compiled = torch.compile(crop, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (8, 12, 20):
+        indices = torch.arange(batch)
+        parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
+        torch.testing.assert_close(compiled(indices, parameters), crop(indices, parameters))
