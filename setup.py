@@ -80,7 +80,7 @@ def architecture_flags(nvcc: str) -> tuple[list[str], str]:
     flags, names = [], []
     for entry in (listed or DEFAULT_ARCHITECTURES).replace(";", " ").split():
         number = entry.removesuffix("+PTX").replace(".", "")
-        if not listed and f"sm_{number}" not in known:
+        if not listed and f"sm_{number.rstrip('a')}" not in known:  # nvcc does not list the variants, as sm_90a
             continue
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if entry.endswith("+PTX"):
