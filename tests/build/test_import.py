@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     # No compiler, nvcc or ninja on the path.
     clean = {"PATH": "/nowhere", "HOME": str(folder), **environment}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=clean, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
 
 
 def test_import_from_an_empty_folder_without_compilers(tmp_path: Path) -> None:
@@ -30,8 +31,7 @@ def test_import_from_an_empty_folder_without_compilers(tmp_path: Path) -> None:
 def test_import_loads_neither_triton_nor_compiled_modules(tmp_path: Path) -> None:
     code = (
         "import sys, imc_kernels\n"
-        "loaded = [name for name in sys.modules if name.split('.')[0] == 'triton' or name.startswith('imc_kernels._')]\n"
-        "print(loaded)"
+        "print([m for m in sys.modules if m.split('.')[0] == 'triton' or m.startswith('imc_kernels._')])"
     )
     assert python(code, tmp_path).stdout.strip() == "[]"
 
