@@ -23,7 +23,7 @@ void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
                        const T* marginals,    // [prototypes] or null
                        const T* assignments,  // [problems, batch, prototypes]
                        const double* rows,    // [problems, iterations, batch]
-                       const double* columns, // [problems, iterations, prototypes]
+                       const double* columns,  // [problems, iterations, prototypes]
                        const T* grad_output,  // [problems, batch, prototypes]
                        T* gradient,           // [problems, batch, prototypes]
                        int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,

@@ -20,8 +20,7 @@ class FusedLoss:
     wanted, and ``gradients`` holds None where it is not.
 
     A call goes straight through an ``autograd.Function``. While ``torch.compile`` traces, it goes through the operator
-    ``torch.ops.imc_kernels.<name>`` instead, whose shapes are known without running it. (Measured, forward and
-    backward of an empty kernel: 62 microseconds against 137.)
+    ``torch.ops.imc_kernels.<name>`` instead, whose shapes are known without running it and whose calls cost more.
 
     Args:
         name: of the operation.
