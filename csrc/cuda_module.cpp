@@ -14,6 +14,7 @@ PYBIND11_MODULE(_cuda, module) {
   using py::arg;
   module.doc() = "CUDA kernels of imc_kernels";
   module.def("architectures", [] { return IMC_CUDA_ARCHITECTURES; });
+  module.def("emulated", [] { return false; });
   module.def("sinkhorn_workspace_bytes", &imc::cuda::sinkhorn_workspace_bytes, arg("problems"), arg("batch"),
              arg("prototypes"), arg("device"));
   module.def("sinkhorn", &imc::cuda::sinkhorn, arg("element"), arg("scores"), arg("assignments"), arg("workspace"),

@@ -3,17 +3,24 @@
 Backends in the order in which the automatic choice tries them:
 
     cuda     C++/CUDA, NVIDIA GPUs                       (imc_kernels._cuda)
+    triton   Triton, NVIDIA and AMD GPUs, no compiler    (imc_kernels.triton)
     cpu      C++, vectorised and multi-threaded          (imc_kernels._cpu)
     eager    plain PyTorch, any device, differentiable   (imc_kernels.eager: the specification)
 
 The choice, first match: the ``backend=`` argument of a call, ``with backend(name):``, ``set_backend(name)``,
 the environment variable ``IMC_BACKEND``, and last the first backend that is built and serves the operation on the
 input's device and dtype. A backend asked for by name that cannot serve raises; nothing falls back silently.
+
+The GPU backends can also be emulated on CPU tensors, slowly, which is how they are tested without a GPU: ``triton`` by
+its interpreter where ``TRITON_INTERPRET=1`` was set, ``cuda`` where it was built with ``IMC_BUILD_CUDA=simt``. An
+emulated backend runs only when it is asked for by name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -31,31 +38,60 @@ FLOATING = (*HALF_AND_SINGLE, torch.float64)
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend serves, and the sentence that says why it is not there (None where it is)."""
+    """What a backend serves.
+
+    Attributes:
+        devices: the types of device it is written for; None: all.
+        dtypes: those of the inputs.
+        missing: the sentence that says why it is not there, or None where it is.
+        emulated: whether it runs emulated here: on CPU tensors, and only when asked for by name.
+    """
 
     name: str
     devices: tuple[str, ...] | None
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
+    emulated: Callable[[], bool] = lambda: False
 
     def refusal(self, device: str, dtype: torch.dtype) -> str | None:
         """Why this backend cannot take a tensor on this type of device and of this dtype, or None."""
-        if self.devices is not None and device not in self.devices:
-            return f"it serves {' and '.join(self.devices)} tensors, the input is on {device}"
+        devices = ("cpu",) if self.emulated() else self.devices
+        if devices is not None and device not in devices:
+            return f"it serves {' and '.join(devices)} tensors, the input is on {device}"
         if dtype not in self.dtypes:
             names = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
             return f"it serves {names}, the input is {str(dtype).removeprefix('torch.')}"
         return self.missing()
 
 
+@functools.cache
+def _cuda_emulated() -> bool:
+    return native.missing("_cuda") is None and native.module("_cuda").emulated()
+
+
 def _cuda_missing() -> str | None:
-    if not torch.cuda.is_available():
+    if not _cuda_emulated() and not torch.cuda.is_available():
         return "this PyTorch sees no CUDA device"
     return native.missing("_cuda")
 
 
+@functools.cache
+def _triton_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:  # which does not import it
+        return "triton is not installed; pip install triton"
+    if not _triton_interpreted() and not torch.cuda.is_available():
+        return "this PyTorch sees no GPU"
+    return None
+
+
 BACKENDS: Mapping[str, Backend] = {
-    "cuda": Backend("cuda", ("cuda",), HALF_AND_SINGLE, _cuda_missing),
+    "cuda": Backend("cuda", ("cuda",), HALF_AND_SINGLE, _cuda_missing, _cuda_emulated),
+    "triton": Backend("triton", ("cuda",), HALF_AND_SINGLE, _triton_missing, _triton_interpreted),
     "cpu": Backend("cpu", ("cpu",), FLOATING, lambda: native.missing("_cpu")),
     "eager": Backend("eager", None, FLOATING, lambda: None),
 }
@@ -116,7 +152,7 @@ def choose(operation: str, offered: tuple[str, ...], device: str, dtype: torch.d
             raise ValueError(f"backend {name!r} cannot run {operation}: {refusal}")
         return name
     for candidate in offered:
-        if BACKENDS[candidate].refusal(device, dtype) is None:
+        if not BACKENDS[candidate].emulated() and BACKENDS[candidate].refusal(device, dtype) is None:
             return candidate
     raise ValueError(f"no backend of this machine runs {operation} on {dtype} tensors on {device}")
 
@@ -136,7 +172,8 @@ def describe() -> str:
     for name, entry in BACKENDS.items():
         reason = entry.missing()
         where = "any device" if entry.devices is None else "/".join(entry.devices)
-        lines.append(f"{name:6} {where:11} {'available' if reason is None else 'not available: ' + reason}")
+        state = "emulated on the CPU, when asked for by name" if entry.emulated() else "available"
+        lines.append(f"{name:6} {where:11} {state if reason is None else 'not available: ' + reason}")
     choice = requested()
     lines.append(f"chosen: {choice}" if choice else "chosen: automatically, the first of these that serves the input")
     return "\n".join(lines)

@@ -62,16 +62,16 @@ def multi_crop(
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, ("cpu", "eager"), images.device.type, dtype, backend)
+    chosen = backends.choose(NAME, (*KERNELS, "eager"), images.device.type, dtype, backend)
     tensors = (images, indices, parameters)
     if torch.compiler.is_compiling() and chosen != "eager":
         channels_last = memory_format == torch.channels_last
-        return _operator(*tensors, size, dtype, list(map(float, mean)), list(map(float, std)), channels_last)
+        return _operator(*tensors, size, dtype, list(map(float, mean)), list(map(float, std)), channels_last, chosen)
     if images.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(*tensors)
     if chosen == "eager":
         return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
-    return _cpu(*tensors, size, dtype, mean, std, memory_format == torch.channels_last)
+    return KERNELS[chosen](*tensors, size, dtype, mean, std, memory_format == torch.channels_last)
 
 
 def _check_tensors(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
@@ -188,6 +188,9 @@ def _cpu(
     return crops.movedim(-1, -3) if channels_last else crops
 
 
+KERNELS = {"cpu": _cpu}
+
+
 # What torch.compile sees in place of the call above.
 
 
@@ -195,11 +198,13 @@ def _cpu(
     "imc_kernels::multi_crop",
     mutates_args=(),
     schema="(Tensor images, Tensor indices, Tensor parameters, int size, ScalarType dtype, float[] mean, float[] std, "
-    "bool channels_last) -> Tensor",
+    "bool channels_last, str backend) -> Tensor",
 )
 def _operator(images: Tensor, indices: Tensor, parameters: Tensor, *options: Any) -> Tensor:
-    _check_values(images, indices, parameters)
-    return _cpu(images, indices, parameters, *options)
+    if images.device.type == "cpu":
+        _check_values(images, indices, parameters)
+    *arguments, backend = options
+    return KERNELS[backend](images, indices, parameters, *arguments)
 
 
 @_operator.register_fake
@@ -212,6 +217,7 @@ def _(
     mean: Sequence[float],
     std: Sequence[float],
     channels_last: bool,
+    backend: str,
 ) -> Tensor:
     leading, channels = parameters.shape[:2], images.shape[3]
     if channels_last:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,16 +46,36 @@ def prototype_scores(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "
             f"{list(prototypes.shape)}"
         )
-    chosen = backends.choose(NAME, ("cpu", "eager"), embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, (*KERNELS, "eager"), embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":
         scores = specification(eager.prototype_scores, embeddings, prototypes, normalize_prototypes)
         return scores.to(embeddings.dtype)
-    arguments = (at_least_single(embeddings), at_least_single(prototypes), bool(normalize_prototypes))
+    kernels = KERNELS[chosen]
+    x, w = (t if kernels.reads_half else at_least_single(t) for t in (embeddings, prototypes))
+    normalize = bool(normalize_prototypes)
     if torch.compiler.is_compiling():
-        return _operator(*arguments).to(embeddings.dtype)
+        return _operator(x, w, normalize, chosen).to(embeddings.dtype)
     if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
-        return _PrototypeScores.apply(*arguments).to(embeddings.dtype)
-    return _cpu(*arguments).to(embeddings.dtype)
+        return _PrototypeScores.apply(chosen, x, w, normalize).to(embeddings.dtype)
+    return kernels.forward(x, w, normalize).to(embeddings.dtype)
+
+
+Backward = Callable[[Tensor, Tensor, Tensor, bool, Sequence[bool]], "tuple[Tensor | None, Tensor | None]"]
+
+
+class Kernels(NamedTuple):
+    """A backend's form of the operation.
+
+    Attributes:
+        forward: (embeddings, prototypes, normalize_prototypes) -> the scores.
+        backward: (embeddings, prototypes, grad_output, normalize_prototypes, needs) -> the gradients of the two
+            tensors, None for one that is not needed.
+        reads_half: whether it reads half precision itself.
+    """
+
+    forward: Callable[[Tensor, Tensor, bool], Tensor]
+    backward: Backward
+    reads_half: bool = False
 
 
 def _cpu(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
@@ -101,19 +121,23 @@ def _cpu_backward(
     return gradients
 
 
+KERNELS = {"cpu": Kernels(_cpu, _cpu_backward)}
+
+
 class _PrototypeScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+    def forward(ctx: Any, backend: str, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
         ctx.save_for_backward(embeddings, prototypes)
-        ctx.normalize_prototypes = normalize_prototypes
-        return _cpu(embeddings, prototypes, normalize_prototypes)
+        ctx.backend, ctx.normalize_prototypes = backend, normalize_prototypes
+        return KERNELS[backend].forward(embeddings, prototypes, normalize_prototypes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, prototypes = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        return *_cpu_backward(embeddings, prototypes, grad_output, ctx.normalize_prototypes, needs), None
+        needs = ctx.needs_input_grad[1:3]
+        backward = KERNELS[ctx.backend].backward
+        return None, *backward(embeddings, prototypes, grad_output, ctx.normalize_prototypes, needs), None
 
 
 # What torch.compile sees in place of the calls above.
@@ -122,44 +146,50 @@ class _PrototypeScores(torch.autograd.Function):
 @torch.library.custom_op(
     "imc_kernels::prototype_scores",
     mutates_args=(),
-    schema="(Tensor embeddings, Tensor prototypes, bool normalize_prototypes) -> Tensor",
+    schema="(Tensor embeddings, Tensor prototypes, bool normalize_prototypes, str backend) -> Tensor",
 )
-def _operator(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-    return _cpu(embeddings, prototypes, normalize_prototypes)
+def _operator(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool, backend: str) -> Tensor:
+    return KERNELS[backend].forward(embeddings, prototypes, normalize_prototypes)
 
 
 @_operator.register_fake
-def _(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+def _(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool, backend: str) -> Tensor:
     return embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
 
 
 @torch.library.custom_op(
     "imc_kernels::prototype_scores_backward",
     mutates_args=(),
-    schema="(Tensor embeddings, Tensor prototypes, Tensor grad_output, bool normalize_prototypes, bool[] needs) "
-    "-> Tensor[]",
+    schema="(Tensor embeddings, Tensor prototypes, Tensor grad_output, bool normalize_prototypes, bool[] needs, "
+    "str backend) -> Tensor[]",
 )
 def _backward_operator(embeddings: Tensor, *rest: Any) -> list[Tensor]:
-    gradients = _cpu_backward(embeddings, *rest)
+    *arguments, backend = rest
+    gradients = KERNELS[backend].backward(embeddings, *arguments)
     return [embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @_backward_operator.register_fake
 def _(
-    embeddings: Tensor, prototypes: Tensor, grad_output: Tensor, normalize_prototypes: bool, needs: Sequence[bool]
+    embeddings: Tensor,
+    prototypes: Tensor,
+    grad_output: Tensor,
+    normalize_prototypes: bool,
+    needs: Sequence[bool],
+    backend: str,
 ) -> list[Tensor]:
     return [x.new_empty(x.shape if need else 0) for x, need in zip((embeddings, prototypes), needs, strict=True)]
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.normalize_prototypes = inputs
+    *tensors, ctx.normalize_prototypes, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _operator_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:2])
-    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.normalize_prototypes, needs)
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None
+    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.normalize_prototypes, needs, ctx.backend)
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
 
 
 _operator.register_autograd(_operator_backward, setup_context=_setup_context)

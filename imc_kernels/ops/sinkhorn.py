@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,21 +69,23 @@ def sinkhorn(
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
     needed = torch.is_grad_enabled() and scores.requires_grad
-    offered: tuple[str, ...] = ("cuda", "cpu", "eager")
-    form = NAME
+    form, offered = NAME, tuple(KERNELS)
     if needed or marginals is not None:
-        offered, form = offered[1:], f"{NAME} with {'a gradient' if needed else 'marginals'}"
+        form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
+        offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
     if group is not None:
-        offered, form = offered[-1:], f"{NAME} with a group"
-    chosen = backends.choose(form, offered, scores.device.type, scores.dtype, backend)
+        form, offered = f"{NAME} with a group", ()
+    chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
-    arguments = (scores if chosen == "cuda" else at_least_single(scores), float(epsilon), iterations, marginals)
+    kernels = KERNELS[chosen]
+    x = scores if kernels.reads_half else at_least_single(scores)
+    epsilon = float(epsilon)
     if torch.compiler.is_compiling():
-        return _operator(*arguments, needed, chosen)[0].to(scores.dtype)
+        return _operator(x, epsilon, iterations, marginals, needed, chosen)[0].to(scores.dtype)
     if needed:
-        return _Sinkhorn.apply(*arguments).to(scores.dtype)
-    return (_cuda(*arguments) if chosen == "cuda" else _cpu(*arguments, potentials=False)[0]).to(scores.dtype)
+        return _Sinkhorn.apply(chosen, x, epsilon, iterations, marginals).to(scores.dtype)
+    return kernels.forward(x, epsilon, iterations, marginals, False)[0].to(scores.dtype)
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
@@ -114,7 +117,34 @@ def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
     return queue
 
 
-def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
+Forward = Callable[[Tensor, float, int, "Tensor | None", bool], "tuple[Tensor, Tensor | None, Tensor | None]"]
+Backward = Callable[[Tensor, "Tensor | None", Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+class Kernels(NamedTuple):
+    """A backend's form of the operation.
+
+    Attributes:
+        forward: (scores, epsilon, iterations, marginals, potentials) -> the assignments and, where ``potentials`` asks
+            for them, the logarithms of the row and column scalings after each iteration: [problems, iterations, B] and
+            [problems, iterations, K].
+        backward: (scores, marginals, assignments, rows, columns, grad_output, epsilon) -> the gradient of the scores.
+            None: the backend has neither gradient nor marginals.
+        reads_half: whether it reads half precision itself.
+        potentials: the dtype of the scalings.
+    """
+
+    forward: Forward
+    backward: Backward | None
+    reads_half: bool = False
+    potentials: torch.dtype = torch.float32
+
+
+def _cuda(
+    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
+) -> tuple[Tensor, None, None]:
+    assert marginals is None
+    assert not potentials
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
@@ -129,13 +159,12 @@ def _cuda(scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | N
         epsilon,
         iterations,
     )
-    return assignments
+    return assignments, None, None
 
 
 def _cpu(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Assignments and, where asked, the logarithms of the row and column scalings after each iteration."""
     scores = scores.contiguous()
     batch, prototypes = scores.shape[-2:]
     problems = scores.shape[:-2].numel()
@@ -195,20 +224,33 @@ def _cpu_backward(
     return gradient
 
 
+KERNELS = {
+    "cuda": Kernels(_cuda, None, reads_half=True),
+    "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
+}
+
+
+def _backward_of(backend: str) -> Backward:
+    backward = KERNELS[backend].backward
+    assert backward is not None
+    return backward
+
+
 class _Sinkhorn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None) -> Tensor:
-        assignments, rows, columns = _cpu(scores, epsilon, iterations, marginals, potentials=True)
+    def forward(
+        ctx: Any, backend: str, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None
+    ) -> Tensor:
+        assignments, rows, columns = KERNELS[backend].forward(scores, epsilon, iterations, marginals, True)
         ctx.save_for_backward(scores, marginals, assignments, rows, columns)
-        ctx.epsilon = epsilon
+        ctx.epsilon, ctx.backend = epsilon, backend
         return assignments
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, marginals, assignments, rows, columns = ctx.saved_tensors
-        gradient = _cpu_backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
-        return gradient, None, None, None
+        gradient = _backward_of(ctx.backend)(*ctx.saved_tensors, grad_output, ctx.epsilon)
+        return None, gradient, None, None, None
 
 
 # What torch.compile sees in place of the calls above.
@@ -223,9 +265,7 @@ class _Sinkhorn(torch.autograd.Function):
 def _operator(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
 ) -> list[Tensor]:
-    if backend == "cuda":
-        return [_cuda(scores, epsilon, iterations, marginals)]
-    return [x for x in _cpu(scores, epsilon, iterations, marginals, potentials) if x is not None]
+    return [x for x in KERNELS[backend].forward(scores, epsilon, iterations, marginals, potentials) if x is not None]
 
 
 @_operator.register_fake
@@ -235,18 +275,19 @@ def _(
     assignments = scores.new_empty(scores.shape)
     if not potentials:
         return [assignments]
-    problems = math.prod(scores.shape[:-2])
-    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=torch.float64) for n in scores.shape[-2:])]
+    problems, dtype = math.prod(scores.shape[:-2]), KERNELS[backend].potentials
+    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=dtype) for n in scores.shape[-2:])]
 
 
 @torch.library.custom_op(
     "imc_kernels::sinkhorn_backward",
     mutates_args=(),
     schema="(Tensor scores, Tensor? marginals, Tensor assignments, Tensor rows, Tensor columns, Tensor grad_output, "
-    "float epsilon) -> Tensor",
+    "float epsilon, str backend) -> Tensor",
 )
 def _backward_operator(*arguments: Any) -> Tensor:
-    return _cpu_backward(*arguments)
+    *rest, backend = arguments
+    return _backward_of(backend)(*rest)
 
 
 @_backward_operator.register_fake
@@ -255,12 +296,13 @@ def _(scores: Tensor, *rest: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    scores, ctx.epsilon, _, marginals, _, _ = inputs
+    scores, ctx.epsilon, _, marginals, _, ctx.backend = inputs
     ctx.save_for_backward(scores, marginals, *output)
 
 
 def _operator_backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    return _backward_operator(*ctx.saved_tensors, grad_outputs[0], ctx.epsilon), None, None, None, None, None
+    gradient = _backward_operator(*ctx.saved_tensors, grad_outputs[0], ctx.epsilon, ctx.backend)
+    return gradient, None, None, None, None, None
 
 
 _operator.register_autograd(_operator_backward, setup_context=_setup_context)

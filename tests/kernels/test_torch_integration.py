@@ -51,7 +51,7 @@ def test_opcheck(dtype: torch.dtype, layout: str) -> None:
         operators.info_nce_loss: (two_views, 0.1, True, [True], backend),
         operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, [True], backend),
         operators.sinkhorn: (scores, 0.05, 3, None, True, backend),
-        operators.prototype_scores: (embeddings, prototypes, True),
+        operators.prototype_scores: (embeddings, prototypes, True, backend),
         operators.swapped_prediction_loss: (scores, targets, 0.1, [True, False], backend),
         operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, [True, True], backend),
     }
@@ -115,7 +115,7 @@ def test_multi_crop_opcheck(channels_last: bool) -> None:
     images = torch.randint(0, 256, (5, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = torch.tensor([4, 0, 2])
     parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
-    arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last)
+    arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last, NATIVE[0])
     torch.library.opcheck(torch.ops.imc_kernels.multi_crop.default, arguments)
 
 
