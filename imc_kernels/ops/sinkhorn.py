@@ -249,7 +249,9 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _backward_of(ctx.backend)(*ctx.saved_tensors, grad_output, ctx.epsilon)
+        scores, marginals, assignments, rows, columns = ctx.saved_tensors
+        backward = _backward_of(ctx.backend)
+        gradient = backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
         return None, gradient, None, None, None
 
 
