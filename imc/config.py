@@ -5,29 +5,10 @@ The command-line flags are derived from the fields (:mod:`imc.arguments`): ``bat
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
 from imc.errors import UserError
-
-
-def option(
-    default: Any,
-    group: str,
-    help: str,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field of :class:`Config`: its default, its group and line in ``--help``, and the bounds of its value."""
-    bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
-    return field(
-        default=default,
-        metadata={"group": group, "help": help, "bounds": {k: v for k, v in bounds.items() if v is not None}},
-    )
+from imc.options import check, option
 
 
 @dataclass(frozen=True)
@@ -96,9 +77,7 @@ class Config:
         Raises:
             UserError: the first value that is not, with what is accepted.
         """
-        hints = get_type_hints(Config)
-        for entry in fields(self):
-            _check(flag(entry.name), getattr(self, entry.name), hints[entry.name], entry.metadata["bounds"])
+        check(self)
         if self.large_crops + self.small_crops < 2:
             raise UserError("--large-crops and --small-crops must be at least 2 together, got 1")
         if self.pool_after > len(self.widths):
@@ -110,38 +89,3 @@ class Config:
         if self.out == "":
             raise UserError("--out must be a folder, got an empty text")
         return self
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
-    members = get_args(hint)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, tuple) or not value:
-            raise UserError(f"{name} must be one or more numbers, got {value!r}")
-        for member in value:
-            _check(name, member, members[0], bounds)
-        if Ellipsis not in members and (len(value) != len(members) or value[0] > value[-1]):
-            raise UserError(f"{name} must be {len(members)} numbers, the smaller first, got {value}")
-        return
-    accepted = members or (hint,)
-    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
-        accepted = (*accepted, int)
-    wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)
-    if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and _within(value, bounds))):
-        kind = "a number" if float in accepted else "an integer" if int in accepted else "text"
-        limits = " and ".join(f"{relation} {limit:g}" for relation, limit in bounds.items())
-        raise UserError(f"{name} must be {kind}{' ' * bool(limits)}{limits}, got {value!r}")
-
-
-def _within(value: float, bounds: dict[str, float]) -> bool:
-    holds = {
-        "of at least": lambda limit: value >= limit,
-        "above": lambda limit: value > limit,
-        "of at most": lambda limit: value <= limit,
-        "below": lambda limit: value < limit,
-    }
-    return all(holds[relation](limit) for relation, limit in bounds.items())

@@ -41,14 +41,14 @@ from imc.evaluation import assign
 from imc.methods.imc_swav import ImcSwav
 from imc.models.encoders import DigitsEncoder
 from imc.monitor import EpochMonitor, collapse_warnings
-from imc.report import table, write_report
+from imc.results import table, write_results
 from imc.run_folder import append_json_line, open_run_folder, save_model, write_json
 from imc_kernels import backends
 
 
 def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
-    config = arguments.parse(argv, program="imc train", description=__doc__ or "")
+    config = arguments.parse(Config, argv, program="imc train", description=__doc__ or "").validate()
     result = train(config)
     print(table(result, Path(result["out"])))
 
@@ -87,7 +87,7 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
     save_model(folder / "model.pt", model.state_dict(), asdict(config))
     assert config.pixel_scale is not None
     clusters, confidence = assign(model, data.images, config.large_size, config.pixel_scale)
-    result = write_report(folder, config, data, clusters, confidence, seconds)
+    result = write_results(folder, config, data, clusters, confidence, seconds)
     empty = result["clusters"] - result["clusters_used"]
     if empty:
         _warn(f"{empty} of {result['clusters']} clusters are empty; a higher --entropy-weight evens them out")

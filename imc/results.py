@@ -20,7 +20,7 @@ from imc.metrics import best_matching, clustering_scores, confusion_matrix
 from imc.run_folder import FILES, RESULT, write_json
 
 
-def write_report(
+def write_results(
     folder: Path,
     config: Config,
     data: Images,
