@@ -41,7 +41,7 @@ def parse(options: type[Options], argv: Sequence[str], *, program: str, descript
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, entry in positional.items():
-        nargs = {"nargs": "+"} if get_origin(hints[name]) is tuple else {}
+        nargs: dict[str, Any] = {"nargs": "+"} if get_origin(hints[name]) is tuple else {}
         parser.add_argument(name, metavar=entry.metadata["metavar"], help=entry.metadata["help"], **nargs)
     groups: dict[str, Any] = {}
     for entry in (entry for name, entry in entries.items() if name not in positional):
