@@ -83,10 +83,7 @@ def save_gallery(
     height, width = images.shape[1] + 1, images.shape[2] + 1
     canvas = np.full((len(rows) * height - 1, (2 * GALLERY_COLUMNS + 1) * width - 1, images.shape[3]), 255, np.uint8)
     for position, cluster in enumerate(rows):
-        members = np.flatnonzero(clusters == cluster)
-        members = members[np.argsort(-confidence[members], kind="stable")]
-        left = members[:GALLERY_COLUMNS]
-        right = members[len(left) :][-GALLERY_COLUMNS:]
+        left, right = most_and_least_certain(clusters, confidence, cluster, GALLERY_COLUMNS)
         for start, chosen in ((0, left), (2 * GALLERY_COLUMNS + 1 - len(right), right)):
             for column, index in enumerate(chosen, start):
                 top, edge = position * height, column * width
@@ -113,6 +110,18 @@ def save_gallery(
     figure.suptitle(title + shown, x=0.02, ha="left", fontsize=12, color=INK)
     axes.axis("off")
     _save(figure, path)
+
+
+def most_and_least_certain(
+    clusters: NDArray[np.int64], confidence: NDArray[np.float32], cluster: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The indices of a cluster's ``count`` most certain images and, of the others, of its ``count`` least certain ones.
+
+    Both are in the order of falling confidence [M] and hold fewer where the cluster does.
+    """
+    members = np.flatnonzero(clusters == cluster)
+    members = members[np.argsort(-confidence[members], kind="stable")]
+    return members[:count], members[count:][-count:]
 
 
 def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> None:

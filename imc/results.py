@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 
-from imc import __version__, figures
+from imc import __version__
 from imc.config import Config
 from imc.data import Images
 from imc.evaluation import kmeans_on_pixels
-from imc.metrics import best_matching, clustering_scores, confusion_matrix
+from imc.metrics import clustering_scores
+from imc.run_figures import draw_confusion, draw_gallery
 from imc.run_folder import FILES, RESULT, write_json
 
 
@@ -34,7 +36,7 @@ def write_results(
         folder: where to.
         config: the resolved configuration.
         data: the images with their labels, if there are any.
-        clusters, confidence: [M], of :func:`imc.evaluation.assign`.
+        clusters, confidence: [M], of :class:`imc.evaluation.Outputs`.
         train_seconds: wall time of the training loop.
 
     Returns:
@@ -61,9 +63,12 @@ def write_results(
         "seed": config.seed,
         "threads": config.threads,
         "versions": versions(),
+        "machine": machine(data.images.device),
     }
-    _write_labels(folder / "labels.csv", clusters, confidence, labels)
-    _draw(folder, data, config.clusters, clusters, confidence, labels, own["acc"])
+    _write_labels(folder / "labels.csv", data, clusters, confidence)
+    if labels is not None:
+        draw_confusion(folder / "confusion.png", data, clusters, config.clusters)
+    draw_gallery(folder / "gallery.png", data, clusters, confidence, config.clusters)
     write_json(folder / RESULT, result)
     return result
 
@@ -77,6 +82,27 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
     }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers of seconds belong to."""
+    described: dict[str, Any] = {
+        "system": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def table(result: dict[str, Any], folder: Path) -> str:
@@ -95,42 +121,17 @@ def table(result: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _write_labels(
-    path: Path, clusters: NDArray[np.int64], confidence: NDArray[np.float32], labels: NDArray[np.int64] | None
-) -> None:
+def _write_labels(path: Path, data: Images, clusters: NDArray[np.int64], confidence: NDArray[np.float32]) -> None:
     columns: dict[str, list[Any]] = {
         "index": list(range(len(clusters))),
         "cluster": clusters.tolist(),
         "confidence": [f"{value:.6f}" for value in confidence],
     }
-    if labels is not None:
-        columns["label"] = labels.tolist()
+    if data.files is not None:
+        columns["file"] = list(data.files)
+    if data.labels is not None:
+        columns["label"] = data.labels.tolist()
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
-
-
-def _draw(
-    folder: Path,
-    data: Images,
-    num_clusters: int,
-    clusters: NDArray[np.int64],
-    confidence: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
-    accuracy: float | None,
-) -> None:
-    sizes = np.bincount(clusters, minlength=num_clusters)
-    captions = [f"cluster {cluster}: {size or 'empty'}" for cluster, size in enumerate(sizes)]
-    if labels is not None:
-        matrix = confusion_matrix(labels, clusters, num_classes=len(data.class_names), num_clusters=num_clusters)
-        matched = [cluster for _, cluster in best_matching(matrix)]
-        columns = matched + [cluster for cluster in range(num_clusters) if cluster not in matched]
-        title = f"{data.name}: {len(clusters):,} images, accuracy {accuracy:.1%}"
-        figures.save_confusion(folder / "confusion.png", matrix, data.class_names, columns, title)
-        for cluster in np.flatnonzero(sizes):
-            majority = int(matrix[:, cluster].argmax())
-            share = matrix[majority, cluster] / sizes[cluster]
-            captions[cluster] = f"cluster {cluster}: {sizes[cluster]}, {share:.0%} “{data.class_names[majority]}”"
-    title = f"{data.name}: {len(clusters):,} images in {num_clusters} clusters"
-    figures.save_gallery(folder / "gallery.png", data.images.numpy(), clusters, confidence, captions, title)

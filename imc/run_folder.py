@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,36 @@ def _next_free(folder: Path) -> Path:
     free = next(candidate for candidate in candidates if not candidate.exists())
     free.mkdir(parents=True)
     return free
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and how it takes images."""
+
+    config: Config
+    model: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""
+        from imc.data.views import resize
+
+        assert self.config.pixel_scale is not None
+        return resize(images, self.config.large_size, self.config.pixel_scale)
+
+
+def load_run(folder: Path, device: torch.device) -> LoadedRun:
+    from imc.train import build_model
+
+    saved = torch.load(folder / "model.pt", weights_only=True, map_location=device)
+    config = Config(**saved["config"])
+    channels = saved["model"]["encoder.convolutions.0.weight"].shape[1]
+    model = build_model(config, channels).to(device)
+    model.load_state_dict(saved["model"])
+    return LoadedRun(config, model.eval())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

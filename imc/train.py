@@ -37,12 +37,12 @@ from imc.config import Config
 from imc.data import Images, load
 from imc.data.views import Crops, Views, unit_scale
 from imc.errors import UserError
-from imc.evaluation import assign
+from imc.evaluation import outputs
 from imc.methods.imc_swav import ImcSwav
 from imc.models.encoders import DigitsEncoder
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.results import table, write_results
-from imc.run_folder import append_json_line, open_run_folder, save_model, write_json
+from imc.run_folder import LoadedRun, append_json_line, open_run_folder, save_model, write_json
 from imc_kernels import backends
 
 
@@ -85,9 +85,8 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {folder} holds the metrics of the epochs so far") from None
     save_model(folder / "model.pt", model.state_dict(), asdict(config))
-    assert config.pixel_scale is not None
-    clusters, confidence = assign(model, data.images, config.large_size, config.pixel_scale)
-    result = write_results(folder, config, data, clusters, confidence, seconds)
+    final = outputs(LoadedRun(config, model), data.images)
+    result = write_results(folder, config, data, final.clusters, final.confidence, seconds)
     empty = result["clusters"] - result["clusters_used"]
     if empty:
         _warn(f"{empty} of {result['clusters']} clusters are empty; a higher --entropy-weight evens them out")
