@@ -11,6 +11,7 @@ from imc.errors import Error, UserError
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
+    "evaluate": "score runs: accuracy of clusters and encoder, per class, with figures; mean over several",
 }
 HELP_FLAGS = ("-h", "--help")
 INTERRUPTED = 130  # 128 + SIGINT, what shells use

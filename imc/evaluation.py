@@ -105,7 +105,7 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
 
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:
-    return images.flatten(1).cpu().numpy().astype(np.float32) / 255
+    return images.flatten(1).cpu().numpy().astype(np.float32) / np.float32(255)
 
 
 def plane(features: Tensor, seed: int) -> NDArray[np.float32]:

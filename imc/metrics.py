@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+SCORES = ("acc", "nmi", "ari")
+
 Integers = NDArray[np.int64]
 
 

@@ -202,11 +202,12 @@ def _scaled(preset: Numbers, factor: float) -> Numbers:
     return {name: max(4, round(size * factor)) for name, size in sizes.items()}
 
 
-def resolve(config: Config, *, side: int, channels: int, count: int, classes: int) -> Config:
+def resolve(config: Config, *, name: str, side: int, channels: int, count: int, classes: int) -> Config:
     """Fill in what the configuration leaves to the presets and the data.
 
     Args:
         config: what was asked for.
+        name: of the data set.
         side: of the images, pixels.
         channels: of the images.
         count: number of images, labelled or not, that are trained on.
@@ -215,7 +216,7 @@ def resolve(config: Config, *, side: int, channels: int, count: int, classes: in
     Raises:
         UserError: a value that the data do not allow, or none can be found.
     """
-    preset = numbers(config.method, config.data, side)
+    preset = numbers(config.method, name, side)
     preset["stem"] = "cifar" if side < 48 else "cifar-pool"
     preset["channels"] = channels
     preset["batch_size"] = min(preset["batch_size"], count)
@@ -227,10 +228,10 @@ def resolve(config: Config, *, side: int, channels: int, count: int, classes: in
     if config.classifier_lr is None:
         config = replace(config, classifier_lr=config.lr)
     if config.clusters is None:
-        raise UserError(f"--clusters must be given: {config.data} has no labels to count")
-    for name, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
+        raise UserError(f"--clusters must say how many to find: {name} has no labels to take the number from")
+    for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
         if value > count:
-            raise UserError(f"{name} must be at most {count}, the images of {config.data}, got {value}")
+            raise UserError(f"{flag} must be at most {count}, the images of {name}, got {value}")
     if config.channels != channels:
-        raise UserError(f"--channels must be {channels}, those of {config.data}, got {config.channels}")
+        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
     return config.validate()

@@ -17,7 +17,7 @@ from imc import __version__
 from imc.config import Config
 from imc.data import Images
 from imc.evaluation import kmeans_on_pixels
-from imc.metrics import clustering_scores
+from imc.metrics import SCORES, clustering_scores
 from imc.run_figures import draw_confusion, draw_gallery
 from imc.run_folder import FILES, RESULT, write_json
 
@@ -43,9 +43,8 @@ def write_results(
         The content of result.json. Without labels the scores are None and k-means does not run.
     """
     labels = None if data.labels is None else data.labels.numpy()
-    names = ("acc", "nmi", "ari")
-    own: dict[str, float | None] = dict.fromkeys(names)
-    baseline: dict[str, float | None] = dict.fromkeys(names)
+    own: dict[str, float | None] = dict.fromkeys(SCORES)
+    baseline: dict[str, float | None] = dict.fromkeys(SCORES)
     assert config.clusters is not None
     if labels is not None:
         own.update(clustering_scores(labels, clusters))
@@ -111,7 +110,7 @@ def table(result: dict[str, Any], folder: Path) -> str:
     if result["acc"] is not None:
         lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
         for title, prefix in (("IMC-SwAV", ""), ("k-means on pixels", "kmeans_")):
-            scores = "".join(f"{result[prefix + name]:8.3f}" for name in ("acc", "nmi", "ari"))
+            scores = "".join(f"{result[prefix + name]:8.3f}" for name in SCORES)
             lines.append(f"{title:20}{scores}")
     lines.append(
         f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "

@@ -95,12 +95,12 @@ def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str) -
     return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {len(winners):,} images.")
 
 
-def draw_plane(path: Path, images: Images, result: Outputs, num_clusters: int, seed: int) -> Drawn:
+def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
     """The features in the plane, coloured by cluster and, where there are labels, by class; 2,000 images at most."""
     count = len(result.features)
     chosen = torch.linspace(0, count - 1, min(count, PLANE_IMAGES)).long()
     points = plane(result.features[chosen], seed)
-    names = [str(cluster) for cluster in range(num_clusters)]
+    names = [str(cluster) for cluster in range(result.probabilities.shape[1])]
     colourings = [("coloured by cluster", result.clusters[chosen.numpy()], names)]
     if images.labels is not None:
         colourings.append(("coloured by class", images.labels[chosen].numpy(), list(images.class_names)))

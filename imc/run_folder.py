@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from imc.config import Config
-from imc.data import views
+from imc.data import name_of, views
 from imc.errors import UserError
 from imc.methods import build_model
 from imc.methods.method import Method
@@ -28,8 +28,8 @@ FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "labels.csv", "confusion.png", "gal
 def open_run_folder(config: Config) -> Path:
     """The folder that this run writes to, created.
 
-    With neither ``out`` nor ``name`` given: ``runs/<data>``, or the first of ``runs/<data>-2``, ``-3``, ... that does
-    not exist. A folder asked for may exist if it holds no result and no checkpoint, or with ``overwrite``; files of an
+    With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
+    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result and no checkpoint, or with ``overwrite``; files of an
     earlier run in it are then removed, so that nothing in it is of two runs. Other files are left alone.
 
     Raises:
@@ -37,7 +37,7 @@ def open_run_folder(config: Config) -> Path:
     """
     try:
         if config.out is None and config.name is None and not config.overwrite:
-            return _next_free(RUNS / Path(config.data).stem)
+            return _next_free(RUNS / name_of(config.data))
         folder = run_folder(config)
         if (folder / RESULT).exists() and not config.overwrite:
             raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
@@ -55,7 +55,7 @@ def open_run_folder(config: Config) -> Path:
 
 def run_folder(config: Config) -> Path:
     """The folder that ``out`` or ``name`` asks for."""
-    return Path(config.out) if config.out is not None else RUNS / (config.name or Path(config.data).stem)
+    return RUNS / (config.name or name_of(config.data)) if config.out is None else Path(config.out)
 
 
 def _next_free(folder: Path) -> Path:
