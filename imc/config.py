@@ -30,9 +30,7 @@ class Config:
     data: str = option("digits", "run", "data set by name, or a path: a folder of images, an .npy or an .npz")
     data_root: str | None = option(None, "run", "folder in which named data sets lie; default: data")
     download: bool = option(False, "run", "download a named data set that is not there")
-    image_size: int | None = option(
-        None, "run", "side to which the images of a folder are resized, pixels", at_least=4
-    )
+    image_size: int | None = option(None, "run", "side to which the images of a folder are resized, pixels", at_least=4)
     labels_from_folders: bool = option(False, "run", "take the names of a folder's sub-folders as labels")
     train_on: str = option(
         "train", "run", "split that is clustered; the rivals of CRLC train on both", choices=("train", "train+test")
@@ -55,9 +53,7 @@ class Config:
     optimizer: str = option(None, "training", "the optimiser", choices=("adam", "sgd"))
     lr: float = option(None, "training", "peak learning rate", above=0)
     classifier_lr: float = option(None, "training", "the same for IMC-SwAV's classifier; default: --lr", above=0)
-    schedule: str = option(
-        None, "training", "learning rate after the warm-up", choices=("constant", "cosine", "steps")
-    )
+    schedule: str = option(None, "training", "learning rate after the warm-up", choices=("constant", "cosine", "steps"))
     lr_epochs: tuple[int, ...] = option(
         None, "training", "with --schedule steps: epochs after which the rate is multiplied by --lr-factor", at_least=1
     )
@@ -75,7 +71,10 @@ class Config:
     freeze_encoder: bool = option(False, "training", "train the heads only, on --init's encoder")
 
     augmentation: str = option(
-        None, "views", "affine: rotation, shear, gain, noise; crops: flip, resized crops, colour", choices=("affine", "crops")
+        None,
+        "views",
+        "affine: rotation, shear, gain, noise; crops: flip, resized crops, colour",
+        choices=("affine", "crops"),
     )
     large_crops: int = option(None, "views", "large crops per image: those that assign prototypes", at_least=1)
     large_size: int = option(None, "views", "side of a large crop, pixels", at_least=4)
@@ -116,7 +115,9 @@ class Config:
     pool_after: int = option(
         None, "network", "encoder digits: convolution that the 2x2 max-pool follows, counted from 1", at_least=1
     )
-    pooled_size: int = option(None, "network", "encoder digits: side of the map that average pooling leaves", at_least=1)
+    pooled_size: int = option(
+        None, "network", "encoder digits: side of the map that average pooling leaves", at_least=1
+    )
     feature_dim: int = option(None, "network", "encoder digits: features; else found in the encoder", at_least=1)
     bn: str = option(
         "per-view",
@@ -146,17 +147,26 @@ class Config:
     smoothing: float = option(None, "loss", "crlc: weight of the uniform distribution", at_least=0, below=1)
     contrast_weight: float = option(None, "loss", "crlc: weight of the contrast of the embeddings", at_least=0)
 
-    device: str = option("auto", "speed", "where to run; auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto", "speed", "where to run; auto: a GPU where there is one", choices=("auto", "cpu", "cuda")
+    )
     threads: int = option(0, "speed", "CPU threads; 0: as many as torch chooses", at_least=0)
-    amp: str = option("auto", "speed", "bfloat16 autocast of the encoder; auto: on CUDA", choices=("auto", "bf16", "off"))
+    amp: str = option(
+        "auto", "speed", "bfloat16 autocast of the encoder; auto: on CUDA", choices=("auto", "bf16", "off")
+    )
     channels_last: str = option("auto", "speed", "memory order of images and weights; auto: on", choices=SWITCH)
     device_data: str = option(
-        "auto", "speed", "keep the data set on the device; auto: where it takes under half the free memory", choices=SWITCH
+        "auto",
+        "speed",
+        "keep the data set on the device; auto: where it takes under half the free memory",
+        choices=SWITCH,
     )
     compile: bool = option(False, "speed", "torch.compile the encoder")
     cuda_graph: bool = option(False, "speed", "capture the whole step as one CUDA graph")
     sync_bn: bool = option(False, "speed", "batch normalisation over the views of all ranks, not of each")
-    rank_timeout: float = option(600.0, "speed", "seconds after which a rank that does not answer ends the run", above=0)
+    rank_timeout: float = option(
+        600.0, "speed", "seconds after which a rank that does not answer ends the run", above=0
+    )
 
     log_every: int = option(50, "output", "updates between readings of the loss", at_least=1)
     tensorboard: bool = option(False, "output", "write TensorBoard's event files too")
@@ -205,12 +215,11 @@ class Config:
         unknown = values.keys() - {entry.name for entry in fields(cls)}
         if unknown:
             raise UserError(f"the configuration has the field {min(unknown)!r}, which this version does not know")
-        return cls(
-            **{
-                name: tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        read: dict[str, Any] = {
+            name: tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**read)
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from their default, by name."""

@@ -112,10 +112,10 @@ def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        first_line = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise RunError(
-            f"rank {dist.get_rank()} of {world}: another rank ended or did not answer for {timeout:g} s ({first_line}); "
-            "continue from the last checkpoint with --resume"
+            f"rank {dist.get_rank()} of {world}: another rank ended or did not answer for {timeout:g} s; continue from "
+            f"the last checkpoint with --resume ({reason})"
         ) from None
     finally:
         if ours:

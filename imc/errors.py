@@ -13,7 +13,7 @@ class UserError(Error):
     exit_code = 2
 
 
-class Interrupted(Error):
+class StoppedError(Error):
     """The run was told to stop, and has left a checkpoint."""
 
     exit_code = 130  # 128 + SIGINT, what shells use

@@ -18,7 +18,7 @@ from imc.cuda_graph import GraphedStep
 from imc.data.pixels import open_pixels
 from imc.data.views import Batch, epoch_order, make_views
 from imc.distributed import Agreement, Ranks, StopSignals, average_gradients
-from imc.errors import Interrupted, RunError, UserError
+from imc.errors import RunError, StoppedError, UserError
 from imc.event_files import EventFiles
 from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
@@ -65,7 +65,7 @@ class Loop:
         """Train to the last epoch.
 
         Raises:
-            Interrupted: a signal, or ``stop_after_epoch``; there is a checkpoint.
+            StoppedError: a signal, or ``stop_after_epoch``; there is a checkpoint.
             RunError: a loss term or a parameter is not finite; the last checkpoint stays.
         """
         total = self.config.epochs * self.steps
@@ -108,7 +108,7 @@ class Loop:
                 if stop or (ended is not None and self._due(ended)):
                     self._save()
                 if stop:
-                    raise Interrupted(self._how_to_resume())
+                    raise StoppedError(self._how_to_resume())
         self.seconds += time.perf_counter() - self._clock
 
     def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:

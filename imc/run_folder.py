@@ -29,8 +29,9 @@ def open_run_folder(config: Config) -> Path:
     """The folder that this run writes to, created.
 
     With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
-    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result and no checkpoint, or with ``overwrite``; files of an
-    earlier run in it are then removed, so that nothing in it is of two runs. Other files are left alone.
+    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result and no
+    checkpoint, or with ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two
+    runs. Other files are left alone.
 
     Raises:
         UserError: the folder holds a result, or cannot be created.
@@ -84,7 +85,9 @@ class LoadedRun:
         return views.prepare(images, self.config)
 
 
-def load_run(folder: Path | str, device: torch.device | str = "cpu", encoder: torch.nn.Module | None = None) -> LoadedRun:
+def load_run(
+    folder: Path | str, device: torch.device | str = "cpu", encoder: torch.nn.Module | None = None
+) -> LoadedRun:
     """The model that a run left, in evaluation mode.
 
     Args:

@@ -88,7 +88,7 @@ def train(
     Raises:
         UserError: a value that is not accepted.
         RunError: a loss became NaN, or another process died.
-        Interrupted: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
+        StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
     config.validate()
     device = choose_device(config.device)

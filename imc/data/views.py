@@ -105,9 +105,7 @@ class CropViews:
         # bfloat16 crops would save the encoder's first cast, and cost what 8 bits of mantissa cannot hold of a pixel.
         order = torch.contiguous_format if config.channels_last == "off" else torch.channels_last
         return [
-            multi_crop(
-                images, positions, drawn, size=crops.size, mean=config.mean, std=config.std, memory_format=order
-            )
+            multi_crop(images, positions, drawn, size=crops.size, mean=config.mean, std=config.std, memory_format=order)
             for crops, drawn in zip(self.crops, parameters, strict=True)
         ]
 
@@ -118,8 +116,8 @@ class CropViews:
 class AffineViews:
     """Views for small images of signs.
 
-    A crop of area a (a fraction of the image's, possibly above 1) is a square of side sqrt(a), rotated and sheared, at a
-    uniform position from edge to edge. Outside the image is 0.
+    A crop of area a (a fraction of the image's, possibly above 1) is a square of side sqrt(a), rotated and sheared, at
+    a uniform position from edge to edge. Outside the image is 0.
 
     Args:
         config: resolved.

@@ -64,8 +64,8 @@ class ImcSwav(Method):
         temperature: divides the scores in both terms.
         entropy_weight, logit_limit: see :func:`imc_kernels.mutual_information_loss`.
         bank: rows that the clustering term waits for where a step names the labelled ones; 0: it takes every batch.
-        queue: number N of earlier embeddings of each large crop that join Sinkhorn-Knopp, over all processes, once there
-            are so many; a multiple of the number of processes. 0: none.
+        queue: number N of earlier embeddings of each large crop, over all processes, that join Sinkhorn-Knopp once
+            there are so many; a multiple of the number of processes. 0: none.
         queue_start_epoch: epoch from which the queue is filled, counted from 0.
     """
 

@@ -63,6 +63,7 @@ class PerViewBatchNorm(_BatchNorm):
         if self.weight is not None:
             shape = (-1, *[1] * (x.dim() - 3))
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        momentum = 0.0 if self.momentum is None else self.momentum
         count = x.numel() // (views * x.shape[2]) * group.size()
         with torch.no_grad():
             for running, values in (
@@ -71,7 +72,7 @@ class PerViewBatchNorm(_BatchNorm):
             ):
                 if running is not None:
                     for value in values:
-                        running.lerp_(value.to(running.dtype), self.momentum)
+                        running.lerp_(value.to(running.dtype), momentum)
         return normalised.flatten(0, 1).to(input.dtype)
 
 
