@@ -17,6 +17,7 @@ from imc.errors import UserError
 
 RUNS = Path("runs")
 RESULT = "result.json"
+FIGURES = "figures"  # a folder
 FILES = ("config.json", "metrics.jsonl", "model.pt", "labels.csv", "confusion.png", "gallery.png", RESULT)
 
 
@@ -65,6 +66,14 @@ class LoadedRun:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def image_size(self) -> int:
+        return self.config.large_size
+
+    @property
+    def channels(self) -> int:
+        return self.model.encoder.convolutions[0].in_channels
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""

@@ -136,6 +136,10 @@ class ImcSwav(nn.Module):
         """Cluster logits [B, C] of images [B, channels, s, s]."""
         return self.classifier(self.encoder(images))
 
+    def embed(self, images: Tensor) -> Tensor:
+        """The point [B, D] of each image that the representation loss sees, of length 1."""
+        return functional.normalize(self.projection(self.encoder(images)), dim=1)
+
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
         """Scale each prototype to length 1, in place."""
