@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imc.errors import RunError, UserError
+from imc.device import choose_device
+from imc.errors import RunError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,20 +72,15 @@ class Ranks:
         return values[0]
 
 
-def choose_device(choice: str) -> torch.device:
-    """The device of this process by the choice "auto", "cpu" or "cuda".
+def rank_device(name: str) -> torch.device:
+    """The device of this process: of this name, or where that is "auto" or "cuda" under torchrun the GPU of its rank.
 
     Raises:
         UserError: there is no such device.
     """
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this PyTorch sees no CUDA device")
-    if choice == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if local >= torch.cuda.device_count():
-        raise UserError(f"rank {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
-    return torch.device("cuda", local)
+    if "LOCAL_RANK" in os.environ and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    return choose_device(name)
 
 
 @contextlib.contextmanager

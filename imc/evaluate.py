@@ -24,21 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from imc import arguments, cli
 from imc.data import Dataset, Images, load
+from imc.device import choose_device
 from imc.errors import UserError
 from imc.evaluation import BATCH, Outputs, outputs, recalibrate
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
-from imc.run_folder import LoadedRun, load_run, write_json
+from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
 
 EVALUATION = "evaluation.json"
-FIGURES = "figures"
 
 
 @dataclass(frozen=True)
@@ -119,25 +118,6 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
         _draw(folder / FIGURES, run, splits, results)
     write_json(folder / EVALUATION, evaluation)
     return evaluation
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the first GPU, or the CPU.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"--device {name!r} cannot be used ({reason}); accepted are auto, cpu, cuda, cuda:1, ..."
-        ) from None
-    return device
 
 
 def _recalibrate(run: LoadedRun, data: Dataset, split: str) -> int:

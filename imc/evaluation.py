@@ -77,6 +77,18 @@ def outputs(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH, amp: boo
     return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+@torch.inference_mode()
+def embeddings(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH) -> Iterator[Tensor]:
+    """The points [B, D] that the representation loss sees, batch after batch, for images uint8 [M, H, W, C]."""
+    mode = run.model.training
+    run.model.eval()
+    try:
+        for batch in images.split(batch_size):
+            yield run.model.embed(run.prepare(batch.to(run.device)))
+    finally:
+        run.model.train(mode)
+
+
 def recalibrate(run: LoadedRun, images: Tensor, *, batch_size: int = RECALIBRATION_BATCH) -> int:
     """Estimate the statistics of batch normalisation on images uint8 [M, H, W, C] as evaluation sees them.
 

@@ -185,7 +185,7 @@ def save_scatter(
     figure, axes = _figure(7, 6 * len(colourings), rows=len(colourings))
     for panel, (title, groups, names) in zip(np.atleast_1d(axes), colourings, strict=True):
         colours = _palette(len(names))
-        size = np.clip(6000 / max(len(points), 1), 3, 30)
+        size = np.clip(12000 / max(len(points), 1), 3, 30)
         for group, name in enumerate(names):
             panel.scatter(*points[groups == group].T, s=size, color=colours[group], label=name, linewidths=0, alpha=0.8)
         panel.set_title(title, loc="left", fontsize=12, color=INK)
@@ -209,27 +209,23 @@ def save_heatmaps(
         rows: (title, images [N, H, W, C], heat [N, h, w] in 0..1, captions [N]).
     """
     columns = max(len(images) for _, images, _, _ in rows)
-    figure, axes = _figure(1.15 * columns, 2.75 * len(rows), rows=2 * len(rows), columns=columns)
-    for axis in axes.flat:
-        axis.axis("off")
-    for position, (title, images, heat, captions) in enumerate(rows):
-        above, below = axes[2 * position], axes[2 * position + 1]
-        above[0].text(0, 1.3, title, transform=above[0].transAxes, fontsize=11, color=INK, ha="left", va="bottom")
+    figure = Figure(figsize=(1.15 * columns, 2.75 * len(rows)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)
+    for part, (title, images, heat, captions) in zip(parts.flat, rows, strict=True):
+        part.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
         for column, (image, warmth, caption) in enumerate(zip(images, heat, captions, strict=True)):
             grey = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
-            height, width = grey.shape[:2]
-            for axis in (above[column], below[column]):
-                axis.imshow(grey, interpolation="nearest", extent=(0, width, height, 0))
-            below[column].imshow(
-                warmth,
-                cmap="inferno",
-                vmin=0,
-                vmax=1,
-                alpha=0.6,
-                interpolation="bilinear",
-                extent=(0, width, height, 0),
+            extent = (0, grey.shape[1], grey.shape[0], 0)
+            for axis in axes[:, column]:
+                axis.imshow(grey, interpolation="nearest", extent=extent)
+            axes[1, column].imshow(
+                warmth, cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent
             )
-            above[column].set_title(caption, fontsize=7, color=MUTED, pad=2)
+            axes[0, column].set_title(caption, fontsize=7, color=MUTED, pad=2)
     _save(figure, path)
 
 

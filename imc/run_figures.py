@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from imc import figures
 from imc.data import Images
-from imc.evaluation import PLANE_IMAGES, Outputs, plane
+from imc.evaluation import PLANE_IMAGES, Outputs, embeddings, plane
 from imc.heatmaps import heatmaps
-from imc.metrics import best_matching, confusion_matrix
+from imc.metrics import best_matching, clustering_accuracy, confusion_matrix
 from imc.run_folder import LoadedRun
+from imc_kernels import prototype_scores
 
 HEATMAPS = 8  # images in a row
 NOT_LOSSES = {"loss", "epoch", "lr", "seconds", "images_per_second"}
@@ -33,14 +34,20 @@ def draw_confusion(path: Path, images: Images, clusters: NDArray[np.int64], num_
     assert images.labels is not None
     labels, classes = images.labels.numpy(), len(images.class_names)
     matrix = confusion_matrix(labels, clusters, num_classes=classes, num_clusters=num_clusters)
-    pairs = best_matching(matrix)
-    matched = [cluster for _, cluster in pairs]
-    columns = matched + [cluster for cluster in range(num_clusters) if cluster not in matched]
-    accuracy = sum(int(matrix[pair]) for pair in pairs) / len(labels)
+    columns = _column_order(images, clusters, num_clusters).tolist()
+    accuracy = clustering_accuracy(labels, clusters)
     title = f"{images.name}: {len(labels):,} images, accuracy {accuracy:.1%}"
     figures.save_confusion(path, matrix, images.class_names, columns, title)
     alt = f"Confusion matrix of {classes} classes and {num_clusters} clusters: {accuracy:.1%} lie on the diagonal."
     return Drawn(path, alt)
+
+
+def _column_order(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.int64]:
+    """The clusters in the order of the classes that they are matched to, then the others."""
+    assert images.labels is not None
+    shape = {"num_classes": len(images.class_names), "num_clusters": num_clusters}
+    matched = [cluster for _, cluster in best_matching(confusion_matrix(images.labels.numpy(), clusters, **shape))]
+    return np.array(matched + [cluster for cluster in range(num_clusters) if cluster not in matched])
 
 
 def draw_gallery(
@@ -86,6 +93,15 @@ def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Drawn:
     return Drawn(path, alt + "".join(f", {name.replace('_', ' ')} ends at {last[name]:.0%}" for name in use) + ".")
 
 
+def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.int64], int] | None:
+    """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
+    if not hasattr(run.model, "prototypes"):
+        return None
+    prototypes = run.model.prototypes.weight.detach()
+    winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
+    return torch.cat(winners).numpy(), len(prototypes)
+
+
 def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str) -> Drawn:
     """How many images each prototype or cluster is the first choice of; ``winners`` [M] of 0..total-1."""
     counts = np.bincount(winners, minlength=total)
@@ -96,12 +112,16 @@ def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str) -
 
 
 def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
-    """The features in the plane, coloured by cluster and, where there are labels, by class; 2,000 images at most."""
-    count = len(result.features)
+    """The features in the plane, coloured by cluster and, where there are labels, by class; 2,000 images at most.
+
+    A class and the cluster that is matched to it have one colour.
+    """
+    count, total = result.features.shape[0], result.probabilities.shape[1]
     chosen = torch.linspace(0, count - 1, min(count, PLANE_IMAGES)).long()
     points = plane(result.features[chosen], seed)
-    names = [str(cluster) for cluster in range(result.probabilities.shape[1])]
-    colourings = [("coloured by cluster", result.clusters[chosen.numpy()], names)]
+    order = np.arange(total) if images.labels is None else _column_order(images, result.clusters, total)
+    names = [f"cluster {cluster}" for cluster in order]
+    colourings = [("coloured by cluster", np.argsort(order)[result.clusters[chosen.numpy()]], names)]
     if images.labels is not None:
         colourings.append(("coloured by class", images.labels[chosen].numpy(), list(images.class_names)))
     figures.save_scatter(path, points, colourings)

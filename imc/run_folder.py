@@ -22,6 +22,7 @@ from imc.methods.method import Method
 RUNS = Path("runs")
 RESULT = "result.json"
 CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
+FIGURES = "figures"  # a folder
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "labels.csv", "confusion.png", "gallery.png", RESULT)
 
 
@@ -79,6 +80,16 @@ class LoadedRun:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it was trained on, pixels."""
+        return self.config.input_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.config.channels
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""

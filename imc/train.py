@@ -41,7 +41,7 @@ from imc.config import Config
 from imc.data import Dataset, Images, load
 from imc.data.statistics import channel_statistics
 from imc.data.views import unit_scale
-from imc.distributed import Ranks, choose_device, ranks, same_start
+from imc.distributed import Ranks, rank_device, ranks, same_start
 from imc.errors import UserError
 from imc.evaluation import outputs
 from imc.loop import Loop, compile_encoder, warn
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    return _resolve(config.validate(), _dataset(config, data), encoder, choose_device(config.device))
+    return _resolve(config.validate(), _dataset(config, data), encoder, rank_device(config.device))
 
 
 def train(
@@ -91,7 +91,7 @@ def train(
         StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
     config.validate()
-    device = choose_device(config.device)
+    device = rank_device(config.device)
     with ranks(device, config.rank_timeout) as processes:
         checkpoint = read_checkpoint(run_folder(config)) if config.resume else None
         if checkpoint is not None:
@@ -212,7 +212,7 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         amp=amp,
         channels_last="off" if config.channels_last == "off" else "on",
         backend=_resolve_backend(config.backend, device),
-        device=device.type,
+        device=str(device) if config.device != "auto" else device.type,
         threads=torch.get_num_threads(),
         print_config=False,
         resume=False,

@@ -25,6 +25,7 @@ def tiny(tmp_path: Path) -> Config:
         epochs=2,
         batch_size=64,
         warmup_updates=2,
+        freeze_updates=2,
         small_crops=2,
         widths=(4, 8),
         pool_after=1,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -8,9 +7,11 @@ import torch
 from torch import Tensor
 
 from imc.config import Config
-from imc.methods import imc_swav
+from imc.data import Images
+from imc.methods import build_model, imc_swav
 from imc.methods.imc_swav import ImcSwav
-from imc.train import build_model
+from imc.methods.method import Method
+from imc.train import plan
 from imc_kernels import backends
 
 CLUSTERS = 10
@@ -23,9 +24,9 @@ def eager():
 
 
 @pytest.fixture
-def model(tiny: Config) -> ImcSwav:
+def model(tiny: Config, digits: Images) -> Method:
     torch.manual_seed(0)
-    return build_model(dataclasses.replace(tiny, clusters=CLUSTERS), channels=1)
+    return build_model(plan(tiny, digits))
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""One page about a run, for the eye: curves, the images of every cluster, confusion, embeddings, the machine.
+
+    imc report runs/birds                      # writes runs/birds/report.html and its figures under runs/birds/figures/
+    imc report runs/birds --data other-birds   # the same run on other images
+
+report.html stands alone: it can be mailed, and opens without a network, on a phone too. Labels are used where the data
+set has them; nothing needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imc import arguments, cli, page
+from imc.data import Dataset, Images, load
+from imc.device import choose_device
+from imc.evaluation import BATCH, Outputs, outputs
+from imc.figures import most_and_least_certain
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
+from imc.options import argument, check, option
+from imc.run_figures import (
+    Drawn,
+    describe,
+    draw_confusion,
+    draw_counts,
+    draw_curves,
+    draw_heatmaps,
+    draw_plane,
+    prototype_winners,
+)
+from imc.run_folder import FIGURES, RESULT, LoadedRun, load_run
+
+PAGE = "report.html"
+SHOWN = 12  # images of a cluster that are most, and that are least certain
+SHOWN_CLUSTERS = 100  # beyond this many, the largest are shown
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``imc report``."""
+
+    run: str = argument("RUN", "folder of a trained run")
+    data: str | None = option(None, "report", "data set to show; default: what the run was trained on")
+    device: str = option("auto", "machine", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command: a run in, a page out."""
+    print(report(arguments.parse(Options, argv, program="imc report", description=__doc__ or "")))
+
+
+def report(options: Options, data: Dataset | None = None) -> Path:
+    """Write report.html and its figures into the folder of a run.
+
+    Args:
+        options: those of the command.
+        data: the data set to use instead of loading it.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the folder holds no trained run, or its data set is not there.
+    """
+    check(options)
+    folder = Path(options.run)
+    run = load_run(folder, choose_device(options.device))
+    data = load(options.data or run.config.data) if data is None else data
+    images = data.train
+    result = outputs(run, images.images, batch_size=options.batch_size)
+    pictures = folder / FIGURES
+    pictures.mkdir(exist_ok=True)
+    seed, total = run.config.seed, result.probabilities.shape[1]
+
+    sections = [("Clusters", _clusters(images, result))]
+    if images.labels is not None:
+        confusion = draw_confusion(pictures / "confusion-train.png", images, result.clusters, total)
+        sections.append(("Classes", _figure(confusion) + _classes(images, result)))
+    scatter = draw_plane(pictures / "embeddings.png", images, result, seed)
+    sections.append(("Embeddings", _figure(scatter, "t-SNE of the encoder's features: near points look alike to it.")))
+    evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
+    caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
+    sections.append(("Evidence", _figure(evidence, caption)))
+    sections.append(("Training", _training(folder, pictures)))
+    sections.append(("Use", _use(pictures, run, images, result)))
+    sections.append(("Configuration", _configuration(folder, run)))
+    path = folder / PAGE
+    name = run.config.name or folder.resolve().name
+    path.write_text(page.page(f"{name}: {images.name}", _lead(run, data, result), sections), encoding="utf-8")
+    return path
+
+
+def _lead(run: LoadedRun, data: Dataset, result: Outputs) -> str:
+    clusters, total = result.clusters, result.probabilities.shape[1]
+    tiles = [(f"{len(clusters):,}", "images"), (f"{len(np.unique(clusters))} of {total}", "clusters in use")]
+    if data.train.labels is not None:
+        scores = clustering_scores(data.train.labels.numpy(), clusters)
+        tiles += [(f"{scores[score]:.3f}", score.upper()) for score in SCORES]
+    tiles.append((f"{result.confidence.mean():.0%}", "mean confidence"))
+    return page.paragraph(data.note, muted=True) + page.numbers(tiles)
+
+
+def _figure(drawn: Drawn, caption: str = "") -> str:
+    return page.figure(drawn.path, drawn.alt, caption)
+
+
+def _clusters(images: Images, result: Outputs) -> str:
+    clusters, confidence = result.clusters, result.confidence
+    texts = describe(images, clusters, result.probabilities.shape[1])
+    sizes = np.bincount(clusters, minlength=len(texts))
+    shown = np.sort(np.argsort(-sizes, kind="stable")[:SHOWN_CLUSTERS])
+    parts = [page.paragraph("Of each cluster its most certain images, then its least certain ones.")]
+    if len(shown) < len(texts):
+        parts.append(page.paragraph(f"The {len(shown)} largest of {len(texts)} clusters.", muted=True))
+    for cluster in shown:
+        most, least = most_and_least_certain(clusters, confidence, cluster, SHOWN)
+        body = page.tag("h3", f"Cluster {cluster}: {page.escape(texts[cluster])}")
+        for heading, members in (("most certain", most), ("least certain", least)):
+            if len(members):
+                caption = f"{heading}, {confidence[members[0]]:.0%} to {confidence[members[-1]]:.0%}"
+                body += page.tag("p", caption, class_="muted") + _thumbnails(images, confidence, members)
+        parts.append(page.tag("div", body, class_="cluster"))
+    return "\n".join(parts)
+
+
+def _thumbnails(images: Images, confidence: NDArray[np.float32], members: NDArray[np.int64]) -> str:
+    def name(index: int) -> str:
+        known = f"image {index}" if images.files is None else images.files[index]
+        label = "" if images.labels is None else f", class {images.class_names[int(images.labels[index])]}"
+        return f"{known}{label}, confidence {confidence[index]:.0%}"
+
+    return page.thumbnails((images.images[index].numpy(), name(index)) for index in members.tolist())
+
+
+def _classes(images: Images, result: Outputs) -> str:
+    assert images.labels is not None
+    shape = {"num_classes": len(images.class_names), "num_clusters": result.probabilities.shape[1]}
+    table = per_class_table(confusion_matrix(images.labels.numpy(), result.clusters, **shape), images.class_names)
+    rows = [
+        (row["class"], row["images"], row["cluster"], f"{row['precision']:.1%}", f"{row['recall']:.1%}")
+        for row in table
+    ]
+    return page.table(["class", "images", "cluster", "precision", "recall"], rows)
+
+
+def _training(folder: Path, pictures: Path) -> str:
+    path = folder / "metrics.jsonl"
+    metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not metrics:
+        return ""
+    seconds = sum(line.get("seconds", 0) for line in metrics)
+    return _figure(draw_curves(pictures / "curves.png", metrics), f"{len(metrics)} epochs in {seconds:,.0f} seconds.")
+
+
+def _use(pictures: Path, run: LoadedRun, images: Images, result: Outputs) -> str:
+    total = result.probabilities.shape[1]
+    body = _figure(draw_counts(pictures / "cluster-use.png", result.clusters, total, "clusters"))
+    winners = prototype_winners(run, images.images)
+    if winners is not None:
+        body += _figure(draw_counts(pictures / "prototype-use.png", *winners, "prototypes"))
+    return body
+
+
+def _configuration(folder: Path, run: LoadedRun) -> str:
+    path = folder / RESULT
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    machine = {**result.get("machine", {}), **result.get("versions", {}), "backend": result.get("backend")}
+    config = [(name, _text(value)) for name, value in asdict(run.config).items() if value is not None]
+    return (
+        page.tag("h3", "The machine of the training")
+        + page.table(["what", "value"], [(name, _text(value)) for name, value in machine.items()])
+        + page.tag("details", page.tag("summary", "Every option of the run") + page.table(["option", "value"], config))
+    )
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["report", *sys.argv[1:]]))
