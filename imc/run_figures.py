@@ -97,7 +97,7 @@ def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.
     """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
     if not hasattr(run.model, "prototypes"):
         return None
-    prototypes = run.model.prototypes.weight.detach()
+    prototypes = run.model.get_parameter("prototypes.weight").detach()
     winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
     return torch.cat(winners).numpy(), len(prototypes)
 

@@ -100,6 +100,8 @@ def train(
             warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
         dataset = _load_in_turn(config, data, processes)
         asked, config = config, _resolve(config, dataset, encoder, device)
+        if processes.first and dataset.note:
+            print(dataset.note, file=sys.stderr)
         folder = _folder(config, resume=checkpoint is not None, processes=processes)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
@@ -152,10 +154,7 @@ def _load_in_turn(config: Config, data: Dataset | Images | None, processes: Rank
     failure = processes.share(failure)
     if failure is not None:
         raise UserError(failure)
-    dataset = _dataset(config, data) if dataset is None else dataset
-    if processes.first and dataset.note:
-        print(dataset.note, file=sys.stderr)
-    return dataset
+    return _dataset(config, data) if dataset is None else dataset
 
 
 def _parts(config: Config, data: Dataset) -> list[Tensor]:

@@ -16,10 +16,11 @@ def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
         config: of :func:`imc.presets.resolve`.
         encoder: any module from images to features, in place of the configuration's.
     """
-    return _swav(config, build_encoder(config, encoder))
+    build = {"imc-swav": _imc_swav, "crlc": _crlc}[config.method]
+    return build(config, build_encoder(config, encoder))
 
 
-def _swav(config: Config, encoder: nn.Module) -> Method:
+def _imc_swav(config: Config, encoder: nn.Module) -> Method:
     from imc.methods.imc_swav import ImcSwav
 
     return ImcSwav(
@@ -39,4 +40,22 @@ def _swav(config: Config, encoder: nn.Module) -> Method:
         bank=config.batch_size if config.bank else 0,
         queue=config.queue,
         queue_start_epoch=config.queue_start_epoch,
+    )
+
+
+def _crlc(config: Config, encoder: nn.Module) -> Method:
+    from imc.methods.crlc import Crlc
+
+    return Crlc(
+        encoder,
+        projection_hidden=config.projection_hidden,
+        embedding_dim=config.embedding_dim,
+        clusters=config.clusters,
+        sub_heads=config.sub_heads,
+        head_hidden=config.head_hidden,
+        temperature=config.temperature,
+        contrast_weight=config.contrast_weight,
+        smoothing=config.smoothing,
+        entropy_weight=config.entropy_weight,
+        logit_limit=config.logit_limit,
     )

@@ -195,10 +195,6 @@ class ImcSwav(Method):
             if kept is not None and name in state:
                 kept.load(state[name], device)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The point [B, D] of each image that the representation loss sees, of length 1."""
-        return functional.normalize(self.projection(self.encoder(images)), dim=1)
-
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
         """Scale each prototype to length 1, in place."""
