@@ -261,7 +261,8 @@ def _place(model: Method, config: Config, device: torch.device, processes: Ranks
     if config.sync_bn:
         if config.encoder == "custom":
             raise UserError("--sync-bn is for the encoders of this package; convert yours before you pass it")
-        synchronise(model, processes.group)
+        # A bank's batch is whole in every process.
+        synchronise(model.encoder if config.bank else model, processes.group)
     same_start(model, processes.group)
     if config.compile:
         compile_encoder(model.encoder)
