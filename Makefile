@@ -37,8 +37,9 @@ sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
 	    --ignore ../../tests/kernels/test_large.py -k "not test_memory_is_linear" $(ARGS)
 
+fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built
-	IMC_FUZZ_EXAMPLES=1000 $(SANITIZED) ../../tests/kernels/test_fuzz.py $(ARGS)
+	$(SANITIZED) ../../tests/kernels/test_fuzz.py $(ARGS)
 
 lint: .venv/requirements
 	$(BIN)/ruff check .
