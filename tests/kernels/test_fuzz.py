@@ -32,7 +32,7 @@ sizes = st.builds(
     batch=st.integers(1, 70),
     prototypes=st.integers(1, 90),
     clusters=st.integers(1, 40),
-    dim=st.integers(1, 70),
+    dim=st.integers(2, 70),  # in one dimension a cosine's gradient is 0, up to its rounding over the norm
     heads=st.integers(1, 4),
 )
 LAYOUTS = ("contiguous", "permuted", "strided", "offset", "expanded", "overlapping", "negated view")
