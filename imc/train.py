@@ -70,7 +70,7 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
         RunError: a loss became NaN.
     """
     config.validate()
-    data = load(config.data) if data is None else data
+    data = load(config.data).train if data is None else data
     config = _resolve(config, data)
     folder = open_run_folder(config)
     config = replace(config, name=config.name or folder.name, out=str(folder))

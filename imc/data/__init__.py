@@ -1,47 +1,38 @@
-"""Data sets by name."""
+"""Data sets by name or by path."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
-from torch import Tensor
-
+from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
 
-
-@dataclass(frozen=True)
-class Images:
-    """A data set in memory. Training never reads the labels; only the report at the end does.
-
-    Attributes:
-        name: the name it was loaded by.
-        images: uint8 [M, H, W, C].
-        labels: int64 [M], or None where there are none.
-        class_names: the name of each label value.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor | None
-    class_names: tuple[str, ...]
+__all__ = ["Dataset", "Images", "load"]
 
 
-def _digits() -> Images:
+def _digits() -> Dataset:
     from imc.data.digits import load_digits
 
     return load_digits()
 
 
-DATASETS: dict[str, Callable[[], Images]] = {"digits": _digits}
+DATASETS: dict[str, Callable[[], Dataset]] = {"digits": _digits}
 
 
-def load(name: str) -> Images:
+def load(
+    source: str,
+    *,
+    root: Path | None = None,
+    image_size: int | None = None,
+    labels_from_folders: bool = False,
+    download: bool = False,
+) -> Dataset:
     """The data set of this name.
 
     Raises:
         UserError: there is none.
     """
-    if name not in DATASETS:
-        raise UserError(f"--data {name!r} is not there; accepted are {', '.join(DATASETS)}")
-    return DATASETS[name]()
+    if source not in DATASETS:
+        raise UserError(f"--data {source!r} is not there; accepted are {', '.join(DATASETS)}")
+    return DATASETS[source]()
