@@ -134,6 +134,8 @@ def _resolve(config: Config, data: Images) -> Config:
     count = len(data.images)
     if config.batch_size > count:
         raise UserError(f"--batch-size must be at most {count}, the images of {data.name}, got {config.batch_size}")
+    if config.clusters is None and not data.class_names:
+        raise UserError(f"--clusters must say how many to find: {data.name} has no labels to take the number from")
     clusters = len(data.class_names) if config.clusters is None else config.clusters
     if clusters > count:
         raise UserError(f"--clusters must be at most {count}, the images of {data.name}, got {clusters}")

@@ -23,5 +23,5 @@ def load_digits() -> Dataset:
         class_names=tuple(str(name) for name in digits.target_names),
     )
     mean, std = channel_statistics(train.images)
-    note = f"digits: {len(pixels):,} images of 8x8 pixels, grey, from scikit-learn"
+    note = f"digits: {len(pixels):,} grey images of 8x8 pixels from scikit-learn"
     return Dataset("digits", train, test=None, unlabeled=None, mean=mean, std=std, note=note)
