@@ -22,9 +22,10 @@ FILES = ("config.json", "metrics.jsonl", "model.pt", "labels.csv", "confusion.pn
 def open_run_folder(config: Config) -> Path:
     """The folder that this run writes to, created.
 
-    With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of ``runs/<data>-2``, ``-3``, ... that does
-    not exist. A folder asked for may exist if it holds no result, or with ``overwrite``; files of an earlier run in it
-    are then removed, so that nothing in it is of two runs. Other files are left alone.
+    With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
+    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result, or with
+    ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two runs. Other files are
+    left alone.
 
     Raises:
         UserError: the folder holds a result, or cannot be created.
