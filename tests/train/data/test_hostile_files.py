@@ -8,8 +8,10 @@ import os
 import pickle
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import layouts
@@ -156,12 +158,46 @@ def test_an_interrupted_decoding_leaves_nothing(good: Path, cache: Path, monkeyp
     assert not list(cache.iterdir())
 
 
-def test_a_damaged_entry_of_the_cache_is_made_anew(good: Path, cache: Path) -> None:
+@pytest.mark.parametrize("length", [0, 100])
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_a_damaged_entry_of_the_cache_is_made_anew(suffix: str, length: int, good: Path, cache: Path) -> None:
     expected = load(str(good)).train.images.clone()
-    for suffix in (".npy", ".json"):
-        path = next(path for path in cache.iterdir() if path.suffix == suffix)
-        path.write_bytes(path.read_bytes()[:100])
-        assert (load(str(good)).train.images == expected).all()
+    path = next(path for path in cache.iterdir() if path.suffix == suffix)
+    path.write_bytes(path.read_bytes()[:length])
+    assert (load(str(good)).train.images == expected).all()
+
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(good: Path, cache: Path) -> None:
+    load(str(good))
+    stem = next(cache.glob("*.npy")).stem
+    for name, age in (("old", 0), ("new", time.time())):
+        (cache / f"{stem}.{name}.tmp").touch()
+        os.utime(cache / f"{stem}.{name}.tmp", (age, age))
+    (good / "good1.png").unlink()
+    load(str(good))
+    assert [path.name for path in cache.glob("*.tmp")] == [f"{stem}.new.tmp"]
+
+
+def test_processes_may_decode_one_folder_at_once(good: Path, cache: Path) -> None:
+    with ThreadPoolExecutor(4) as executor:
+        loaded = list(executor.map(load, [str(good)] * 4))
+    assert all((data.train.images == loaded[0].train.images).all() for data in loaded)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    layouts.write_imagenette(tmp_path / "imagenette")
+    (tmp_path / "imagenette" / "val").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"val': it holds no image that can be read; .*cannot be opened \(such as 'val'\)"
+    ):
+        load("imagenette", root=tmp_path)
+
+
+def test_huge_files_are_not_opened(good: Path) -> None:
+    with (good / "huge.webp").open("wb") as file:
+        file.truncate(2 << 30)
+    assert "1 over 1 GB (such as 'huge.webp')" in load(str(good)).note
 
 
 class Payload:
