@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import statistics
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from imc.data.files import refusal
 VERSION = 1  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
 CHUNK = 32  # files per task of a thread
-MIN_SIZE, MAX_SIZE = 4, 1024
+MAX_FILE = 1 << 30  # bytes; some decoders read a whole file before they look at it
 
 Result = TypeVar("Result")
 
@@ -43,16 +44,12 @@ class Skipped:
         count, first = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (count + 1, first)
 
-    @property
-    def count(self) -> int:
-        """How many files in all."""
-        return sum(count for count, _ in self.reasons.values())
-
     def __str__(self) -> str:
+        total = sum(count for count, _ in self.reasons.values())
         details = (
             f"{count:,} {reason} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
         )
-        return f"skipped {self.count:,}: {', '.join(details)}" if self.reasons else ""
+        return f"skipped {total:,}: {', '.join(details)}" if total else ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,9 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
         UserError: there is no image that can be read, or the folder of decoded images cannot be written.
     """
     skipped = Skipped()
-    listing = _listing(folder, within, skipped)
+    listing = sorted(
+        (entry for part in within for entry in _walk(folder, part, skipped)), key=lambda entry: natural_order(entry[0])
+    )
     names = [name for name, _, _ in listing]
     digest = hashlib.sha256()
     for entry in listing:
@@ -103,28 +102,6 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
     kind = "grey" if images.shape[3] == 1 else "colour"
     sizes = f"found at {content['median']} pixels (median), used at {images.shape[1]}x{images.shape[2]}, {kind}"
     return FolderImages(images[: len(files)], files, sizes, skipped)
-
-
-def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """The images under a folder one after another, in natural order, a bounded number of them in memory.
-
-    Args:
-        folder: where the images lie; nothing is written into it.
-        size: side in pixels.
-        channels: 1 (grey) or 3 (red, green, blue).
-        skipped: takes what is left out.
-
-    Yields:
-        The path relative to the folder, and uint8 [size, size, channels].
-    """
-    names = [name for name, _, _ in _listing(folder, (".",), skipped)]
-    return _in_threads(lambda name: decode(folder / name, size, channels), names, "predict", skipped)
-
-
-def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, int, int]]:
-    """What :func:`_walk` finds, in natural order."""
-    found = (entry for part in within for entry in _walk(folder, part, skipped))
-    return sorted(found, key=lambda entry: natural_order(entry[0]))
 
 
 def natural_order(path: str) -> tuple[Any, ...]:
@@ -164,7 +141,10 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, int,
                             skipped.add(path, "broken links or special files")
                         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                             status = entry.stat()
-                            yield path, status.st_size, status.st_mtime_ns
+                            if status.st_size > MAX_FILE:
+                                skipped.add(path, "over 1 GB")
+                            else:
+                                yield path, status.st_size, status.st_mtime_ns
                         else:
                             skipped.add(path, "not images by their suffix")
                     except OSError:
@@ -225,21 +205,20 @@ def _in_threads(
     futures: deque[Future[list[tuple[str, Result | UnreadableError]]]] = deque()
     interval = 0.5 if sys.stderr.isatty() else 15.0
     bar = tqdm(total=len(names), desc=verb, unit="image", mininterval=interval, maxinterval=interval, delay=2)
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor, bar:
+    executor = ThreadPoolExecutor(threads)
+    with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore")  # what Pillow says about odd files; the note says what was skipped
-        while True:
-            for start in _first(starts, 4 * threads - len(futures)):
-                futures.append(executor.submit(chunk, start))
-            if not futures:
-                return
-            for name, result in futures.popleft().result():
-                bar.update()
-                if isinstance(result, UnreadableError):
-                    skipped.add(name, str(result))
-                else:
-                    yield name, result
-
-
-def _first(items: Iterable[int], count: int) -> Iterator[int]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item
+        try:
+            while True:
+                for start in itertools.islice(starts, 4 * threads - len(futures)):
+                    futures.append(executor.submit(chunk, start))
+                if not futures:
+                    return
+                for name, result in futures.popleft().result():
+                    bar.update()
+                    if isinstance(result, UnreadableError):
+                        skipped.add(name, str(result))
+                    else:
+                        yield name, result
+        finally:
+            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in hand only
