@@ -16,11 +16,10 @@ def digits() -> Images:
     return dataclasses.replace(data, images=data.images[:192], labels=data.labels[:192])
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Config:
+def tiny_config(out: Path) -> Config:
     """Two epochs of three updates on a network that trains in a fraction of a second."""
     return Config(
-        out=str(tmp_path / "run"),
+        out=str(out),
         backend="eager",
         epochs=2,
         batch_size=64,
@@ -35,3 +34,8 @@ def tiny(tmp_path: Path) -> Config:
         prototypes=12,
         classifier_widths=(16,),
     )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    return tiny_config(tmp_path / "run")
