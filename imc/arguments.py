@@ -68,9 +68,11 @@ def _usage(entry: Field[Any], hint: Any) -> str:
 def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
     """The keyword arguments of ``add_argument`` for a field of this type."""
     help = entry.metadata["help"].replace("%", "%%")
+    if hint is bool and entry.default is None:
+        return {"action": argparse.BooleanOptionalAction, "help": help}
     if hint is bool:
         return {"action": "store_true", "help": help}
-    members = [member for member in get_args(hint) if member is not type(None)] or [hint]
+    members = [member for member in get_args(hint) if member not in (type(None), Ellipsis)] or [hint]
     default = " ".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
     settings: dict[str, Any] = {
         "default": entry.default,
@@ -78,8 +80,8 @@ def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
         "metavar": "|".join(entry.metadata["choices"]) or {int: "N", float: "X", str: "TEXT"}[members[0]],
         "help": help if default is None else f"{help} (default: {default})",
     }
-    if isinstance(entry.default, tuple):
-        settings["nargs"] = "+" if Ellipsis in members else len(members)
+    if get_origin(hint) is tuple:
+        settings["nargs"] = "+" if Ellipsis in get_args(hint) else len(members)
     return settings
 
 

@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from imc import arguments, cli
-from imc.data import Dataset, Images, load
-from imc.device import choose_device
+from imc.data import Dataset, Images
+from imc.distributed import DEVICES, choose_device
 from imc.errors import UserError
 from imc.evaluation import BATCH, Outputs, outputs, recalibrate
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
+from imc.run_data import other_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
@@ -46,6 +47,7 @@ class Options:
 
     runs: tuple[str, ...] = argument("RUN", "folder of a trained run")
     data: str | None = option(None, "evaluation", "data set to score; default: the run's")
+    labels_from_folders: bool = option(False, "evaluation", "take the names of a folder's sub-folders as labels")
     bn_recalibrate: str = option(
         "train",
         "evaluation",
@@ -57,7 +59,7 @@ class Options:
     out: str | None = option(
         None, "evaluation", "several runs: folder for summary.json and the figure of accuracy against training images"
     )
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
     amp: bool = option(False, "machine", "compute in bfloat16 where autocast does")
 
@@ -96,7 +98,8 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     options = Options(runs=(str(folder),)) if options is None else options
     check(options)
     run = load_run(folder, choose_device(options.device))
-    data = load(options.data or run.config.data) if data is None else data
+    if data is None:
+        data = other_data(run.config, options.data, options.labels_from_folders)
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)
     splits = {name: split for name, split in (("train", data.train), ("test", data.test)) if split is not None}
     results = {

@@ -23,7 +23,10 @@ def option(
     below: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A flag: its default, its group and line in ``--help``, and the bounds of its value or the texts accepted."""
+    """A flag: its default, its group and line in ``--help``, and the bounds of its value or the texts accepted.
+
+    A default of None stands for what is chosen later; the field's type is then that of the choice.
+    """
     bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
     return field(
         default=default,
@@ -51,6 +54,8 @@ def check(options: Any) -> None:
     for entry in fields(options):
         name, value = flag(entry.name), getattr(options, entry.name)
         choices = entry.metadata["choices"]
+        if value is None and entry.default is None:
+            continue
         if choices and value not in choices:
             raise UserError(f"{name} {value!r} is not known; accepted are {', '.join(choices)}")
         if "metavar" not in entry.metadata:
@@ -78,6 +83,7 @@ def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
     wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)
     if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and _within(value, bounds))):
         kind = "a number" if float in accepted else "an integer" if int in accepted else "text"
+        kind = "True or False" if bool in accepted else kind
         limits = " and ".join(f"{relation} {limit:g}" for relation, limit in bounds.items())
         raise UserError(f"{name} must be {kind}{' ' * bool(limits)}{limits}, got {value!r}")
 
