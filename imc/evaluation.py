@@ -128,8 +128,9 @@ def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
     components = min(PLANE_COMPONENTS, *rows.shape)
     reduced = PCA(components, random_state=seed).fit_transform(rows)
     if len(rows) < 10:
-        points = np.zeros((len(rows), 2), np.float32)
-        points[:, : min(2, components)] = reduced[:, :2]
-        return points
+        return np.pad(reduced[:, :2], ((0, 0), (0, 2 - min(2, components)))).astype(np.float32)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float32)
+    # Threads wait for each other in each of its 1,000 small steps: on a busy machine two took 15 times as long as one.
+    with threadpool_limits(limits=1):
+        points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.asarray(points, dtype=np.float32)
