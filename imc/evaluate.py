@@ -30,7 +30,7 @@ from imc.data import Dataset, Images
 from imc.distributed import DEVICES, choose_device
 from imc.errors import UserError
 from imc.evaluation import BATCH, Outputs, outputs, recalibrate
-from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.run_data import other_data
@@ -114,6 +114,7 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
         "bn_recalibrate": options.bn_recalibrate,
         "bn_images": recalibrated,
         "transductive": options.bn_recalibrate == "test",
+        "head": getattr(run.model, "best_head", None),
         "splits": {name: _score(split, results[name]) for name, split in splits.items()},
         "encoder": None if options.skip_probes else _probe(data, results),
     }
@@ -148,7 +149,19 @@ def _score(split: Images, result: Outputs) -> dict[str, Any]:
         scores.update(clustering_scores(labels, clusters))
         scores["classes"] = per_class_table(matrix, split.class_names)
         scores["confusion"] = matrix.tolist()
+        if result.by_head.shape[1]:
+            scores["heads"] = _by_head(labels, result.by_head.numpy())
     return scores
+
+
+def _by_head(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean, standard deviation and values of each score over the cluster heads: clusters [M, H]."""
+    heads = [clustering_scores(labels, head) for head in clusters.T]
+    spread = {score: [head[score] for head in heads] for score in SCORES}
+    return {
+        score: dict(zip(("mean", "deviation", "values"), (*mean_and_deviation(values), values), strict=True))
+        for score, values in spread.items()
+    }
 
 
 def _probe(data: Dataset, results: dict[str, Outputs]) -> dict[str, Any] | None:
@@ -188,6 +201,14 @@ def table(evaluation: dict[str, Any]) -> str:
         scores = "".join(_number(split[score]) for score in SCORES)
         used = f"{split['clusters_used']} of {len(split['cluster_sizes'])}"
         lines.append(f"{name:14}{split['images']:>10,}{scores}{used:>16}")
+        if "heads" in split:
+            means = "".join(_number(split["heads"][score]["mean"]) for score in SCORES)
+            deviations = "".join(_number(split["heads"][score]["deviation"]) for score in SCORES)
+            count = len(split["heads"]["acc"]["values"])
+            lines.append(f"{f'  mean of {count} heads':24}{means}")
+            lines.append(f"{'  their deviation':24}{deviations}")
+    if evaluation["head"] is not None:
+        lines.append(f"head {evaluation['head']}, the one with the lowest loss over the last epoch, gives the clusters")
     encoder = evaluation["encoder"]
     if encoder is not None:
         lines.append(

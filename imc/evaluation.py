@@ -31,10 +31,13 @@ class Outputs(NamedTuple):
     Attributes:
         features: float32 [M, F], of the encoder.
         probabilities: float32 [M, C], of the clusters.
+        by_head: int64 [M, H], the most probable cluster by each cluster head, of which ``probabilities`` are those of
+            one; [M, 0] for a method with a single classifier.
     """
 
     features: Tensor
     probabilities: Tensor
+    by_head: Tensor
 
     @property
     def clusters(self) -> NDArray[np.int64]:
@@ -59,15 +62,22 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
     model, device = run.model, run.device
     mode = model.training
     model.eval()
-    caught: list[Tensor] = []
-    hook = model.encoder.register_forward_hook(lambda _module, _inputs, features: caught.append(features))
+    # One pass gives everything: what predict computes on its way is caught, not computed again.
+    caught: dict[str, Tensor] = {}
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output, name=name: caught.update({name: output}))
+        for name, part in model.named_children()
+        if name in ("encoder", "heads")
+    ]
     try:
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 logits = model.predict(run.prepare(batch.to(device)))
-            yield Outputs(caught.pop().float().cpu(), logits.float().softmax(dim=1).cpu())
+            heads = caught["heads"].argmax(dim=2).T if "heads" in caught else logits.new_empty(len(logits), 0).long()
+            yield Outputs(caught["encoder"].float().cpu(), logits.float().softmax(dim=1).cpu(), heads.cpu())
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         model.train(mode)
 
 
