@@ -216,12 +216,11 @@ class Config:
         unknown = values.keys() - {entry.name for entry in fields(cls)}
         if unknown:
             raise UserError(f"the configuration has the field {min(unknown)!r}, which this version does not know")
-        return cls(
-            **{
-                name: tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        read: dict[str, Any] = {
+            name: tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**read)
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from their default, by name."""
