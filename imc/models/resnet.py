@@ -16,7 +16,6 @@ from imc.models.batch_norm import PerViewBatchNorm
 
 Norm = Callable[[int], PerViewBatchNorm]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-WIDTHS = (64, 128, 256, 512)
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -86,27 +85,28 @@ class ResNet(nn.Module):
         stem: "cifar", a 3x3 convolution; "cifar-pool", the same and a 2x2 max-pool; "imagenet", a 7x7 convolution and a
             3x3 max-pool, both of stride 2.
         bn_momentum: momentum of the running statistics.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
     """
 
-    def __init__(self, name: str, in_channels: int, *, stem: str, bn_momentum: float) -> None:
+    def __init__(self, name: str, in_channels: int, *, stem: str, bn_momentum: float, width: int = 64) -> None:
         super().__init__()
 
-        def norm(width: int) -> PerViewBatchNorm:
-            return PerViewBatchNorm(width, momentum=bn_momentum)
+        def norm(channels: int) -> PerViewBatchNorm:
+            return PerViewBatchNorm(channels, momentum=bn_momentum)
 
         block = Bottleneck if name == "resnet50" else BasicBlock
-        self.feature_dim = block.expansion * WIDTHS[-1]
-        self.conv1 = _convolution(in_channels, 64, 7, 2) if stem == "imagenet" else _convolution(in_channels, 64, 3)
-        self.bn1 = norm(64)
+        self.feature_dim = block.expansion * 8 * width
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1, self.bn1 = _convolution(in_channels, width, kernel, stride), norm(width)
         pools = {"cifar": nn.Identity(), "cifar-pool": nn.MaxPool2d(2), "imagenet": nn.MaxPool2d(3, 2, padding=1)}
         self.maxpool = pools[stem]
-        before = 64
-        for position, (width, count) in enumerate(zip(WIDTHS, BLOCKS[name], strict=True), start=1):
+        before = width
+        for stage, count in enumerate(BLOCKS[name]):
             layer = nn.ModuleList()
             for index in range(count):
-                layer.append(block(before, width, 2 if position > 1 and index == 0 else 1, norm))
-                before = block.expansion * width
-            setattr(self, f"layer{position}", layer)
+                layer.append(block(before, width * 2**stage, 2 if stage > 0 and index == 0 else 1, norm))
+                before = block.expansion * width * 2**stage
+            setattr(self, f"layer{stage + 1}", layer)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

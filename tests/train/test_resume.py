@@ -129,6 +129,18 @@ def test_the_bank_and_the_queue_are_in_the_checkpoint(
     assert_same(left_by(config), left_by(complete))
 
 
+def test_crlc_resumes_too(tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(tiny, method="crlc", small_crops=0, sub_heads=2, head_hidden=8)
+    complete = dataclasses.replace(config, out=str(tmp_path / "complete"))
+    train(complete, digits)
+    with monkeypatch.context() as patch:
+        interrupt_after(4, patch)
+        with pytest.raises(StoppedError):
+            train(config, digits)
+    train(dataclasses.replace(config, resume=True), digits)
+    assert_same(left_by(config), left_by(complete))
+
+
 def split(digits: Images) -> Dataset:
     """The first third as the clustered split, the rest as images without labels."""
     train_part = dataclasses.replace(digits, images=digits.images[:64], labels=digits.labels[:64])
