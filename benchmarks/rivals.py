@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 EPSILON, ITERATIONS, TEMPERATURE, ENTROPY_WEIGHT, LOGIT_LIMIT = 0.05, 3, 0.1, 4.0, 5.0
+SMOOTHING, HEAD_LOGIT_LIMIT = 0.01, 25.0  # CRLC
 
 
 @torch.no_grad()
@@ -63,16 +64,17 @@ def batched_sinkhorn(scores: Tensor) -> Tensor:
     return e * (u * batch) * v
 
 
-def batched_losses(scores: Tensor, logits: Tensor) -> Tensor:
-    """All losses of one IMC-SwAV step. Log-probabilities are shared by both terms; the sum over pairs is split."""
-    views, batch, prototypes = scores.shape
-    clusters = logits.shape[-1]
-    q = batched_sinkhorn(scores[:2].detach())
-    log_p = torch.log_softmax(scores / TEMPERATURE, dim=-1)
+def _swapped(log_p: Tensor, q: Tensor) -> Tensor:
+    """Cross-entropy of q [2, B, K] against log_p [V, B, K] of the other views; the sum over pairs is split."""
+    views, batch, _ = log_p.shape
     same = (q * log_p[:2]).sum()
-    swapped = (same - (q.sum(dim=0) * log_p.sum(dim=0)).sum()) / (2 * (views - 1) * batch)
+    return (same - (q.sum(dim=0) * log_p.sum(dim=0)).sum()) / (2 * (views - 1) * batch)
 
-    u, y = log_p.detach().exp(), torch.softmax(logits, dim=-1)
+
+def _information(u: Tensor, logits: Tensor) -> Tensor:
+    """H(Y|U) - b H(Y) over all pairs of views, with the guard, from probabilities u [V, B, K] and logits [V, B, C]."""
+    (views, batch, prototypes), clusters = u.shape, logits.shape[-1]
+    y = torch.softmax(logits, dim=-1)
     flat_y = y.transpose(0, 1).reshape(batch, views * clusters)
     joint = flat_y.T @ u.transpose(0, 1).reshape(batch, views * prototypes) / batch
     tiny = torch.finfo(joint.dtype).tiny
@@ -81,4 +83,41 @@ def batched_losses(scores: Tensor, logits: Tensor) -> Tensor:
     h_u = -(p_u * p_u.clamp_min(tiny).log()).sum() / views
     h_y = -(p_y * p_y.clamp_min(tiny).log()).sum() / views
     guard = 0.01 * torch.relu(logits.abs() - LOGIT_LIMIT).sum() / (views * batch)
-    return swapped + h_joint - h_u - ENTROPY_WEIGHT * h_y + guard
+    return h_joint - h_u - ENTROPY_WEIGHT * h_y + guard
+
+
+def batched_swapped_prediction(scores: Tensor, assignments: Tensor) -> Tensor:
+    """Scores [V, B, K] against assignments [2, B, K]."""
+    return _swapped(torch.log_softmax(scores / TEMPERATURE, dim=-1), assignments)
+
+
+def batched_mutual_information(logits: Tensor, scores: Tensor) -> Tensor:
+    """Logits [V, B, C] and scores [V, B, K]."""
+    return _information(torch.softmax(scores / TEMPERATURE, dim=-1), logits)
+
+
+def batched_losses(scores: Tensor, logits: Tensor) -> Tensor:
+    """All losses of one IMC-SwAV step; the log-probabilities are shared by both terms."""
+    log_p = torch.log_softmax(scores / TEMPERATURE, dim=-1)
+    return _swapped(log_p, batched_sinkhorn(scores[:2].detach())) + _information(log_p.detach().exp(), logits)
+
+
+def batched_log_dot_product(logits: Tensor) -> Tensor:
+    """CRLC's cluster loss [H] of logits [H, 2, B, C] with entropy term and guard, by the linear form."""
+    p = torch.softmax(logits, dim=-1)
+    q = (1 - SMOOTHING) * p + SMOOTHING / logits.shape[-1]
+    rest = q.sum(dim=(1, 2), keepdim=True) - q
+    contrast = (q * rest).sum(dim=-1).log().mean(dim=(1, 2)) - (q[:, 0] * q[:, 1]).sum(dim=-1).log().mean(dim=1)
+    mean = p.mean(dim=2)
+    h = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(dim=-1).mean(dim=1)
+    guard = torch.relu(logits.abs() - HEAD_LOGIT_LIMIT).square().sum(dim=(1, 3)).mean(dim=1) * (0.01 / 4)
+    return contrast - 2 * h + guard
+
+
+def batched_info_nce(embeddings: Tensor) -> Tensor:
+    """Embeddings [2, B, D]: the N x N form that contrastive codes use."""
+    z = embeddings.flatten(0, 1)
+    similarities = z @ z.T / TEMPERATURE
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    pairs = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return torch.nn.functional.cross_entropy(similarities.masked_fill(itself, -torch.inf).float(), pairs)

@@ -104,7 +104,7 @@ class Config:
 
     clusters: int = option(None, "network", "number of clusters; default: the data set's classes", at_least=2)
     channels: int = option(None, "network", "channels of the images; found in the data", at_least=1, at_most=3)
-    input_size: int = option(None, "network", "side of the images; found in the data", at_least=1)
+    side: int = option(None, "network", "short side of the images, pixels; found in the data", at_least=1)
     encoder: str = option(None, "network", "custom: a module given from Python", choices=ENCODERS)
     stem: str = option(
         None,
@@ -148,7 +148,9 @@ class Config:
     smoothing: float = option(None, "loss", "crlc: weight of the uniform distribution", at_least=0, below=1)
     contrast_weight: float = option(None, "loss", "crlc: weight of the contrast of the embeddings", at_least=0)
 
-    device: str = option("auto", "speed", "where to run: cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+    device: str = option(
+        "auto", "speed", "where to run; auto: a GPU where there is one", choices=("auto", "cpu", "cuda")
+    )
     threads: int = option(0, "speed", "CPU threads; 0: as many as torch chooses", at_least=0)
     amp: str = option(
         "auto", "speed", "bfloat16 autocast of the encoder; auto: on CUDA", choices=("auto", "bf16", "off")

@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imc.device import choose_device
-from imc.errors import RunError
+from imc.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,15 +71,23 @@ class Ranks:
         return values[0]
 
 
-def rank_device(name: str) -> torch.device:
-    """The device of this process: of this name, or where that is "auto" or "cuda" under torchrun the GPU of its rank.
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(choice: str) -> torch.device:
+    """The device of this process by the choice "auto", "cpu" or "cuda".
 
     Raises:
         UserError: there is no such device.
     """
-    if "LOCAL_RANK" in os.environ and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
-        return choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    return choose_device(name)
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch sees no CUDA device")
+    if choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise UserError(f"rank {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    return torch.device("cuda", local)
 
 
 @contextlib.contextmanager

@@ -24,15 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imc import arguments, cli
-from imc.data import Dataset, Images, load
-from imc.device import choose_device
+from imc.data import Dataset, Images
+from imc.distributed import DEVICES, choose_device
 from imc.errors import UserError
 from imc.evaluation import BATCH, Outputs, outputs, recalibrate
-from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
+from imc.run_data import other_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
@@ -46,6 +48,7 @@ class Options:
 
     runs: tuple[str, ...] = argument("RUN", "folder of a trained run")
     data: str | None = option(None, "evaluation", "data set to score; default: the run's")
+    labels_from_folders: bool = option(False, "evaluation", "take the names of a folder's sub-folders as labels")
     bn_recalibrate: str = option(
         "train",
         "evaluation",
@@ -57,7 +60,7 @@ class Options:
     out: str | None = option(
         None, "evaluation", "several runs: folder for summary.json and the figure of accuracy against training images"
     )
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
     amp: bool = option(False, "machine", "compute in bfloat16 where autocast does")
 
@@ -96,7 +99,8 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     options = Options(runs=(str(folder),)) if options is None else options
     check(options)
     run = load_run(folder, choose_device(options.device))
-    data = load(options.data or run.config.data) if data is None else data
+    if data is None:
+        data = other_data(run.config, options.data, options.labels_from_folders)
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)
     splits = {name: split for name, split in (("train", data.train), ("test", data.test)) if split is not None}
     results = {
@@ -111,6 +115,7 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
         "bn_recalibrate": options.bn_recalibrate,
         "bn_images": recalibrated,
         "transductive": options.bn_recalibrate == "test",
+        "head": getattr(run.model, "best_head", None),
         "splits": {name: _score(split, results[name]) for name, split in splits.items()},
         "encoder": None if options.skip_probes else _probe(data, results),
     }
@@ -145,7 +150,19 @@ def _score(split: Images, result: Outputs) -> dict[str, Any]:
         scores.update(clustering_scores(labels, clusters))
         scores["classes"] = per_class_table(matrix, split.class_names)
         scores["confusion"] = matrix.tolist()
+        if result.by_head.shape[1]:
+            scores["heads"] = _by_head(labels, result.by_head.numpy())
     return scores
+
+
+def _by_head(labels: NDArray[np.int64], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean, standard deviation and values of each score over the cluster heads: clusters [M, H]."""
+    heads = [clustering_scores(labels, head) for head in clusters.T]
+    spread = {score: [head[score] for head in heads] for score in SCORES}
+    return {
+        score: dict(zip(("mean", "deviation", "values"), (*mean_and_deviation(values), values), strict=True))
+        for score, values in spread.items()
+    }
 
 
 def _probe(data: Dataset, results: dict[str, Outputs]) -> dict[str, Any] | None:
@@ -185,6 +202,14 @@ def table(evaluation: dict[str, Any]) -> str:
         scores = "".join(_number(split[score]) for score in SCORES)
         used = f"{split['clusters_used']} of {len(split['cluster_sizes'])}"
         lines.append(f"{name:14}{split['images']:>10,}{scores}{used:>16}")
+        if "heads" in split:
+            means = "".join(_number(split["heads"][score]["mean"]) for score in SCORES)
+            deviations = "".join(_number(split["heads"][score]["deviation"]) for score in SCORES)
+            count = len(split["heads"]["acc"]["values"])
+            lines.append(f"{f'  mean of {count} heads':24}{means}")
+            lines.append(f"{'  their deviation':24}{deviations}")
+    if evaluation["head"] is not None:
+        lines.append(f"head {evaluation['head']}, the one with the lowest loss over the last epoch, gives the clusters")
     encoder = evaluation["encoder"]
     if encoder is not None:
         lines.append(

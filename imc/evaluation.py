@@ -31,10 +31,13 @@ class Outputs(NamedTuple):
     Attributes:
         features: float32 [M, F], of the encoder.
         probabilities: float32 [M, C], of the clusters.
+        by_head: int64 [M, H], the most probable cluster by each cluster head, of which ``probabilities`` are those of
+            one; [M, 0] for a method with a single classifier.
     """
 
     features: Tensor
     probabilities: Tensor
+    by_head: Tensor
 
     @property
     def clusters(self) -> NDArray[np.int64]:
@@ -59,15 +62,22 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
     model, device = run.model, run.device
     mode = model.training
     model.eval()
-    caught: list[Tensor] = []
-    hook = model.encoder.register_forward_hook(lambda _module, _inputs, features: caught.append(features))
+    # One pass gives everything: what predict computes on its way is caught, not computed again.
+    caught: dict[str, Tensor] = {}
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output, name=name: caught.update({name: output}))
+        for name, part in model.named_children()
+        if name in ("encoder", "heads")
+    ]
     try:
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 logits = model.predict(run.prepare(batch.to(device)))
-            yield Outputs(caught.pop().float().cpu(), logits.float().softmax(dim=1).cpu())
+            heads = caught["heads"].argmax(dim=2).T if "heads" in caught else logits.new_empty(len(logits), 0).long()
+            yield Outputs(caught["encoder"].float().cpu(), logits.float().softmax(dim=1).cpu(), heads.cpu())
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         model.train(mode)
 
 
@@ -128,8 +138,9 @@ def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
     components = min(PLANE_COMPONENTS, *rows.shape)
     reduced = PCA(components, random_state=seed).fit_transform(rows)
     if len(rows) < 10:
-        points = np.zeros((len(rows), 2), np.float32)
-        points[:, : min(2, components)] = reduced[:, :2]
-        return points
+        return np.pad(reduced[:, :2], ((0, 0), (0, 2 - min(2, components)))).astype(np.float32)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced).astype(np.float32)
+    # Threads wait for each other in each of its 1,000 small steps: on a busy machine two took 15 times as long as one.
+    with threadpool_limits(limits=1):
+        points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.asarray(points, dtype=np.float32)

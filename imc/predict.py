@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from imc import arguments, cli
 from imc.data.folders import Skipped, decode_folder, printable
-from imc.device import choose_device
+from imc.distributed import DEVICES, choose_device
 from imc.errors import RunError, UserError
 from imc.evaluation import outputs
 from imc.options import argument, check, option
@@ -53,7 +53,7 @@ class Options:
     )
     sort_into: str | None = option(None, "prediction", "copy each image to this empty folder, into one per cluster")
     overwrite: bool = option(False, "prediction", "replace the CSV and the .npy file if they exist")
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time", at_least=1)
     amp: bool = option(False, "machine", "compute in bfloat16 where autocast does")
 
@@ -79,7 +79,7 @@ def predict(options: Options) -> dict[str, Any]:
     folder, targets = Path(options.folder).expanduser(), _targets(options)
     run = load_run(Path(options.run), choose_device(options.device))
     skipped = _Skipped()
-    images = decode_folder(folder, run.image_size, run.channels, skipped)
+    images = decode_folder(folder, run.config.side, run.config.channels, skipped)
     try:
         sizes = _write(run, folder, images, targets, options)
     except OSError as error:

@@ -218,7 +218,7 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     """
     preset = numbers(config.method, name, side)
     preset["stem"] = "cifar" if side < 48 else "cifar-pool"
-    preset |= {"channels": channels, "input_size": side}
+    preset["channels"], preset["side"] = channels, side
     preset["batch_size"] = min(preset["batch_size"], count)
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
         preset |= DIGITS_ENCODER
@@ -232,7 +232,6 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
         if value > count:
             raise UserError(f"{flag} must be at most {count}, the images of {name}, got {value}")
-    for flag, value, found in (("--channels", config.channels, channels), ("--input-size", config.input_size, side)):
-        if value != found:
-            raise UserError(f"{flag} must be {found}, that of {name}, got {value}")
+    if config.channels != channels:
+        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
     return config.validate()

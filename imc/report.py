@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imc import arguments, cli, page
-from imc.data import Dataset, Images, load
-from imc.device import choose_device
+from imc.data import Dataset, Images
+from imc.distributed import DEVICES, choose_device
 from imc.evaluation import BATCH, Outputs, outputs
 from imc.figures import most_and_least_certain
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.options import argument, check, option
+from imc.run_data import clustered, other_data
 from imc.run_figures import (
     Drawn,
     describe,
@@ -49,7 +50,8 @@ class Options:
 
     run: str = argument("RUN", "folder of a trained run")
     data: str | None = option(None, "report", "data set to show; default: what the run was trained on")
-    device: str = option("auto", "machine", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    labels_from_folders: bool = option(False, "report", "take the names of a folder's sub-folders as labels")
+    device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
 
 
@@ -74,8 +76,9 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     check(options)
     folder = Path(options.run)
     run = load_run(folder, choose_device(options.device))
-    data = load(options.data or run.config.data) if data is None else data
-    images = data.train
+    if data is None:
+        data = other_data(run.config, options.data, options.labels_from_folders)
+    images = clustered(run.config, data)
     result = outputs(run, images.images, batch_size=options.batch_size)
     pictures = folder / FIGURES
     pictures.mkdir(exist_ok=True)
@@ -95,18 +98,18 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     sections.append(("Configuration", _configuration(folder, run)))
     path = folder / PAGE
     name = run.config.name or folder.resolve().name
-    path.write_text(page.page(f"{name}: {images.name}", _lead(run, data, result), sections), encoding="utf-8")
+    path.write_text(page.page(f"{name}: {images.name}", _lead(data.note, images, result), sections), encoding="utf-8")
     return path
 
 
-def _lead(run: LoadedRun, data: Dataset, result: Outputs) -> str:
+def _lead(note: str, images: Images, result: Outputs) -> str:
     clusters, total = result.clusters, result.probabilities.shape[1]
     tiles = [(f"{len(clusters):,}", "images"), (f"{len(np.unique(clusters))} of {total}", "clusters in use")]
-    if data.train.labels is not None:
-        scores = clustering_scores(data.train.labels.numpy(), clusters)
+    if images.labels is not None:
+        scores = clustering_scores(images.labels.numpy(), clusters)
         tiles += [(f"{scores[score]:.3f}", score.upper()) for score in SCORES]
     tiles.append((f"{result.confidence.mean():.0%}", "mean confidence"))
-    return page.paragraph(data.note, muted=True) + page.numbers(tiles)
+    return page.paragraph(note, muted=True) + page.numbers(tiles)
 
 
 def _figure(drawn: Drawn, caption: str = "") -> str:

@@ -95,9 +95,10 @@ def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Drawn:
 
 def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.int64], int] | None:
     """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
-    if not hasattr(run.model, "prototypes"):
+    layer = getattr(run.model, "prototypes", None)
+    if layer is None:
         return None
-    prototypes = run.model.get_parameter("prototypes.weight").detach()
+    prototypes = layer.weight.detach()
     winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
     return torch.cat(winners).numpy(), len(prototypes)
 

@@ -21,8 +21,8 @@ from imc.methods.method import Method
 
 RUNS = Path("runs")
 RESULT = "result.json"
-CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 FIGURES = "figures"  # a folder
+CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "labels.csv", "confusion.png", "gallery.png", RESULT)
 
 
@@ -80,16 +80,6 @@ class LoadedRun:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images it was trained on, pixels."""
-        return self.config.input_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return self.config.channels
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""

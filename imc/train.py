@@ -38,10 +38,9 @@ from torch import Tensor, nn
 from imc import arguments, cli, presets
 from imc.checkpoint import read_checkpoint, resumed_config
 from imc.config import Config
-from imc.data import Dataset, Images, load
-from imc.data.statistics import channel_statistics
+from imc.data import Dataset, Images
 from imc.data.views import unit_scale
-from imc.distributed import Ranks, rank_device, ranks, same_start
+from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
 from imc.evaluation import outputs
 from imc.loop import Loop, compile_encoder, warn
@@ -50,6 +49,7 @@ from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
+from imc.run_data import clustered, run_data
 from imc.run_folder import CONFIG, MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
 from imc_kernels import backends
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    return _resolve(config.validate(), _dataset(config, data), encoder, rank_device(config.device))
+    return _resolve(config.validate(), run_data(config, data), encoder, choose_device(config.device))
 
 
 def train(
@@ -91,7 +91,7 @@ def train(
         StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
     config.validate()
-    device = rank_device(config.device)
+    device = choose_device(config.device)
     with ranks(device, config.rank_timeout) as processes:
         checkpoint = read_checkpoint(run_folder(config)) if config.resume else None
         if checkpoint is not None:
@@ -124,23 +124,8 @@ def train(
             if not processes.first:
                 return None
             save_model(folder / MODEL, model)
-            result = _report(model, config, _clustered(config, dataset), folder, loop.seconds)
+            result = _report(model, config, clustered(config, dataset), folder, loop.seconds)
     return {**result, "out": str(folder)}
-
-
-def _dataset(config: Config, data: Dataset | Images | None) -> Dataset:
-    if isinstance(data, Images):
-        mean, std = channel_statistics(data.images)
-        return Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
-    if data is not None:
-        return data
-    return load(
-        config.data,
-        root=None if config.data_root is None else Path(config.data_root),
-        image_size=config.image_size,
-        labels_from_folders=config.labels_from_folders,
-        download=config.download,
-    )
 
 
 def _load_in_turn(config: Config, data: Dataset | Images | None, processes: Ranks) -> Dataset:
@@ -148,13 +133,13 @@ def _load_in_turn(config: Config, data: Dataset | Images | None, processes: Rank
     dataset, failure = None, None
     if processes.first:
         try:
-            dataset = _dataset(config, data)
+            dataset = run_data(config, data)
         except UserError as error:
             failure = str(error)
     failure = processes.share(failure)
     if failure is not None:
         raise UserError(failure)
-    return _dataset(config, data) if dataset is None else dataset
+    return run_data(config, data) if dataset is None else dataset
 
 
 def _parts(config: Config, data: Dataset) -> list[Tensor]:
@@ -167,18 +152,6 @@ def _parts(config: Config, data: Dataset) -> list[Tensor]:
     if data.unlabeled is not None and config.bank:
         parts.append(data.unlabeled.images)
     return parts
-
-
-def _clustered(config: Config, data: Dataset) -> Images:
-    """The images whose clusters the run reports."""
-    if config.train_on == "train" or data.test is None:
-        return data.train
-    labels = None
-    if data.train.labels is not None and data.test.labels is not None:
-        labels = torch.cat([data.train.labels, data.test.labels])
-    files = None if data.train.files is None or data.test.files is None else data.train.files + data.test.files
-    images = torch.cat([data.train.images, data.test.images])
-    return Images(data.name, images, labels, data.train.class_names, files)
 
 
 def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: torch.device) -> Config:
@@ -261,7 +234,8 @@ def _place(model: Method, config: Config, device: torch.device, processes: Ranks
     if config.sync_bn:
         if config.encoder == "custom":
             raise UserError("--sync-bn is for the encoders of this package; convert yours before you pass it")
-        synchronise(model, processes.group)
+        # A bank's batch is whole in every process.
+        synchronise(model.encoder if config.bank else model, processes.group)
     same_start(model, processes.group)
     if config.compile:
         compile_encoder(model.encoder)

@@ -46,6 +46,8 @@ def load(
         raise UserError(
             f"--image-size must be an integer of at least {MIN_SIDE} and of at most {MAX_SIDE}, got {image_size}"
         )
+    if not source:
+        raise UserError("--data must be the name of a data set or a path, got an empty text")
     if source in NAMES:
         if labels_from_folders:
             raise UserError(f"--labels-from-folders is for a folder of images; {source} has its own labels")
@@ -91,11 +93,12 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
 def _from_path(source: str, image_size: int | None, labels_from_folders: bool) -> Dataset:
     from imc.data.statistics import channel_statistics
 
-    path, name = Path(source).expanduser(), name_of(source)
+    path = Path(source).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError):  # too long, or with a null character
         is_folder = is_file = False
+    name = name_of(source) if is_folder or is_file else ""
     if is_folder:
         train, test, found = _read_folder(name, path, image_size, labels_from_folders)
     elif is_file and path.suffix.lower() in ARRAYS:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import Tensor
 from imc.errors import UserError
 
 VARIABLE = "IMC_CACHE"
+ABANDONED = 24 * 3600  # seconds after which a file that was being written belongs to a process that was killed
 Batches = Iterator[NDArray[np.uint8]]
 
 
@@ -60,10 +63,10 @@ def cached(
     folder = cache_folder()
     key = _digest(f"{source.resolve()}\0{variant}")
     stem = f"{key}-{_digest(fingerprint)}"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, EOFError):
         return memory_mapped(folder / f"{stem}.npy"), json.loads((folder / f"{stem}.json").read_text())
     shape, batches, content = build()
-    temporary = folder / f"{stem}.{os.getpid()}.tmp"
+    temporary = folder / f"{stem}.{uuid.uuid4().hex}.tmp"
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +81,11 @@ def cached(
             f"--data needs {np.prod(shape) / 1e9:.1f} GB in the folder of decoded images, {folder}: "
             f"{error.strerror or error}; set {VARIABLE} to another folder"
         ) from None
-    for older in folder.glob(f"{key}-*"):
-        if older.suffix in (".npy", ".json") and older.stem != stem:
-            older.unlink(missing_ok=True)
+    for other in folder.glob(f"{key}-*"):
+        with contextlib.suppress(OSError):  # another process may be first
+            abandoned = other.suffix == ".tmp" and time.time() - other.stat().st_mtime > ABANDONED
+            if abandoned or (other.suffix in (".npy", ".json") and other.stem != stem):
+                other.unlink()
     return memory_mapped(folder / f"{stem}.npy"), content
 
 

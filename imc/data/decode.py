@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,8 @@ FORMATS = tuple(
     if name in Image.OPEN
 )
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
-MAX_PIXELS = 1 << 27  # 134 megapixels; decoded in colour that takes 400 MB for each thread
+MAX_PIXELS = 1 << 27  # 134 megapixels; decoded with transparency that takes about 1.5 GB
+LARGE_PIXELS = 1 << 24  # images above this are decoded one at a time, so that threads do not multiply their memory
 GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 WIDE = ("I", "F")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -34,6 +37,9 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_large = threading.Lock()
 
 
 class UnreadableError(Exception):
@@ -79,13 +85,8 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
             # JPEG decodes to a fraction of the size at a fraction of the cost; twice the size is left for the filter.
             image.draft(None, tuple(math.ceil(side * 2 * size / short) for side in image.size))
             turn = TRANSPOSITIONS.get(_orientation(image))
-            image.load()
-            plain = _plain(image, "L" if channels == 1 else "RGB")
-            width, height = plain.size
-            short = min(width, height)
-            left, top = (width - short) / 2, (height - short) / 2
-            box = (left, top, left + short, top + short)
-            square = plain.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            with _large if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+                square = _centre(_plain(image, "L" if channels == 1 else "RGB"), size)
             if turn is not None:
                 square = square.transpose(turn)
             return np.asarray(square).reshape(size, size, channels)
@@ -123,8 +124,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+
+
 def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The image in 8 bits, grey or colour, without transparency."""
+    """The image decoded, in 8 bits, grey or colour, without transparency."""
+    image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

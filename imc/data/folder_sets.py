@@ -42,10 +42,8 @@ def read_own_folder(
     """
     test = _held_out(folder)
     found = read_folder(folder, image_size, within=(".",) if test is None else (TRAIN, test))
-    splits = [found] if test is None else [_part(found, part) for part in (TRAIN, test)]
+    splits = [found] if test is None else _parts(folder, found, test)
     prefixes = ("",) if test is None else (TRAIN + os.sep, test + os.sep)
-    if any(not split.files for split in splits):
-        raise refusal(folder, f"one of its sub-folders {TRAIN} and {test} holds no image that can be read")
     labels: Callable[[str], str] | None = _first_folder(folder) if labels_from_folders else None
     train, *rest = _label(name, splits, prefixes, labels, {})
     note = "; ".join(filter(None, [found.sizes, str(found.skipped)]))
@@ -59,7 +57,7 @@ def read_imagenette(name: str, folder: Path, image_size: int | None) -> tuple[Im
         UserError: a split holds no image that can be read.
     """
     found = read_folder(folder, image_size, within=(TRAIN, "val"))
-    splits = [_part(found, part) for part in (TRAIN, "val")]
+    splits = _parts(folder, found, "val")
     train, test = _label(name, splits, (TRAIN + os.sep, "val" + os.sep), _first_folder(folder), IMAGENETTE)
     return train, test, None, "; ".join(filter(None, [found.sizes, str(found.skipped)]))
 
@@ -89,7 +87,7 @@ def read_tiny_imagenet(name: str, folder: Path, image_size: int | None) -> tuple
         except KeyError:
             raise refusal(annotations, f"it lacks {path}") from None
 
-    splits = [_part(found, part) for part in (TRAIN, "val")]
+    splits = _parts(folder, found, "val")
     train, test = _label(name, splits, ("", ""), label, words)
     return train, test, None, found.sizes
 
@@ -102,12 +100,17 @@ def _held_out(folder: Path) -> str | None:
     return next((name for name in HELD_OUT if name in folders), None)
 
 
-def _part(found: FolderImages, part: str) -> FolderImages:
-    """The images of one sub-folder, which lie one after another."""
-    chosen = [index for index, path in enumerate(found.files) if path.startswith(part + os.sep)]
-    start, stop = (chosen[0], chosen[-1] + 1) if chosen else (0, 0)
-    assert len(chosen) == stop - start
-    return FolderImages(found.images[start:stop], found.files[start:stop], found.sizes, found.skipped)
+def _parts(folder: Path, found: FolderImages, test: str) -> list[FolderImages]:
+    """The images of the sub-folder ``train`` and of the one named ``test``; those of each lie one after another."""
+    parts = []
+    for part in (TRAIN, test):
+        chosen = [index for index, path in enumerate(found.files) if path.startswith(part + os.sep)]
+        if not chosen:
+            raise refusal(folder / part, f"it holds no image that can be read; {found.skipped}")
+        start, stop = chosen[0], chosen[-1] + 1
+        assert len(chosen) == stop - start
+        parts.append(FolderImages(found.images[start:stop], found.files[start:stop], found.sizes, found.skipped))
+    return parts
 
 
 def _first_folder(folder: Path) -> Callable[[str], str]:

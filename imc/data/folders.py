@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import statistics
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from imc.data.files import refusal
 VERSION = 1  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
 CHUNK = 32  # files per task of a thread
-MIN_SIZE, MAX_SIZE = 4, 1024
+MAX_FILE = 1 << 30  # bytes; some decoders read a whole file before they look at it
 
 Result = TypeVar("Result")
 
@@ -164,7 +165,10 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, int,
                             skipped.add(path, "broken links or special files")
                         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                             status = entry.stat()
-                            yield path, status.st_size, status.st_mtime_ns
+                            if status.st_size > MAX_FILE:
+                                skipped.add(path, "over 1 GB")
+                            else:
+                                yield path, status.st_size, status.st_mtime_ns
                         else:
                             skipped.add(path, "not images by their suffix")
                     except OSError:
@@ -225,21 +229,20 @@ def _in_threads(
     futures: deque[Future[list[tuple[str, Result | UnreadableError]]]] = deque()
     interval = 0.5 if sys.stderr.isatty() else 15.0
     bar = tqdm(total=len(names), desc=verb, unit="image", mininterval=interval, maxinterval=interval, delay=2)
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor, bar:
+    executor = ThreadPoolExecutor(threads)
+    with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore")  # what Pillow says about odd files; the note says what was skipped
-        while True:
-            for start in _first(starts, 4 * threads - len(futures)):
-                futures.append(executor.submit(chunk, start))
-            if not futures:
-                return
-            for name, result in futures.popleft().result():
-                bar.update()
-                if isinstance(result, UnreadableError):
-                    skipped.add(name, str(result))
-                else:
-                    yield name, result
-
-
-def _first(items: Iterable[int], count: int) -> Iterator[int]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item
+        try:
+            while True:
+                for start in itertools.islice(starts, 4 * threads - len(futures)):
+                    futures.append(executor.submit(chunk, start))
+                if not futures:
+                    return
+                for name, result in futures.popleft().result():
+                    bar.update()
+                    if isinstance(result, UnreadableError):
+                        skipped.add(name, str(result))
+                    else:
+                        yield name, result
+        finally:
+            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in hand only

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from imc.data import Dataset, Images, load
 from imc.errors import StoppedError, UserError
 from imc.loop import Loop
 
-PLAIN = {"sync_bn": True, "batch_size": 60}  # 60 divides into 2 and 3; synchronised, the statistics are those of one
+# 60 divides into 2 and 3; synchronised, the statistics are those of one process. SGD, since Adam makes a whole step of
+# the rounding error in a gradient of 0 (that of a bias before a normalisation).
+PLAIN = {"batch_size": 60, "sync_bn": True, "optimizer": "sgd", "lr": 0.05, "classifier_lr": 0.05}
 CASES = {
     "plain": PLAIN,
     "bank-and-queue": {**PLAIN, "bank": True, "queue": 120, "queue_start_epoch": 0},
@@ -40,8 +43,7 @@ def data() -> Dataset:
 
 
 def configure(folder: Path, case: str) -> Config:
-    changes = {"blur_probability": 0.0, "jitter_probability": 0.8, "normalize": True} if case == "crops" else {}
-    return dataclasses.replace(tiny_config(folder / case), threads=1, **CASES[case], **changes)
+    return dataclasses.replace(tiny_config(folder / case), threads=1, **CASES[case])
 
 
 def run(config: Config) -> None:
@@ -94,16 +96,18 @@ def test_equals_one_process(world: int, tmp_path: Path, monkeypatch: pytest.Monk
     context = mp.start_processes(
         process, args=(world, str(tmp_path), free_port()), nprocs=world, start_method="spawn", join=False
     )
-    assert context.join(timeout=300) or context.join(timeout=1), "the processes did not end"
+    deadline = time.monotonic() + 300
+    while not context.join(timeout=5):
+        assert time.monotonic() < deadline, "the processes did not end"
     pairs = [(tmp_path / "1" / case, tmp_path / str(world) / case) for case in CASES]
     for one, many in [*pairs, (tmp_path / "1" / "bank-and-queue", tmp_path / f"{world}-half")]:
         for expected, line in zip(losses(one), losses(many), strict=True):
             for name in ("loss", "swapped_prediction", "mutual_information", "prototype_perplexity"):
-                assert line[name] == pytest.approx(expected[name], rel=1e-3), (many, name)
+                assert line[name] == pytest.approx(expected[name], rel=1e-5), (many, name)
         models = [read_checkpoint(folder)["model"] for folder in (one, many)]
         for name, expected in models[0].items():
             torch.testing.assert_close(
-                models[1][name], expected, rtol=1e-2, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+                models[1][name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
