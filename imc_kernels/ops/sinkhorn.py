@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks
+from imc_kernels.ops import checks, distributed
 from imc_kernels.ops.precision import at_least_single, specification
 
 if TYPE_CHECKING:
@@ -68,16 +68,16 @@ def sinkhorn(
         scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+    if group is not None:
+        return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     form, offered = NAME, tuple(KERNELS)
     if needed or marginals is not None:
         form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
         offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
-    if group is not None:
-        form, offered = f"{NAME} with a group", ()
     chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
-        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
     x = scores if kernels.reads_half else at_least_single(scores)
     epsilon = float(epsilon)
