@@ -89,12 +89,9 @@ void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temper
 // A block of columns of J: the product, in slices of the batch that stay in the L2 cache while they are packed.
 template <typename T>
 void joint_block(Problem<T>& p, int64_t first, int64_t columns, T* packed, T* tile) {
-  constexpr int width = kPanel<T>;
   for (int64_t sample = 0; sample < p.batch; sample += kDepth) {
     const int64_t slice = p.batch - sample < kDepth ? p.batch - sample : kDepth;
-    for (int64_t j = 0; j < columns; j += width)
-      pack_panel<T>(&p.u[sample * p.all_prototypes + first + j], p.all_prototypes, nullptr, slice,
-                    columns - j < width ? columns - j : width, packed + j * slice);
+    pack_block<T>(&p.u[sample * p.all_prototypes + first], p.all_prototypes, slice, columns, packed);
     const TransposedSource<T> y{&p.y[sample * p.all_clusters], p.all_clusters};
     for (int64_t row = 0; row < p.all_clusters; row += kBlockRows)
       multiply_block(y, row, p.all_clusters - row < kBlockRows ? p.all_clusters - row : kBlockRows, packed, slice,
@@ -203,13 +200,14 @@ void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weig
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T pair_weight = T(-1) / (views * views * batch), marginal_weight = entropy_weight / (views * batch);
   const T guard_weight = T(kGuardWeight) / (views * batch);
-  Scratch<T> packed(packed_size<T>(p.all_prototypes, p.all_clusters)), dy(p.batch * p.all_clusters);
+  const int64_t width = ceil_div(p.all_clusters, kPanel<T>) * kPanel<T>;  // whole panels: no edge in the product
+  Scratch<T> packed(packed_size<T>(p.all_prototypes, p.all_clusters)), dy(p.batch * width);
   pack_columns<T>(p.joint, nullptr, p.all_prototypes, p.all_clusters, packed.get(), p.threads);
-  gemm(RowSource<T>{p.u.get(), p.all_prototypes, nullptr}, packed.get(), dy.get(), p.batch, p.all_clusters,
+  gemm(RowSource<T>{p.u.get(), p.all_prototypes, nullptr}, packed.get(), dy.get(), p.batch, width,
        p.all_prototypes, p.threads);
   for (int64_t sample = 0; sample < p.batch; ++sample)
     for (int64_t view = 0; view < p.views; ++view) {
-      T* d = &dy[sample * p.all_clusters + view * p.clusters];
+      T* d = &dy[sample * width + view * p.clusters];
       for (int64_t c = 0; c < p.clusters; ++c)
         d[c] = d[c] * pair_weight + p.log_y[view * p.clusters + c] * marginal_weight;
       const int64_t row = (view * p.batch + sample) * p.clusters;

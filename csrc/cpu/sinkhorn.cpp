@@ -1,7 +1,7 @@
 // Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - max) / epsilon); only u and v iterate. Rows
-// are scaled to 1 rather than to 1 / batch: the columns' next scaling makes up for it. A
-// sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes into the
-// next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
+// are scaled to 1 rather than to 1 / batch: the columns' next scaling makes up for it. A sweep over the rows does two
+// steps at once: with the column scaling v a row's sum gives its u, and u E goes into the next column sums while the row
+// is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
 //
 // Where a problem's scores span more than scaling_range(), exponentials or their products could underflow, and the same
 // iteration runs on logarithms. Column sums are partial sums over fixed chunks of rows, added in order: bitwise the
@@ -13,98 +13,11 @@
 
 #include "instantiate.h"
 #include "kernels.h"
-#include "parallel.h"
-#include "rows.h"
+#include "sinkhorn.h"
 
 namespace imc::IMC_ISA {
 
 namespace {
-
-constexpr int64_t kChunkRows = 32, kMostChunks = 64, kColumnBlock = 512;
-
-// With E >= exp(-range), u and v lie within exp(+-range) times small powers of the sizes, so that no product u E v
-// that matters is below exp(-2 range): it must stay a normal number.
-inline float scaling_range(float) { return 40.f; }
-inline double scaling_range(double) { return 340.0; }
-
-template <typename T>
-struct Problem {
-  const T* scores;  // [batch, prototypes]
-  int64_t batch, prototypes;
-  double inverse_epsilon;
-  const T* marginals;  // [prototypes] or null
-  int threads;
-  int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
-  int64_t chunks = ceil_div(batch, chunk_rows);
-  T high = 0, range = 0;
-
-  // body(first row, last row, the chunk's row of `partial`)
-  template <typename Body>
-  void for_chunks(T* partial, const Body& body) const {
-    parallel_for(chunks, threads, [&](int64_t chunk, int) {
-      const int64_t first = chunk * chunk_rows;
-      body(first, batch < first + chunk_rows ? batch : first + chunk_rows, partial + chunk * prototypes);
-    });
-  }
-
-  // body(first column, last column)
-  template <typename Body>
-  void for_column_blocks(const Body& body) const {
-    parallel_for(ceil_div(prototypes, kColumnBlock), useful_threads(chunks * prototypes, threads),
-                 [&](int64_t block, int) {
-                   const int64_t first = block * kColumnBlock;
-                   body(first, prototypes < first + kColumnBlock ? prototypes : first + kColumnBlock);
-                 });
-  }
-
-  // sums[k] = the sum of column k of `partial` [chunks, prototypes]
-  void add_chunks(const T* partial, T* sums) const {
-    for_column_blocks([&](int64_t first, int64_t last) {
-      for (int64_t k = first; k < last; ++k) sums[k] = partial[k];
-      for (int64_t chunk = 1; chunk < chunks; ++chunk)
-        for (int64_t k = first; k < last; ++k) sums[k] += partial[chunk * prototypes + k];
-    });
-  }
-
-  // The maximum, and the range divided by epsilon.
-  void measure() {
-    Scratch<T> highs(chunks), lows(chunks);
-    parallel_for(chunks, threads, [&](int64_t chunk, int) {
-      const int64_t first = chunk * chunk_rows * prototypes;
-      const int64_t last = batch * prototypes < first + chunk_rows * prototypes ? batch * prototypes
-                                                                                 : first + chunk_rows * prototypes;
-      T chunk_high = scores[first], chunk_low = scores[first];
-#pragma omp simd reduction(max : chunk_high) reduction(min : chunk_low)
-      for (int64_t i = first; i < last; ++i) {
-        chunk_high = scores[i] > chunk_high ? scores[i] : chunk_high;
-        chunk_low = scores[i] < chunk_low ? scores[i] : chunk_low;
-      }
-      highs[chunk] = chunk_high;
-      lows[chunk] = chunk_low;
-    });
-    T highest = highs[0], low = lows[0];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      highest = highs[chunk] > highest ? highs[chunk] : highest;
-      low = lows[chunk] < low ? lows[chunk] : low;
-    }
-    set_range(highest, low);
-  }
-
-  void set_range(T highest, T lowest) {
-    high = highest;
-    range = (highest - lowest) * static_cast<T>(inverse_epsilon);
-  }
-
-  bool is_narrow() const { return range <= scaling_range(T()); }
-  bool is_finite() const { return range - range == 0; }
-
-  T share(int64_t k) const { return marginals ? marginals[k] : 1 / static_cast<T>(prototypes); }
-
-  // S = log E
-  double log_kernel(int64_t row, int64_t k) const {
-    return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(high)) * inverse_epsilon;
-  }
-};
 
 template <typename T>
 void add_row(const T* row, T* sums, int64_t n, T scale) {
@@ -248,108 +161,6 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
   }
 }
 
-// With r the marginals, R_t = diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r) (columns sum to
-// 1), the steps a_t = -LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), backwards:
-//   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
-// R and P come from the saved logarithms: never above 1, at any range of scores. A sweep does the steps of c_t and
-// a_t-1 at once, as the forward sweeps do: from dc_t, dc_t-1 but for the sum over chunks.
-template <typename T>
-struct Backward {
-  const Problem<T>& p;
-  T* gradient;
-  int64_t n = p.prototypes;
-
-  // From da of a row, a and c of one iteration: R's part of the gradient and of the column sums.
-  void push(int64_t row, double a, const double* c, T da, T* sums) const {
-    T* d = gradient + row * n;
-#pragma omp simd
-    for (int64_t k = 0; k < n; ++k) {
-      const T r = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k])) * da;
-      d[k] -= r;
-      sums[k] -= r;
-    }
-  }
-
-  // The last iteration's: the gradient begins here.
-  void first_sweep(const T* assignments, const T* grad_output, const double* a, const double* c, T* partial) const {
-    p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
-      for (int64_t k = 0; k < n; ++k) sums[k] = 0;
-      for (int64_t row = first; row < last; ++row) {
-        const T *q = assignments + row * n, *g = grad_output + row * n;
-        T* d = gradient + row * n;
-        const double da = sum_of<T>(n, [=](int64_t k) {
-          d[k] = q[k] * g[k];
-          sums[k] += d[k];
-          return d[k];
-        });
-        push(row, a[row], c, static_cast<T>(da), sums);
-      }
-    });
-  }
-
-  // From dc_t and c_t, a_t-1 and c_t-1; these two are null for the first iteration, whose a_-1 is 0: the gradient ends.
-  void sweep(const T* dc, const double* log_share, const double* c, const double* a, const double* earlier_c,
-             T* partial) const {
-    const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
-    p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
-      for (int64_t k = 0; k < n; ++k) sums[k] = 0;
-      for (int64_t row = first; row < last; ++row) {
-        const double shift = a ? a[row] : 0.0;
-        T* d = gradient + row * n;
-        const double da = sum_of<T>(n, [&](int64_t k) {
-          const T step = exp_bounded(static_cast<T>(p.log_kernel(row, k) + shift + c[k] - log_share[k])) * dc[k];
-          d[k] -= step;
-          return -step;
-        });
-        if (a)
-          push(row, shift, earlier_c, static_cast<T>(da), sums);
-        else
-          for (int64_t k = 0; k < n; ++k) d[k] *= inverse_epsilon;
-      }
-    });
-  }
-};
-
-template <typename T>
-void log_shares(const Problem<T>& p, double* logs) {
-  for (int64_t k = 0; k < p.prototypes; ++k) logs[k] = log_normal(static_cast<double>(p.share(k)));
-}
-
-template <typename T>
-void backward(const Problem<T>& p, const T* assignments, const double* rows, const double* columns,
-              const T* grad_output, T* gradient, int64_t iterations) {
-  const int64_t n = p.prototypes;
-  Scratch<T> partial(p.chunks * n), dc(n);
-  Scratch<double> log_share(n);
-  log_shares(p, log_share.get());
-  const Backward<T> steps{p, gradient};
-  const auto a = [&](int64_t t) { return rows + t * p.batch; };
-  const auto c = [&](int64_t t) { return columns + t * n; };
-  steps.first_sweep(assignments, grad_output, a(iterations - 1), c(iterations - 1), partial.get());
-  for (int64_t t = iterations - 1; t >= 0; --t) {
-    p.add_chunks(partial.get(), dc.get());
-    steps.sweep(dc.get(), log_share.get(), c(t), t > 0 ? a(t - 1) : nullptr, t > 0 ? c(t - 1) : nullptr, partial.get());
-  }
-}
-
-// Many problems run side by side, one thread each; few share all threads. The largest score and minus the smallest are
-// measured, or given: [2, problems].
-template <typename T, typename Body>
-void for_problems(const T* scores, const T* marginals, const T* extremes, int64_t problems, int64_t batch,
-                  int64_t prototypes, double epsilon, int threads, const Body& body) {
-  const int64_t size = batch * prototypes;
-  threads = useful_threads(problems * size, threads);
-  const bool side_by_side = problems >= threads;
-  parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
-    Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
-    if (extremes)
-      p.set_range(extremes[problem], -extremes[problems + problem]);
-    else
-      p.measure();
-    body(p, problem);
-  });
-}
-
 }  // namespace
 
 template <typename T>
@@ -367,19 +178,6 @@ void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows,
     } else {  // an infinity among the scores
       for (int64_t i = 0; i < size; ++i) out[i] = p.range - p.range;
     }
-  };
-  for_problems<T>(scores, marginals, nullptr, problems, batch, prototypes, epsilon, threads, solve);
-}
-
-template <typename T>
-void sinkhorn_backward(const T* scores, const T* marginals, const T* assignments, const double* rows,
-                       const double* columns, const T* grad_output, T* gradient, int64_t problems, int64_t batch,
-                       int64_t prototypes, double epsilon, int64_t iterations, int threads) {
-  const int64_t size = batch * prototypes;
-  const auto solve = [&](const Problem<T>& p, int64_t problem) {
-    backward(p, assignments + problem * size, rows + problem * iterations * batch,
-             columns + problem * iterations * prototypes, grad_output + problem * size, gradient + problem * size,
-             iterations);
   };
   for_problems<T>(scores, marginals, nullptr, problems, batch, prototypes, epsilon, threads, solve);
 }
@@ -419,33 +217,7 @@ void sinkhorn_sweep(const T* scores, const T* extremes, T* assignments, const do
   for_problems<T>(scores, nullptr, extremes, problems, batch, prototypes, epsilon, threads, solve);
 }
 
-template <typename T>
-void sinkhorn_backward_sweep(const T* scores, const T* extremes, const T* marginals, const T* assignments,
-                             const T* grad_output, const double* columns, const double* earlier_rows,
-                             const double* earlier_columns, const T* columns_gradient, T* gradient, T* sums,
-                             int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int threads) {
-  const int64_t n = prototypes;
-  const auto solve = [&](const Problem<T>& p, int64_t problem) {
-    const int64_t first = problem * batch * n;
-    Scratch<T> partial(p.chunks * n);
-    const Backward<T> steps{p, gradient + first};
-    const double* a = earlier_rows ? earlier_rows + problem * batch : nullptr;
-    const double* c = earlier_columns ? earlier_columns + problem * n : nullptr;
-    if (columns_gradient) {
-      Scratch<double> log_share(n);
-      log_shares(p, log_share.get());
-      steps.sweep(columns_gradient + problem * n, log_share.get(), columns + problem * n, a, c, partial.get());
-    } else {
-      steps.first_sweep(assignments + first, grad_output + first, a, c, partial.get());
-    }
-    p.add_chunks(partial.get(), sums + problem * n);
-  };
-  for_problems<T>(scores, marginals, extremes, problems, batch, prototypes, epsilon, threads, solve);
-}
-
 IMC_INSTANTIATE(sinkhorn)
 IMC_INSTANTIATE(sinkhorn_sweep)
-IMC_INSTANTIATE(sinkhorn_backward_sweep)
-IMC_INSTANTIATE(sinkhorn_backward)
 
 }  // namespace imc::IMC_ISA

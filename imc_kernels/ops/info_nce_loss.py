@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks, distributed
+from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Needs
 from imc_kernels.ops.precision import at_least_single, specification
 
@@ -58,6 +58,8 @@ def info_nce_loss(
         raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
     checks.group(NAME, group)
     if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
         return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
-from imc_kernels.ops import checks, distributed
+from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Needs
 from imc_kernels.ops.precision import at_least_single, specification
 
@@ -75,6 +75,8 @@ def log_dot_product_loss(
     if critic != "log-dot" and critic not in CRITICS:
         raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
     if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
         numbers = (float(smoothing), float(entropy_weight), logit_limit)
         return distributed.log_dot_product_loss(logits, *numbers, critic, group, backend)
     offered: tuple[str, ...] = (*LOSS.kernels, "eager")

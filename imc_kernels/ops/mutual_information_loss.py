@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks, distributed
+from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Needs
 from imc_kernels.ops.precision import at_least_single, specification
 
@@ -82,6 +82,8 @@ def mutual_information_loss(
         )
     checks.group(NAME, group)
     if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
         numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
         return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)

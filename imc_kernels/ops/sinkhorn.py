@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks, distributed
+from imc_kernels.ops import checks
 from imc_kernels.ops.precision import at_least_single, specification
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def sinkhorn(
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
     if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
         return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     form, offered = NAME, tuple(KERNELS)

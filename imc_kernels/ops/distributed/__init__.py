@@ -5,9 +5,8 @@ column sums an iteration (sinkhorn), the joint distributions (mutual information
 (log-dot), the embeddings and two floats a row (InfoNCE). Phases are functions of the process's own samples and of what
 was exchanged. To serve groups, a backend adds its phases to the table ``PHASES`` of an operation.
 
-Every process gets the result for the whole batch, in which parts may differ in size; gradients are those of the sum over
-processes of their (equal) losses, so that averaging them, as DistributedDataParallel does, gives those of
-the whole batch.
+Every process gets the result for the whole batch, in which parts may differ in size. Gradients are those of the sum
+over processes of their (equal) losses: averaged, as by DistributedDataParallel, they are those of the whole batch.
 """
 
 from imc_kernels.ops.distributed.info_nce_loss import info_nce_loss

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import functools
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,20 +12,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def not_compiled(function: F) -> F:
-    """Keep ``torch.compile`` out: it breaks its graph here, and says why where no break is allowed.
-
-    What ``torch.compiler.disable`` does, without its import of the compiler.
-    """
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
-    function._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
-        "imc_kernels: an operation with group= exchanges numbers between processes and does not compile; "
-        "call it outside the compiled function, or leave fullgraph=True out"
-    )
-    return function
+# torch.compile breaks its graph at an operation with a group, and says this where no break is allowed.
+not_compiled = functools.partial(
+    torch.compiler.disable,
+    reason="imc_kernels: an operation with group= exchanges numbers between processes and does not compile; call it "
+    "outside the compiled function, or leave fullgraph=True out",
+)
 
 
 def gather(x: Tensor, group: ProcessGroup) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops.distributed.collectives import gather, not_compiled, sum_over
+from imc_kernels.ops.distributed.collectives import gather, not_compiled
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
 from imc_kernels.ops.precision import at_least_single, specification
