@@ -86,7 +86,7 @@ class FusedLoss:
     @staticmethod
     def _backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
         scaled = [
-            _scaled(gradient, grad_outputs[0]) if needed else None
+            scaled(gradient, grad_outputs[0]) if needed else None
             for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
         ]
         return *scaled, *[None] * (ctx.arguments - len(scaled))
@@ -106,8 +106,9 @@ class _FusedLoss(torch.autograd.Function):
         # comparison would wait for the device.
         if grad_output.device.type == "cpu" and bool((grad_output == 1).all()):
             return None, None, None, *ctx.saved_tensors
-        return None, None, None, *(None if g is None else _scaled(g, grad_output) for g in ctx.saved_tensors)
+        return None, None, None, *(None if g is None else scaled(g, grad_output) for g in ctx.saved_tensors)
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A gradient times that of its losses, which have the gradient's first dimensions or none."""
     return gradient * factor.reshape(factor.shape + (1,) * (gradient.dim() - factor.dim()))
