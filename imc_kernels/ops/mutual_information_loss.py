@@ -11,8 +11,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -88,7 +88,7 @@ def mutual_information_loss(
         return specification(eager.mutual_information_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
-    return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
+    return LOSS(chosen, (logits, scores), options)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -119,7 +119,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": _cpu},
+    {"cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import all_backends
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from imc_kernels import backends, log_dot_product_loss
+from imc_kernels import log_dot_product_loss
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("log_dot_product_loss", torch.float64)
 NATIVE = [name for name in BACKENDS if name != "eager"]
 LOGITS = torch.tensor(
     [[[[2, 0, -1], [0, 1, 0], [-1, 0, 3], [1, 1, 0]], [[1, 0, 0], [0, 2, -1], [0, 0, 1], [0, 2, 1]]]],

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import all_backends
 from torch import Tensor
 
-from imc_kernels import backends, mutual_information_loss
+from imc_kernels import mutual_information_loss
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("mutual_information_loss", torch.float64)
 LOGITS = torch.tensor([[[1.0, 0.0], [0.5, -0.5], [-1.0, 2.0]]], dtype=torch.float64)
 SCORES = torch.tensor([[[0.9, 0.1, -0.3, 0.0], [0.8, 0.2, 0.1, -0.5], [-0.2, 0.7, 0.3, 0.1]]], dtype=torch.float64)
 

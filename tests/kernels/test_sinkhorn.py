@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import all_backends
 
-from imc_kernels import backends, sinkhorn
+from imc_kernels import sinkhorn
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("sinkhorn", torch.float64)
 SCORES = torch.tensor([[0.9, 0.1, -0.3, 0.0], [0.8, 0.2, 0.1, -0.5], [-0.2, 0.7, 0.3, 0.1]], dtype=torch.float64)
 
 # Computed by the specification of the method in float64, three iterations.

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from operations import all_backends
 
-from imc_kernels import backends, swapped_prediction_loss
+from imc_kernels import swapped_prediction_loss
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("swapped_prediction_loss", torch.float64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
