@@ -34,10 +34,16 @@ def all_backends(operation: str, dtype: torch.dtype = torch.float32) -> list[str
     return [*native_backends(operation, dtype), "eager"]
 
 
-def device_of(backend: str) -> str:
-    """Where a backend's inputs lie."""
+def device_of(backend: str, default: str = "cpu") -> str:
+    """Where a backend's inputs lie; ``default`` where it takes any."""
     entry = backends.BACKENDS[backend]
-    return "cpu" if entry.devices is None or entry.emulated() else entry.devices[0]
+    return "cpu" if entry.emulated() else default if entry.devices is None else entry.devices[0]
+
+
+def measured_backends() -> list[str]:
+    """The backends of this machine whose times mean something, for CPU tensors."""
+    served = (name for name in backends.available() if device_of(name) == "cpu")
+    return [name for name in served if not backends.BACKENDS[name].emulated()]
 
 
 class Sizes(NamedTuple):
@@ -85,9 +91,10 @@ class Operation:
         return tuple(tensor.float().to(dtype) for tensor in made)
 
     def __call__(self, *inputs: Tensor, backend: str) -> Tensor:
-        """The function on the backend's device, from CPU tensors to a CPU tensor."""
-        moved = (x.to(device_of(backend)) for x in inputs)
-        return self.function(*moved, **self.options, backend=backend).cpu()
+        """The function on the backend's device, the result where the inputs are."""
+        here = inputs[0].device
+        there = device_of(backend, default=here.type)
+        return self.function(*(x.to(there) for x in inputs), **self.options, backend=backend).to(here)
 
     def __str__(self) -> str:
         return self.label or self.name
