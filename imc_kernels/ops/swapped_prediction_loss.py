@@ -56,6 +56,14 @@ def swapped_prediction_loss(
     return LOSS(chosen, (scores, assignments), (float(temperature),))
 
 
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.swapped_prediction_loss import swapped_prediction_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     scores, assignments = (tensor.contiguous() for tensor in inputs)
     loss = scores.new_empty(())
@@ -79,4 +87,9 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
     return loss, (gradient, None)
 
 
-LOSS = FusedLoss(NAME, {"cpu": Kernel(_cpu)}, inputs=("scores", "assignments"), options={"temperature": "float"})
+LOSS = FusedLoss(
+    NAME,
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    inputs=("scores", "assignments"),
+    options={"temperature": "float"},
+)

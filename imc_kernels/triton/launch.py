@@ -1,17 +1,13 @@
-"""What every Triton launcher shares: the launch itself, the workspace and block shapes."""
+"""What every Triton launcher shares: the launch itself, the workspace and the length of blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton import knobs
-
-INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
@@ -32,21 +28,11 @@ def workspace(like: Tensor, *sizes: int) -> list[Tensor]:
     return list(torch.empty(sum(padded), dtype=torch.float32, device=like.device).split(padded))
 
 
-def power_of_two(n: int, most: int, least: int = 1) -> int:
-    """The smallest power of two that holds ``n``, within limits: the length of a block of ``n`` elements."""
+def block_of(n: int, most: int, least: int = 1) -> int:
+    """The length of a block for ``n`` elements: the smallest power of two that holds them, within limits."""
     return max(least, min(most, triton.next_power_of_2(n)))
 
 
-def batch_kernel(function: Callable) -> Any:
-    """``triton.jit`` of a kernel whose argument ``batch`` changes from call to call: one compilation serves all."""
-    return triton.jit(function, do_not_specialize=["batch"])
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """float32 ``x`` to ``dtype``, to nearest even. The interpreter would truncate to bfloat16; hardware does not."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits += 0x7FFF + ((bits >> 16) & 1)
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
+def warps_for(elements: int, each: int = 8) -> int:
+    """How many warps share a block of so many elements: about ``each`` a thread, from 1 to 16 warps."""
+    return max(1, min(16, triton.next_power_of_2(elements // (32 * each))))
