@@ -56,8 +56,8 @@ def swapped_prediction_kernel(
     if assigned_block > 0:
         a = tl.arange(0, assigned_block)
         rows = assignments + (a[:, None] * batch.to(tl.int64) + sample) * k
-        inside = (a[:, None] < assigned) & (columns[None, :] < k)
-        kept = tl.load(rows + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        held = (a[:, None] < assigned) & (columns[None, :] < k)
+        kept = tl.load(rows + columns[None, :], mask=held, other=0.0).to(tl.float32)
     for view in range(views):
         row = (view * batch.to(tl.int64) + sample) * k
         if block >= k:
