@@ -10,8 +10,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,7 +64,7 @@ def info_nce_loss(
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise)
-    return LOSS(chosen, (at_least_single(embeddings),), (float(temperature), bool(normalise)))
+    return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -83,4 +83,6 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
     return loss, (gradient,)
 
 
-LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("embeddings",), options={"temperature": "float", "normalise": "bool"})
+LOSS = FusedLoss(
+    NAME, {"cpu": Kernel(_cpu)}, inputs=("embeddings",), options={"temperature": "float", "normalise": "bool"}
+)

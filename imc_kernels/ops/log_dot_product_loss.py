@@ -12,8 +12,8 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -88,7 +88,15 @@ def log_dot_product_loss(
         everything = (logits, smoothing, entropy_weight, logit_limit, critic)
         return specification(eager.log_dot_product_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
-    return LOSS(chosen, (at_least_single(logits),), (float(smoothing), float(entropy_weight), limit))
+    return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
+
+
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.log_dot_product_loss import log_dot_product_loss as kernel
+
+    return kernel(inputs, options, needs)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -114,7 +122,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": _cpu},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],

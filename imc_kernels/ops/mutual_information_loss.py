@@ -11,8 +11,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -92,7 +92,13 @@ def mutual_information_loss(
         return specification(eager.mutual_information_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
-    return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
+    return LOSS(chosen, (logits, scores), options)
+
+
+def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.mutual_information_loss import mutual_information_loss as kernel
+
+    return kernel(inputs, options, needs)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -123,7 +129,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": _cpu},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

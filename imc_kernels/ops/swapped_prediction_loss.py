@@ -9,8 +9,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 NAME = "swapped_prediction_loss"
 
@@ -53,7 +53,15 @@ def swapped_prediction_loss(
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
-    return LOSS(chosen, (at_least_single(scores), at_least_single(assignments)), (float(temperature),))
+    return LOSS(chosen, (scores, assignments), (float(temperature),))
+
+
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.swapped_prediction_loss import swapped_prediction_loss as kernel
+
+    return kernel(inputs, options, needs)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -79,4 +87,9 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
     return loss, (gradient, None)
 
 
-LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("scores", "assignments"), options={"temperature": "float"})
+LOSS = FusedLoss(
+    NAME,
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    inputs=("scores", "assignments"),
+    options={"temperature": "float"},
+)

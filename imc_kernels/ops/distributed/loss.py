@@ -40,4 +40,4 @@ class _DistributedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # All processes have the same loss, and each what it multiplies its own with.
         factor = sum_over(grad_output.clone(memory_format=torch.contiguous_format), ctx.group)
-        return None, None, None, *(None if g is None else scaled(g, factor) for g in ctx.saved_tensors)
+        return None, None, None, *(None if g is None else scaled(g, factor, g.dtype) for g in ctx.saved_tensors)
