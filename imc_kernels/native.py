@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["call", "missing", "module"]
+__all__ = ["call", "missing", "module", "workspace"]
 
 ELEMENT_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -86,5 +86,13 @@ def call(name: str, operation: str, tensors: Sequence[Argument], *numbers: float
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         function(ELEMENT_CODES[element], *addresses, *numbers, device.index, stream)
+    elif name == "_cuda":  # emulated on the CPU
+        function(ELEMENT_CODES[element], *addresses, *numbers, 0, 0)
     else:
         function(ELEMENT_CODES[element], *addresses, *numbers, torch.get_num_threads())
+
+
+def workspace(name: str, operation: str, like: Tensor, *sizes: int) -> Argument:
+    """Memory for a CUDA operation, as an argument of :func:`call`: as much as the module says it needs for the sizes."""
+    count = getattr(module(name), f"{operation}_workspace_bytes")(*sizes, like.device.index or 0)
+    return torch.empty(count, dtype=torch.uint8, device=like.device), (count,), torch.uint8

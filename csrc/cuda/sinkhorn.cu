@@ -1,20 +1,21 @@
 // Sinkhorn-Knopp: scores s [batch, prototypes] -> Q = diag(u) exp(s / epsilon) diag(v), columns scaled first.
 //
-// Bytes: where a block's rows fit into its shared memory, the scores are read once and the assignments written once,
-// 2 * 4 * 256 * 1000 bytes (float32) = 2 MB or 0.4 us at 4.8 TB/s for one problem of IMC-SwAV: the floor is the launch
-// and its iterations + 1 grid synchronisations. Where they do not fit, iterations + 2 reads and one write.
+// Where a block's rows fit into its shared memory, the scores are read once and the assignments written once: 4 MB
+// (float32) for the two problems of IMC-SwAV, 2 * 256 * 1000, so that the floor is the launch and its iterations + 1
+// synchronisations of a problem's blocks. Where they do not fit, iterations + 2 reads and one write.
 //
 // Rows never leave their block. One sweep per iteration: a row's sum with the current column factors, then the row's
-// push into the block's column sums; these meet in the workspace. The same sweep runs over two algebras: scaling
-// factors, or logarithms where the exponentials of a problem could underflow. All exponentials are to base 2.
+// push into the block's column sums. These meet in the shared memory of a cluster where a problem fits into one, else in
+// the workspace of a cooperative grid. The same sweep runs over two algebras: scaling factors, or logarithms where the
+// exponentials of a problem could underflow. All exponentials are to base 2.
 
 #include <algorithm>
 #include <cmath>
 
 #include "device.cuh"
 #include "imc/element.h"
+#include "kernels.h"
 #include "primitives.cuh"
-#include "sinkhorn.h"
 #include "sums.cuh"
 
 namespace imc::cuda {
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kLargestCluster = 8;  // that every device with clusters has
 constexpr int kDirectBlocks = 32;          // up to here every block sums all partial columns itself: one sync, not two
 constexpr float kScalingRange = 57.7f;     // 40 / ln 2: with more, products of exponentials and factors can underflow
 constexpr float kLargestRange = 0x1p124f;  // with more, logarithms overflow: NaN
@@ -33,7 +35,6 @@ struct Plan {
   int rows;       // per block; the last block may have fewer
   int tile_rows;  // rows held at a time; all of them where they fit
   bool on_chip;   // tiles and factors in shared memory, else in the workspace
-  int64_t shared_bytes;
 
   __host__ __device__ bool resident() const { return rows <= tile_rows; }
 
@@ -42,6 +43,7 @@ struct Plan {
   // and off chip each block's own memory.
   __host__ __device__ int64_t partial_floats() const { return int64_t(2) * blocks * prototypes; }
   __host__ __device__ int64_t own_floats() const { return (tile_rows + int64_t(1)) * prototypes + tile_rows; }
+  int64_t shared_bytes(bool cluster) const { return on_chip ? 4 * (own_floats() + (cluster ? 2 * prototypes : 0)) : 0; }
   int64_t workspace_floats(int64_t problems) const {
     return problems * (partial_floats() + prototypes + 2 * blocks + (on_chip ? 0 : blocks * own_floats()));
   }
@@ -64,16 +66,46 @@ Plan make_plan(int64_t problems, int64_t batch, int64_t prototypes, const Device
   // Where there are several tiles, no warp should have a row more than another.
   if (tile_rows < plan.rows && tile_rows > kWarps) tile_rows -= tile_rows % kWarps;
   plan.tile_rows = static_cast<int>(std::min<int64_t>(tile_rows, plan.rows));
-  plan.shared_bytes = plan.on_chip ? 4 * plan.own_floats() : 0;
   return plan;
 }
+
+// For a cluster of blocks per problem, or of no blocks where that does not fit.
+Plan make_cluster_plan(int64_t batch, int64_t prototypes, const DeviceLimits& device) {
+  Plan plan{};
+  plan.batch = batch;
+  plan.prototypes = static_cast<int>(prototypes);
+  int blocks = kLargestCluster;
+  while (blocks > 1 && blocks / 2 * (kWarps / 2) >= batch) blocks /= 2;
+  const int64_t rows = ceil_divide(batch, blocks);  // the last blocks may have fewer, or none
+  const int64_t floats = largest_shared(device) / 4;
+  if (!device.clusters || blocks == 1 || floats / (prototypes + 1) < rows + 3) return plan;
+  plan.blocks = blocks;
+  plan.rows = plan.tile_rows = static_cast<int>(rows);
+  plan.on_chip = true;
+  return plan;
+}
+
+// The options, and what is beside scores and assignments.
+struct Request {
+  const float* marginals;  // [prototypes] that sum to 1, or null: all the same
+  float* rows;             // [problems, iterations, batch] logarithms (base 2) of the factors, or null
+  float* columns;          // [problems, iterations, prototypes], for scores less the first one of the problem
+  float* workspace;
+  int problems, iterations;
+  float scale;  // log2(e) / epsilon
+};
+
+using Range = Pack<float, 2>;  // highest and lowest score
 
 // What one block sees.
 template <typename T>
 struct Block {
   const T* scores;        // [rows, prototypes]
   T* assignments;         // [rows, prototypes]
-  float* partials;        // [2, blocks, prototypes], the problem's
+  const float* marginals;
+  float* log_rows;        // [iterations, batch], from the block's first row on, or null
+  float* log_columns;     // [iterations, prototypes] for one of the problem's blocks, else null
+  float* partials;        // [2, blocks, prototypes], the problem's; in a cluster [2, prototypes], the block's
   float* column_sums;     // [prototypes], the problem's
   float* tile;            // [tile_rows, prototypes]: scores, then Algebra's elements
   float* column_factors;  // [prototypes]
@@ -82,7 +114,9 @@ struct Block {
   int rows;
 };
 
+template <bool kCluster>
 __device__ __forceinline__ void problem_sync(const Plan& plan) {
+  if constexpr (kCluster) return cluster_sync();
   if (plan.blocks > 1) return grid_sync();
   __syncthreads();
 }
@@ -129,17 +163,25 @@ __device__ __forceinline__ void push_columns(const float* tile, const float* row
 }
 
 // Column factors from all blocks' partial columns, in an order that depends on the plan alone.
-template <typename Algebra, typename T>
-__device__ __forceinline__ void reduce_columns(const Block<T>& block, const Plan& plan, const float* partials) {
+template <typename Algebra, bool kCluster, typename T>
+__device__ __forceinline__ void reduce_columns(const Block<T>& block, const Plan& plan, const float* partials,
+                                               float* log_columns, float log_shift) {
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const float mass = float(plan.batch) / float(prototypes);
-  problem_sync(plan);
-  if (plan.blocks <= kDirectBlocks) {
+  const float even = float(plan.batch) / float(prototypes);
+  auto finish = [&](int k, float total) {
+    const float factor = Algebra::factor(total, block.marginals ? float(plan.batch) * block.marginals[k] : even);
+    block.column_factors[k] = factor;
+    if (log_columns) log_columns[k] = Algebra::logarithm(factor) + log_shift;
+  };
+  problem_sync<kCluster>(plan);
+  if (kCluster || plan.blocks <= kDirectBlocks) {
     for (int k = threadIdx.x; k < prototypes; k += kThreads) {
       Algebra sum;
 #pragma unroll 2 * Algebra::kUnroll
-      for (int i = 0; i < plan.blocks; ++i) sum.add(partials[int64_t(i) * prototypes + k]);
-      block.column_factors[k] = Algebra::factor(sum.total(), mass);
+      for (int i = 0; i < plan.blocks; ++i) {
+        sum.add(kCluster ? *cluster_peer(partials + k, i) : partials[int64_t(i) * prototypes + k]);
+      }
+      finish(k, sum.total());
     }
   } else {
     for (int64_t k = int64_t(block.rank) * kWarps + warp; k < prototypes; k += int64_t(plan.blocks) * kWarps) {
@@ -148,22 +190,24 @@ __device__ __forceinline__ void reduce_columns(const Block<T>& block, const Plan
       sum.add_across_warp();
       if (lane == 0) block.column_sums[k] = sum.total();
     }
-    problem_sync(plan);
-    for (int k = threadIdx.x; k < prototypes; k += kThreads) {
-      block.column_factors[k] = Algebra::factor(block.column_sums[k], mass);
-    }
+    problem_sync<kCluster>(plan);
+    for (int k = threadIdx.x; k < prototypes; k += kThreads) finish(k, block.column_sums[k]);
   }
   __syncthreads();
 }
 
-template <typename Algebra, int kWidth, typename T>
-__device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, float shift, float scale,
-                                      int iterations) {
+template <typename Algebra, int kWidth, bool kCluster, typename T>
+__device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, float shift, float log_shift,
+                                      float scale, int iterations) {
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   auto element = [=](float score) { return Algebra::element((score - shift) * scale); };
 
   for (int sweep = 0; sweep <= iterations; ++sweep) {
-    float* partials = block.partials + (sweep & 1) * int64_t(plan.blocks) * prototypes;
+    float* partials = block.partials + (sweep & 1) * int64_t(kCluster ? 1 : plan.blocks) * prototypes;
+    float* own_partial = partials + (kCluster ? 0 : int64_t(block.rank) * prototypes);
+    if (kCluster && block.rows == 0 && sweep < iterations) {
+      push_columns<Algebra>(block.tile, block.row_factors, own_partial, prototypes, 0, true);
+    }
 #pragma unroll 1
     for (int first = 0; first < block.rows; first += plan.tile_rows) {
       const int rows = min(plan.tile_rows, block.rows - first);
@@ -184,6 +228,9 @@ __device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, f
         }
         const float factor =
             sweep == 0 ? Algebra::one() : row_factor<Algebra>(elements, block.column_factors, prototypes, lane);
+        if (sweep > 0 && block.log_rows && lane == 0) {
+          block.log_rows[(sweep - 1) * plan.batch + first + row] = Algebra::logarithm(factor);
+        }
         if (sweep == iterations) {
           write_row<Algebra, kWidth>(elements, block.column_factors, factor, block.assignments + offset, prototypes,
                                      lane);
@@ -193,20 +240,23 @@ __device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, f
       }
       if (sweep == iterations) continue;
       __syncthreads();
-      push_columns<Algebra>(block.tile, block.row_factors, partials + int64_t(block.rank) * prototypes, prototypes,
-                            rows, first == 0);
+      push_columns<Algebra>(block.tile, block.row_factors, own_partial, prototypes, rows, first == 0);
       __syncthreads();
     }
-    if (sweep < iterations) reduce_columns<Algebra>(block, plan, partials);
+    if (sweep == iterations) break;
+    float* log_columns = block.log_columns ? block.log_columns + int64_t(sweep) * prototypes : nullptr;
+    reduce_columns<Algebra, kCluster>(block, plan, partials, log_columns, log_shift);
   }
 }
 
 // Highest and lowest score of the problem. The scores stay in the tile where it holds them all.
-template <int kWidth, typename T>
+template <int kWidth, bool kCluster, typename T>
 __device__ __forceinline__ void find_range(const Block<T>& block, const Plan& plan,
                                            float* ranges,  // [blocks, 2], the problem's
                                            float& high, float& low) {
-  __shared__ float highs[kWarps], lows[kWarps];
+  IMC_SHARED(float, highs, kWarps);
+  IMC_SHARED(float, lows, kWarps);
+  IMC_SHARED(Range, own_range, 1);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   auto across_warp = [&] {
     high = warp_reduce(high, max_or_nan);
@@ -235,114 +285,109 @@ __device__ __forceinline__ void find_range(const Block<T>& block, const Plan& pl
     high = highs[lane % kWarps];
     low = lows[lane % kWarps];
     across_warp();
-    if (lane == 0) store(ranges + 2 * block.rank, Pack<float, 2>{high, low});
+    if (lane == 0) *(kCluster ? own_range : reinterpret_cast<Range*>(ranges) + block.rank) = {high, low};
   }
-  problem_sync(plan);
+  problem_sync<kCluster>(plan);
   for (int i = lane; i < plan.blocks; i += kWarp) {
-    const Pack<float, 2> range = load<2>(ranges + 2 * i);
+    const Range range = kCluster ? *cluster_peer(own_range, i) : reinterpret_cast<const Range*>(ranges)[i];
     high = max_or_nan(high, range.v[0]);
     low = min_or_nan(low, range.v[1]);
   }
   across_warp();
 }
 
-template <typename T, int kWidth, bool kOnChip>
+template <typename T, int kWidth, bool kOnChip, bool kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
-    sinkhorn_kernel(const T* __restrict__ scores,    // [problems, batch, prototypes]
-                    T* __restrict__ assignments,     // [problems, batch, prototypes]
-                    float* workspace, int problems,  // Plan says what the workspace holds
-                    Plan plan, float scale, int iterations) {
+    sinkhorn_kernel(const T* __restrict__ scores,  // [problems, batch, prototypes]
+                    T* __restrict__ assignments,   // [problems, batch, prototypes]
+                    Request request, Plan plan) {
+  if constexpr (kCluster && !kHaveClusters) return;
   const int problem = blockIdx.x / plan.blocks;
+  const int64_t problems = request.problems;
   Block<T> block;
   block.rank = blockIdx.x % plan.blocks;
-  block.rows = static_cast<int>(min(int64_t(plan.rows), plan.batch - int64_t(block.rank) * plan.rows));
-  const int64_t offset = (problem * plan.batch + int64_t(block.rank) * plan.rows) * plan.prototypes;
+  const int64_t first_row = int64_t(block.rank) * plan.rows;
+  block.rows = static_cast<int>(max(int64_t(0), min(int64_t(plan.rows), plan.batch - first_row)));
+  const int64_t offset = (problem * plan.batch + first_row) * plan.prototypes;
   block.scores = scores + offset;
   block.assignments = assignments + offset;
+  block.marginals = request.marginals;
+  const int64_t iterations_before = int64_t(problem) * request.iterations;
+  block.log_rows = request.rows ? request.rows + iterations_before * plan.batch + first_row : nullptr;
+  block.log_columns =
+      request.columns && block.rank == 0 ? request.columns + iterations_before * plan.prototypes : nullptr;
 
-  float* ranges = workspace + problems * plan.partial_floats();
-  float* column_sums = ranges + 2 * int64_t(problems) * plan.blocks;
-  float* own = column_sums + int64_t(problems) * plan.prototypes + blockIdx.x * plan.own_floats();
-  block.partials = workspace + problem * plan.partial_floats();
-  block.column_sums = column_sums + int64_t(problem) * plan.prototypes;
-  block.tile = kOnChip ? dynamic_shared() : own;
+  float* ranges = request.workspace + problems * plan.partial_floats();
+  float* column_sums = ranges + 2 * problems * plan.blocks;
+  block.column_sums = column_sums + problem * int64_t(plan.prototypes);
+  block.tile = kOnChip ? dynamic_shared() : column_sums + problems * plan.prototypes + blockIdx.x * plan.own_floats();
   block.column_factors = block.tile + int64_t(plan.tile_rows) * plan.prototypes;
   block.row_factors = block.column_factors + plan.prototypes;
+  block.partials = kCluster ? block.row_factors + plan.tile_rows : request.workspace + problem * plan.partial_floats();
 
   float high = -INFINITY, low = INFINITY;
-  find_range<kWidth>(block, plan, ranges + 2 * int64_t(problem) * plan.blocks, high, low);
-  const float range = (high - low) * scale;
+  find_range<kWidth, kCluster>(block, plan, ranges + 2 * int64_t(problem) * plan.blocks, high, low);
+  const float scale = request.scale, range = (high - low) * scale;
   const float shift = range <= kLargestRange ? 0.5f * high + 0.5f * low : NAN;
+  const float log_shift = (to_float(scores[problem * plan.batch * plan.prototypes]) - shift) * scale;
   if (range > kScalingRange && range <= kLargestRange) {
-    solve<Logarithm, kWidth>(block, plan, shift, scale, iterations);
+    solve<Logarithm, kWidth, kCluster>(block, plan, shift, log_shift, scale, request.iterations);
   } else {
-    solve<Scaling, kWidth>(block, plan, shift, scale, iterations);
+    solve<Scaling, kWidth, kCluster>(block, plan, shift, log_shift, scale, request.iterations);
   }
+  if constexpr (kCluster) cluster_sync();  // others may still read this block's columns
 }
 
-}  // namespace
-
-#ifdef __CUDACC__
-namespace {
-
-struct Call {
-  uintptr_t scores, assignments, workspace;
-  int problems;
-  float scale;
-  int iterations, device;
-  cudaStream_t stream;
-};
-
-template <typename T, int kWidth, bool kOnChip>
-void launch(Plan plan, Call call) {
-  constexpr auto kKernel = sinkhorn_kernel<T, kWidth, kOnChip>;
-  prepare_kernel<kKernel>(kThreads, largest_shared(device_limits(call.device)), call.device);
-  void* arguments[] = {&call.scores, &call.assignments, &call.workspace, &call.problems,
-                       &plan,        &call.scale,       &call.iterations};
-  const auto launcher = plan.blocks > 1 ? cudaLaunchCooperativeKernel<void> : cudaLaunchKernel<void>;
-  check(launcher(reinterpret_cast<void*>(kKernel), dim3(call.problems * plan.blocks), dim3(kThreads), arguments,
-                 plan.shared_bytes, call.stream),
-        "launching sinkhorn");
+template <typename T, int kWidth, bool kOnChip, bool kCluster>
+void launch_form(const T* scores, T* assignments, const Request& request, const Plan& plan, const Place& place) {
+  Shape shape{int64_t(request.problems) * plan.blocks, kThreads, plan.shared_bytes(kCluster)};
+  if (plan.blocks > 1) shape.together = kCluster ? Together::clusters : Together::grid;
+  shape.cluster = plan.blocks;
+  launch<sinkhorn_kernel<T, kWidth, kOnChip, kCluster>>("launching sinkhorn", shape, place, scores, assignments,
+                                                        request, plan);
 }
 
-template <typename T>
-void launch_for(const Plan& plan, const Call& call) {
-  constexpr int kWidth = 16 / sizeof(T);
-  const bool aligned = plan.prototypes % kWidth == 0 && (call.scores | call.assignments) % 16 == 0;
-  if (!plan.on_chip) return launch<T, 1, false>(plan, call);
-  return aligned ? launch<T, kWidth, true>(plan, call) : launch<T, 1, true>(plan, call);
-}
-
-Plan checked_plan(int64_t problems, int64_t batch, int64_t prototypes, int device) {
+void check_sizes(int64_t problems, int64_t batch, int64_t prototypes) {
   constexpr int64_t kLimit = int64_t(1) << 30;
   if (problems < 1 || batch < 1 || prototypes < 1 || problems > kLimit || batch > kLimit || prototypes > kLimit) {
     throw std::invalid_argument("sinkhorn: problems, batch and prototypes must lie in 1..2^30");
   }
-  return make_plan(problems, batch, prototypes, device_limits(device));
 }
 
 }  // namespace
 
 int64_t sinkhorn_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device) {
-  return 4 * checked_plan(problems, batch, prototypes, device).workspace_floats(problems);
+  check_sizes(problems, batch, prototypes);
+  return 4 * make_plan(problems, batch, prototypes, device_limits(device)).workspace_floats(problems);
 }
 
-void sinkhorn(int element, uintptr_t scores, uintptr_t assignments, uintptr_t workspace, int64_t problems,
-              int64_t batch, int64_t prototypes, double epsilon, int iterations, int device, uintptr_t stream) {
-  const auto launch_element = element == int(Element::float32)    ? launch_for<float>
-                              : element == int(Element::bfloat16) ? launch_for<__nv_bfloat16>
-                              : element == int(Element::float16)  ? launch_for<__half>
-                                                                  : nullptr;
-  if (!launch_element) throw std::invalid_argument("sinkhorn on CUDA takes float32, bfloat16 and float16");
-  if (iterations < 1) throw std::invalid_argument("sinkhorn: iterations must be at least 1");
+template <typename T>
+void sinkhorn(const T* scores, const float* marginals, T* assignments, float* rows, float* columns, float* workspace,
+              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int device,
+              uintptr_t stream) {
+  check_sizes(problems, batch, prototypes);
+  if (iterations < 1 || iterations > INT32_MAX) throw std::invalid_argument("sinkhorn: iterations must be at least 1");
   const float scale = static_cast<float>(1.4426950408889634 / epsilon);
-  if (!(scale > 0) || !std::isfinite(scale))
+  if (!(scale > 0) || !std::isfinite(scale)) {
     throw std::invalid_argument("sinkhorn: epsilon must be positive, in float32 too");
-  const Plan plan = checked_plan(problems, batch, prototypes, device);
+  }
   const DeviceGuard guard(device);
-  launch_element(plan, {scores, assignments, workspace, static_cast<int>(problems), scale, iterations, device,
-                        reinterpret_cast<cudaStream_t>(stream)});
+  const DeviceLimits limits = device_limits(device);
+  const Place place{device, reinterpret_cast<cudaStream_t>(stream)};
+  const Request request{marginals, rows, columns, workspace, int(problems), int(iterations), scale};
+  constexpr int kWidth = 16 / sizeof(T);
+  const uintptr_t addresses = reinterpret_cast<uintptr_t>(scores) | reinterpret_cast<uintptr_t>(assignments);
+  const bool aligned = prototypes % kWidth == 0 && addresses % 16 == 0;
+  const Plan cluster = make_cluster_plan(batch, prototypes, limits);
+  if (aligned && cluster.blocks > 0) {
+    return launch_form<T, kWidth, true, true>(scores, assignments, request, cluster, place);
+  }
+  const Plan plan = make_plan(problems, batch, prototypes, limits);
+  if (!plan.on_chip) return launch_form<T, 1, false, false>(scores, assignments, request, plan, place);
+  if (!aligned) return launch_form<T, 1, true, false>(scores, assignments, request, plan, place);
+  launch_form<T, kWidth, true, false>(scores, assignments, request, plan, place);
 }
-#endif  // __CUDACC__
+
+IMC_INSTANTIATE_CUDA(sinkhorn)
 
 }  // namespace imc::cuda

@@ -17,6 +17,7 @@ struct Scaling {
   static __device__ float product(float a, float b) { return a * b; }
   static __device__ float factor(float total, float mass) { return mass / total; }
   static __device__ float value(float x) { return x; }
+  static __device__ float logarithm(float x) { return log2f(x); }
   __device__ float total() const { return sum; }
   __device__ void add(float x) { sum += x; }
   __device__ void add_across_warp() {
@@ -35,6 +36,7 @@ struct Logarithm {
   static __device__ float product(float a, float b) { return a + b; }
   static __device__ float factor(float total, float mass) { return log2f(mass) - total; }
   static __device__ float value(float x) { return exp2f(x); }
+  static __device__ float logarithm(float x) { return x; }
   __device__ float total() const { return high + log2f(sum); }
   __device__ void add(float x) {
     const float difference = x - high;
