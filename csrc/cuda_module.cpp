@@ -75,6 +75,10 @@ PYBIND11_MODULE(_cuda, module) {
 #endif
   module.def("sinkhorn_workspace_bytes", &imc::cuda::sinkhorn_workspace_bytes);
   module.def("sinkhorn_backward_workspace_bytes", &imc::cuda::sinkhorn_backward_workspace_bytes);
+  module.def("swapped_prediction_loss_workspace_bytes", &imc::cuda::swapped_prediction_loss_workspace_bytes);
+  module.def("log_dot_product_loss_workspace_bytes", &imc::cuda::log_dot_product_loss_workspace_bytes);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
+  IMC_DEFINE(swapped_prediction_loss);
+  IMC_DEFINE(log_dot_product_loss);
 }

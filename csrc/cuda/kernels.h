@@ -15,17 +15,29 @@
 
 namespace imc::cuda {
 
+// A gradient that is still to be scaled: float16, whose range is too small for that, keeps it in float.
+template <typename T>
+struct Gradient {
+  using type = T;
+};
+template <>
+struct Gradient<__half> {
+  using type = float;
+};
+template <typename T>
+using GradientOf = typename Gradient<T>::type;
+
 int64_t sinkhorn_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device);
 
-// rows and columns, where not null, receive the logarithms (base 2) of the scalings after each iteration, for scores
-// from which the first one of their problem is subtracted.
+// rows and columns, where not null, receive the logarithms (base 2) of the scalings after each iteration: in double,
+// since they are as large as the scores and cancel against them.
 template <typename T>
 void sinkhorn(const T* scores,         // [problems, batch, prototypes]
               const float* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
               T* assignments,          // [problems, batch, prototypes]
-              float* rows,             // [problems, iterations, batch]
-              float* columns,          // [problems, iterations, prototypes]
-              float* workspace,        // sinkhorn_workspace_bytes(...)
+              double* rows,            // [problems, iterations, batch]
+              double* columns,         // [problems, iterations, prototypes]
+              double* workspace,       // sinkhorn_workspace_bytes(...)
               int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int device,
               uintptr_t stream);
 
@@ -34,12 +46,34 @@ int64_t sinkhorn_backward_workspace_bytes(int64_t problems, int64_t batch, int64
 template <typename T>
 void sinkhorn_backward(const T* scores,          // [problems, batch, prototypes]
                        const float* marginals,   // [prototypes] or null
-                       const float* rows,        // [problems, iterations, batch]
-                       const float* columns,     // [problems, iterations, prototypes]
+                       const double* rows,       // [problems, iterations, batch]
+                       const double* columns,    // [problems, iterations, prototypes]
                        const T* grad_output,     // [problems, batch, prototypes]
                        T* gradient,              // [problems, batch, prototypes]
                        float* workspace,         // sinkhorn_backward_workspace_bytes(...)
                        int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
                        int device, uintptr_t stream);
+
+int64_t swapped_prediction_loss_workspace_bytes(int64_t batch, int device);
+
+template <typename T>
+void swapped_prediction_loss(const T* scores,          // [views, batch, prototypes]
+                             const T* assignments,     // [assigned, batch, prototypes]
+                             float* loss,              // []
+                             GradientOf<T>* gradient,  // [views, batch, prototypes]
+                             float* workspace,         // swapped_prediction_loss_workspace_bytes(...)
+                             int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
+                             int device, uintptr_t stream);
+
+int64_t log_dot_product_loss_workspace_bytes(int64_t heads, int64_t batch, int64_t clusters, int device);
+
+// logit_limit is infinite for no guard.
+template <typename T>
+void log_dot_product_loss(const T* logits,          // [heads, 2, batch, clusters]
+                          float* loss,              // [heads]
+                          GradientOf<T>* gradient,  // [heads, 2, batch, clusters]
+                          float* workspace,         // log_dot_product_loss_workspace_bytes(...)
+                          int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
+                          double logit_limit, int device, uintptr_t stream);
 
 }  // namespace imc::cuda

@@ -68,8 +68,8 @@ __device__ __forceinline__ void read_row(const T* __restrict__ row, int length, 
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 __device__ __forceinline__ float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
 
-template <typename Operation>
-__device__ __forceinline__ float warp_reduce(float x, Operation operation) {
+template <typename T, typename Operation>
+__device__ __forceinline__ T warp_reduce(T x, Operation operation) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     x = operation(x, __shfl_xor_sync(kAllLanes, x, offset));
@@ -85,6 +85,20 @@ __device__ __forceinline__ float warp_reduce(float x, Operation operation) {
   static const char name##_key = 0;                        \
   type(&name)[size] = *static_cast<type(*)[size]>(simt::shared_variable(&name##_key, sizeof(type[size])))
 #endif
+
+// The sum over the block, in every thread.
+template <int kWarps>
+__device__ __forceinline__ float block_sum(float x) {
+  IMC_SHARED(float, sums, kWarps);
+  x = warp_reduce(x, [](float a, float b) { return a + b; });
+  __syncthreads();  // the last sum may still be read
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float total = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) total += sums[i];
+  return total;
+}
 
 __device__ __forceinline__ float* dynamic_shared() {
 #ifdef __CUDACC__

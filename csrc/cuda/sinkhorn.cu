@@ -38,14 +38,15 @@ struct Plan {
 
   __host__ __device__ bool resident() const { return rows <= tile_rows; }
 
-  // The workspace, in floats: partial columns [problems, 2, blocks, prototypes] (two, as a fast block may write while
-  // a slow one still reads), column sums [problems, prototypes], highest and lowest score [problems, blocks, 2],
-  // and off chip each block's own memory.
-  __host__ __device__ int64_t partial_floats() const { return int64_t(2) * blocks * prototypes; }
-  __host__ __device__ int64_t own_floats() const { return (tile_rows + int64_t(1)) * prototypes + tile_rows; }
-  int64_t shared_bytes(bool cluster) const { return on_chip ? 4 * (own_floats() + (cluster ? 2 * prototypes : 0)) : 0; }
-  int64_t workspace_floats(int64_t problems) const {
-    return problems * (partial_floats() + prototypes + 2 * blocks + (on_chip ? 0 : blocks * own_floats()));
+  // The workspace, in doubles: partial columns [problems, 2, blocks, prototypes] (two, as a fast block may write while
+  // a slow one still reads), column sums [problems, prototypes], highest and lowest score [problems, blocks, 2 floats],
+  // and off chip each block's own memory: column and row factors, then the tile of floats.
+  __host__ __device__ int64_t partials() const { return int64_t(2) * blocks * prototypes; }
+  __host__ __device__ int64_t factors() const { return (prototypes + int64_t(tile_rows) + 1) / 2 * 2; }
+  __host__ __device__ int64_t own() const { return factors() + (int64_t(tile_rows) * prototypes + 3) / 4 * 2; }
+  int64_t shared_bytes(bool cluster) const { return on_chip ? 8 * (own() + (cluster ? 2 * int64_t(prototypes) : 0)) : 0; }
+  int64_t workspace_bytes(int64_t problems) const {
+    return 8 * problems * (partials() + prototypes + blocks + (on_chip ? 0 : blocks * own()) + 1);
   }
 };
 
@@ -60,8 +61,8 @@ Plan make_plan(int64_t problems, int64_t batch, int64_t prototypes, const Device
   plan.blocks = static_cast<int>(ceil_divide(batch, plan.rows));
 
   const int64_t floats = largest_shared(device) / 4;
-  int64_t tile_rows = (floats - prototypes) / (prototypes + 1);
-  plan.on_chip = floats >= 2 * prototypes + 1;
+  int64_t tile_rows = (floats - 2 * prototypes - 8) / (prototypes + 2);
+  plan.on_chip = floats >= 3 * prototypes + 10;
   if (!plan.on_chip) tile_rows = kWarps;
   // Where there are several tiles, no warp should have a row more than another.
   if (tile_rows < plan.rows && tile_rows > kWarps) tile_rows -= tile_rows % kWarps;
@@ -78,7 +79,7 @@ Plan make_cluster_plan(int64_t batch, int64_t prototypes, const DeviceLimits& de
   while (blocks > 1 && blocks / 2 * (kWarps / 2) >= batch) blocks /= 2;
   const int64_t rows = ceil_divide(batch, blocks);  // the last blocks may have fewer, or none
   const int64_t floats = largest_shared(device) / 4;
-  if (!device.clusters || blocks == 1 || floats / (prototypes + 1) < rows + 3) return plan;
+  if (!device.clusters || blocks == 1 || floats < (rows + 6) * prototypes + 2 * rows + 8) return plan;
   plan.blocks = blocks;
   plan.rows = plan.tile_rows = static_cast<int>(rows);
   plan.on_chip = true;
@@ -88,9 +89,9 @@ Plan make_cluster_plan(int64_t batch, int64_t prototypes, const DeviceLimits& de
 // The options, and what is beside scores and assignments.
 struct Request {
   const float* marginals;  // [prototypes] that sum to 1, or null: all the same
-  float* rows;             // [problems, iterations, batch] logarithms (base 2) of the factors, or null
-  float* columns;          // [problems, iterations, prototypes], for scores less the first one of the problem
-  float* workspace;
+  double* rows;            // [problems, iterations, batch] logarithms (base 2) of the factors, or null
+  double* columns;         // [problems, iterations, prototypes]
+  double* workspace;
   int problems, iterations;
   float scale;  // log2(e) / epsilon
 };
@@ -103,13 +104,14 @@ struct Block {
   const T* scores;        // [rows, prototypes]
   T* assignments;         // [rows, prototypes]
   const float* marginals;
-  float* log_rows;        // [iterations, batch], from the block's first row on, or null
-  float* log_columns;     // [iterations, prototypes] for one of the problem's blocks, else null
-  float* partials;        // [2, blocks, prototypes], the problem's; in a cluster [2, prototypes], the block's
-  float* column_sums;     // [prototypes], the problem's
+  double* log_rows;       // [iterations, batch], from the block's first row on, or null
+  double* log_columns;    // [iterations, prototypes] for one of the problem's blocks, else null
   float* tile;            // [tile_rows, prototypes]: scores, then Algebra's elements
-  float* column_factors;  // [prototypes]
-  float* row_factors;     // [tile_rows]
+  // Algebra's factors, which are of up to 8 bytes:
+  double* partials;       // [2, blocks, prototypes], the problem's; in a cluster [2, prototypes], the block's
+  double* column_sums;    // [prototypes], the problem's
+  double* column_factors;  // [prototypes]
+  double* row_factors;    // [tile_rows]
   int rank;               // within the problem
   int rows;
 };
@@ -121,62 +123,65 @@ __device__ __forceinline__ void problem_sync(const Plan& plan) {
   __syncthreads();
 }
 
-template <typename Algebra>
-__device__ __forceinline__ float row_factor(const float* row, const float* column_factors, int prototypes, int lane) {
-  Algebra sum;
+template <typename Algebra, typename Factor = typename Algebra::Factor>
+__device__ __forceinline__ Factor row_factor(const Algebra& algebra, const float* row, const Factor* column_factors,
+                                             int prototypes, int lane) {
+  typename Algebra::Sum sum;
   __syncwarp();
 #pragma unroll 4
-  for (int k = lane; k < prototypes; k += kWarp) sum.add(Algebra::product(row[k], column_factors[k]));
+  for (int k = lane; k < prototypes; k += kWarp) sum.add(algebra.product(row[k], column_factors[k]));
   sum.add_across_warp();
   __syncwarp();
   return Algebra::factor(sum.total(), 1);
 }
 
-template <typename Algebra, int kWidth, typename T>
-__device__ __forceinline__ void write_row(const float* row, const float* column_factors, float row_factor, T* to,
-                                          int prototypes, int lane) {
+template <int kWidth, typename Algebra, typename T, typename Factor = typename Algebra::Factor>
+__device__ __forceinline__ void write_row(const Algebra& algebra, const float* row, const Factor* column_factors,
+                                          Factor row_factor, T* to, int prototypes, int lane) {
 #pragma unroll 1
   for (int k = lane * kWidth; k < prototypes; k += kWarp * kWidth) {
-    const Pack<float, kWidth> elements = load<kWidth>(row + k), factors = load<kWidth>(column_factors + k);
+    const Pack<float, kWidth> elements = load<kWidth>(row + k);
+    const Pack<Factor, kWidth> factors = load<kWidth>(column_factors + k);
     Pack<T, kWidth> values;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float scaled = Algebra::product(elements.v[i], factors.v[i]);
-      from_float(Algebra::value(Algebra::product(scaled, row_factor)), values.v[i]);
+      from_float(algebra.value(algebra.product(elements.v[i], factors.v[i]), row_factor), values.v[i]);
     }
     store(to + k, values);
   }
 }
 
 // The block's column sums of this tile, added to those of the tiles before it.
-template <typename Algebra>
-__device__ __forceinline__ void push_columns(const float* tile, const float* row_factors, float* partial,
-                                             int prototypes, int rows, bool first_tile) {
+template <typename Algebra, typename Factor = typename Algebra::Factor>
+__device__ __forceinline__ void push_columns(const Algebra& algebra, const float* tile, const Factor* row_factors,
+                                             Factor* partial, int prototypes, int rows, bool first_tile) {
   for (int k = threadIdx.x; k < prototypes; k += kThreads) {
-    Algebra sum;
+    typename Algebra::Sum sum;
     if (!first_tile) sum.add(partial[k]);
     const float* element = tile + k;
 #pragma unroll Algebra::kUnroll
-    for (int row = 0; row < rows; ++row, element += prototypes) sum.add(Algebra::product(*element, row_factors[row]));
+    for (int row = 0; row < rows; ++row, element += prototypes) sum.add(algebra.product(*element, row_factors[row]));
     partial[k] = sum.total();
   }
 }
 
 // Column factors from all blocks' partial columns, in an order that depends on the plan alone.
-template <typename Algebra, bool kCluster, typename T>
-__device__ __forceinline__ void reduce_columns(const Block<T>& block, const Plan& plan, const float* partials,
-                                               float* log_columns, float log_shift) {
+template <bool kCluster, typename Algebra, typename T, typename Factor = typename Algebra::Factor>
+__device__ __forceinline__ void reduce_columns(const Algebra& algebra, const Block<T>& block, const Plan& plan,
+                                               const Factor* partials, double* log_columns) {
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const float even = float(plan.batch) / float(prototypes);
-  auto finish = [&](int k, float total) {
-    const float factor = Algebra::factor(total, block.marginals ? float(plan.batch) * block.marginals[k] : even);
-    block.column_factors[k] = factor;
-    if (log_columns) log_columns[k] = Algebra::logarithm(factor) + log_shift;
+  auto* column_factors = reinterpret_cast<Factor*>(block.column_factors);
+  auto* column_sums = reinterpret_cast<Factor*>(block.column_sums);
+  auto finish = [&](int k, Factor total) {
+    const float mass = block.marginals ? float(plan.batch) * block.marginals[k] : even;
+    column_factors[k] = Algebra::factor(total, mass);
+    if (log_columns) log_columns[k] = algebra.column_logarithm(column_factors[k]);
   };
   problem_sync<kCluster>(plan);
   if (kCluster || plan.blocks <= kDirectBlocks) {
     for (int k = threadIdx.x; k < prototypes; k += kThreads) {
-      Algebra sum;
+      typename Algebra::Sum sum;
 #pragma unroll 2 * Algebra::kUnroll
       for (int i = 0; i < plan.blocks; ++i) {
         sum.add(kCluster ? *cluster_peer(partials + k, i) : partials[int64_t(i) * prototypes + k]);
@@ -185,28 +190,31 @@ __device__ __forceinline__ void reduce_columns(const Block<T>& block, const Plan
     }
   } else {
     for (int64_t k = int64_t(block.rank) * kWarps + warp; k < prototypes; k += int64_t(plan.blocks) * kWarps) {
-      Algebra sum;
+      typename Algebra::Sum sum;
       for (int i = lane; i < plan.blocks; i += kWarp) sum.add(partials[int64_t(i) * prototypes + k]);
       sum.add_across_warp();
-      if (lane == 0) block.column_sums[k] = sum.total();
+      if (lane == 0) column_sums[k] = sum.total();
     }
     problem_sync<kCluster>(plan);
-    for (int k = threadIdx.x; k < prototypes; k += kThreads) finish(k, block.column_sums[k]);
+    for (int k = threadIdx.x; k < prototypes; k += kThreads) finish(k, column_sums[k]);
   }
   __syncthreads();
 }
 
-template <typename Algebra, int kWidth, bool kCluster, typename T>
-__device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, float shift, float log_shift,
-                                      float scale, int iterations) {
+template <int kWidth, bool kCluster, typename Algebra, typename T>
+__device__ __forceinline__ void solve(const Algebra& algebra, const Block<T>& block, const Plan& plan,
+                                      int iterations) {
+  using Factor = typename Algebra::Factor;
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  auto element = [=](float score) { return Algebra::element((score - shift) * scale); };
+  const auto* column_factors = reinterpret_cast<const Factor*>(block.column_factors);
+  auto* row_factors = reinterpret_cast<Factor*>(block.row_factors);
 
   for (int sweep = 0; sweep <= iterations; ++sweep) {
-    float* partials = block.partials + (sweep & 1) * int64_t(kCluster ? 1 : plan.blocks) * prototypes;
-    float* own_partial = partials + (kCluster ? 0 : int64_t(block.rank) * prototypes);
+    Factor* partials = reinterpret_cast<Factor*>(block.partials) +
+                       (sweep & 1) * int64_t(kCluster ? 1 : plan.blocks) * prototypes;
+    Factor* own_partial = partials + (kCluster ? 0 : int64_t(block.rank) * prototypes);
     if (kCluster && block.rows == 0 && sweep < iterations) {
-      push_columns<Algebra>(block.tile, block.row_factors, own_partial, prototypes, 0, true);
+      push_columns(algebra, block.tile, row_factors, own_partial, prototypes, 0, true);
     }
 #pragma unroll 1
     for (int first = 0; first < block.rows; first += plan.tile_rows) {
@@ -216,43 +224,42 @@ __device__ __forceinline__ void solve(const Block<T>& block, const Plan& plan, f
         const int64_t offset = (first + int64_t(row)) * prototypes;
         float* elements = block.tile + int64_t(row) * prototypes;
         if (!plan.resident()) {
-          read_row<kWidth, kBatch<T, kWidth>>(block.scores + offset, prototypes, lane,
-                                              [&](int k, Pack<float, kWidth> scores) {
+          read_row<kWidth, kBatch<T, kWidth>>(
+              block.scores + offset, prototypes, lane, [&](int k, Pack<float, kWidth> scores) {
 #pragma unroll
-                                                for (int i = 0; i < kWidth; ++i) scores.v[i] = element(scores.v[i]);
-                                                store(elements + k, scores);
-                                              });
+                for (int i = 0; i < kWidth; ++i) scores.v[i] = algebra.element(scores.v[i]);
+                store(elements + k, scores);
+              });
         } else if (sweep == 0) {
 #pragma unroll 1
-          for (int k = lane; k < prototypes; k += kWarp) elements[k] = element(elements[k]);
+          for (int k = lane; k < prototypes; k += kWarp) elements[k] = algebra.element(elements[k]);
         }
-        const float factor =
-            sweep == 0 ? Algebra::one() : row_factor<Algebra>(elements, block.column_factors, prototypes, lane);
+        const Factor factor =
+            sweep == 0 ? Algebra::one() : row_factor(algebra, elements, column_factors, prototypes, lane);
         if (sweep > 0 && block.log_rows && lane == 0) {
-          block.log_rows[(sweep - 1) * plan.batch + first + row] = Algebra::logarithm(factor);
+          block.log_rows[(sweep - 1) * plan.batch + first + row] = algebra.row_logarithm(factor);
         }
         if (sweep == iterations) {
-          write_row<Algebra, kWidth>(elements, block.column_factors, factor, block.assignments + offset, prototypes,
-                                     lane);
+          write_row<kWidth>(algebra, elements, column_factors, factor, block.assignments + offset, prototypes, lane);
         } else if (lane == 0) {
-          block.row_factors[row] = factor;
+          row_factors[row] = factor;
         }
       }
       if (sweep == iterations) continue;
       __syncthreads();
-      push_columns<Algebra>(block.tile, block.row_factors, own_partial, prototypes, rows, first == 0);
+      push_columns(algebra, block.tile, row_factors, own_partial, prototypes, rows, first == 0);
       __syncthreads();
     }
     if (sweep == iterations) break;
-    float* log_columns = block.log_columns ? block.log_columns + int64_t(sweep) * prototypes : nullptr;
-    reduce_columns<Algebra, kCluster>(block, plan, partials, log_columns, log_shift);
+    double* log_columns = block.log_columns ? block.log_columns + int64_t(sweep) * prototypes : nullptr;
+    reduce_columns<kCluster>(algebra, block, plan, partials, log_columns);
   }
 }
 
 // Highest and lowest score of the problem. The scores stay in the tile where it holds them all.
 template <int kWidth, bool kCluster, typename T>
 __device__ __forceinline__ void find_range(const Block<T>& block, const Plan& plan,
-                                           float* ranges,  // [blocks, 2], the problem's
+                                           Range* ranges,  // [blocks], the problem's
                                            float& high, float& low) {
   IMC_SHARED(float, highs, kWarps);
   IMC_SHARED(float, lows, kWarps);
@@ -285,11 +292,11 @@ __device__ __forceinline__ void find_range(const Block<T>& block, const Plan& pl
     high = highs[lane % kWarps];
     low = lows[lane % kWarps];
     across_warp();
-    if (lane == 0) *(kCluster ? own_range : reinterpret_cast<Range*>(ranges) + block.rank) = {high, low};
+    if (lane == 0) *(kCluster ? own_range : ranges + block.rank) = {high, low};
   }
   problem_sync<kCluster>(plan);
   for (int i = lane; i < plan.blocks; i += kWarp) {
-    const Range range = kCluster ? *cluster_peer(own_range, i) : reinterpret_cast<const Range*>(ranges)[i];
+    const Range range = kCluster ? *cluster_peer(own_range, i) : ranges[i];
     high = max_or_nan(high, range.v[0]);
     low = min_or_nan(low, range.v[1]);
   }
@@ -317,23 +324,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   block.log_columns =
       request.columns && block.rank == 0 ? request.columns + iterations_before * plan.prototypes : nullptr;
 
-  float* ranges = request.workspace + problems * plan.partial_floats();
-  float* column_sums = ranges + 2 * problems * plan.blocks;
+  double* column_sums = request.workspace + problems * plan.partials();
+  auto* ranges = reinterpret_cast<Range*>(column_sums + problems * plan.prototypes);
+  // Aligned to 16 bytes.
+  double* own = request.workspace + (problems * (plan.partials() + plan.prototypes + plan.blocks) + 1) / 2 * 2;
+  if (kOnChip) own = reinterpret_cast<double*>(dynamic_shared());
+  if (!kOnChip) own += blockIdx.x * plan.own();
   block.column_sums = column_sums + problem * int64_t(plan.prototypes);
-  block.tile = kOnChip ? dynamic_shared() : column_sums + problems * plan.prototypes + blockIdx.x * plan.own_floats();
-  block.column_factors = block.tile + int64_t(plan.tile_rows) * plan.prototypes;
-  block.row_factors = block.column_factors + plan.prototypes;
-  block.partials = kCluster ? block.row_factors + plan.tile_rows : request.workspace + problem * plan.partial_floats();
+  block.column_factors = own;
+  block.row_factors = own + plan.prototypes;
+  block.tile = reinterpret_cast<float*>(own + plan.factors());
+  block.partials = kCluster ? own + plan.own() : request.workspace + problem * plan.partials();
 
   float high = -INFINITY, low = INFINITY;
-  find_range<kWidth, kCluster>(block, plan, ranges + 2 * int64_t(problem) * plan.blocks, high, low);
-  const float scale = request.scale, range = (high - low) * scale;
+  find_range<kWidth, kCluster>(block, plan, ranges + int64_t(problem) * plan.blocks, high, low);
+  const float range = (high - low) * request.scale;
   const float shift = range <= kLargestRange ? 0.5f * high + 0.5f * low : NAN;
-  const float log_shift = (to_float(scores[problem * plan.batch * plan.prototypes]) - shift) * scale;
   if (range > kScalingRange && range <= kLargestRange) {
-    solve<Logarithm, kWidth, kCluster>(block, plan, shift, log_shift, scale, request.iterations);
+    solve<kWidth, kCluster>(Logarithm(shift, request.scale), block, plan, request.iterations);
   } else {
-    solve<Scaling, kWidth, kCluster>(block, plan, shift, log_shift, scale, request.iterations);
+    solve<kWidth, kCluster>(Scaling(shift, request.scale), block, plan, request.iterations);
   }
   if constexpr (kCluster) cluster_sync();  // others may still read this block's columns
 }
@@ -358,11 +368,11 @@ void check_sizes(int64_t problems, int64_t batch, int64_t prototypes) {
 
 int64_t sinkhorn_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device) {
   check_sizes(problems, batch, prototypes);
-  return 4 * make_plan(problems, batch, prototypes, device_limits(device)).workspace_floats(problems);
+  return make_plan(problems, batch, prototypes, device_limits(device)).workspace_bytes(problems);
 }
 
 template <typename T>
-void sinkhorn(const T* scores, const float* marginals, T* assignments, float* rows, float* columns, float* workspace,
+void sinkhorn(const T* scores, const float* marginals, T* assignments, double* rows, double* columns, double* workspace,
               int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int device,
               uintptr_t stream) {
   check_sizes(problems, batch, prototypes);

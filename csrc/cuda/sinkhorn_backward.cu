@@ -26,7 +26,7 @@ struct Plan {
   int rows;    // per block; the last block may have fewer
 
   // The workspace, in floats: dS [problems, batch, prototypes], da [problems, batch], the blocks' partial columns
-  // [problems, 2, blocks, prototypes], and for each block its copy of dc and of log(v / (batch r)).
+  // [problems, 2, blocks, prototypes], and for each block its copy of dc and of log(batch r).
   __host__ __device__ int64_t partial_floats() const { return int64_t(2) * blocks * prototypes; }
   int64_t workspace_floats(int64_t problems) const {
     return problems * (batch * (prototypes + int64_t(1)) + 2 * partial_floats());
@@ -47,13 +47,18 @@ struct Block {
   float* d;          // [rows, prototypes]: dS
   float* da;         // [rows]
   float* partials;   // [2, blocks, prototypes], the problem's
-  float *dc, *log_p;  // [prototypes]
-  const float *log_rows, *log_columns;  // [iterations, batch], from the block's first row on, and [iterations, prototypes]
+  float* dc;                  // [prototypes]
+  float* log_mass;            // [prototypes]
+  const double* log_rows;     // [iterations, batch], from the block's first row on
+  const double* log_columns;  // [iterations, prototypes]
   int rank, rows, prototypes;
   int64_t batch;
-  float reference, scale;
+  double scale;
 
-  __device__ float log_kernel(int64_t at) const { return (to_float(scores[at]) - reference) * scale; }
+  // The exponential of a score and logarithms that cancel against it.
+  __device__ float scaled(int64_t at, double logarithm) const {
+    return exp2f(float(double(to_float(scores[at])) * scale + logarithm));
+  }
 };
 
 // By columns: R_t da_t leaves dS, and dS's columns go into the block's partial sums. In the first call, dS itself does.
@@ -61,12 +66,12 @@ template <typename T>
 __device__ __forceinline__ void push(const Block<T>& block, int t, bool first, float* partial) {
   const int prototypes = block.prototypes;
   for (int k = threadIdx.x; k < prototypes; k += kThreads) {
-    const float c = block.log_columns[int64_t(t) * prototypes + k];
+    const double c = block.log_columns[int64_t(t) * prototypes + k];
     float sum = 0;
     int64_t at = k;
 #pragma unroll 4
     for (int row = 0; row < block.rows; ++row, at += prototypes) {
-      const float step = exp2f(block.log_kernel(at) + block.log_rows[t * block.batch + row] + c) * block.da[row];
+      const float step = block.scaled(at, block.log_rows[t * block.batch + row] + c) * block.da[row];
       const float d = block.d[at];
       block.d[at] = d - step;
       sum += first ? d - step : -step;
@@ -79,11 +84,11 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     sinkhorn_backward_kernel(const T* __restrict__ scores,         // [problems, batch, prototypes]
                              const float* __restrict__ marginals,  // [prototypes] or null
-                             const float* __restrict__ rows,       // [problems, iterations, batch]
-                             const float* __restrict__ columns,    // [problems, iterations, prototypes]
+                             const double* __restrict__ rows,      // [problems, iterations, batch]
+                             const double* __restrict__ columns,   // [problems, iterations, prototypes]
                              const T* __restrict__ grad_output,    // [problems, batch, prototypes]
                              T* __restrict__ gradient,             // [problems, batch, prototypes]
-                             float* workspace, int problems, Plan plan, float scale, float inverse_epsilon,
+                             float* workspace, int problems, Plan plan, double scale, float inverse_epsilon,
                              int iterations) {
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int problem = blockIdx.x / plan.blocks;
@@ -95,7 +100,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   block.batch = plan.batch;
   const int64_t offset = (problem_row + first_row) * prototypes;
   block.scores = scores + offset;
-  block.reference = to_float(scores[problem_row * prototypes]);
   block.scale = scale;
   block.log_rows = rows + problem_row * iterations + first_row;
   block.log_columns = columns + int64_t(problem) * iterations * prototypes;
@@ -105,16 +109,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   block.da = all_da + problem_row + first_row;
   block.partials = all_partials + problem * plan.partial_floats();
   block.dc = all_partials + problems * plan.partial_floats() + int64_t(blockIdx.x) * 2 * prototypes;
-  block.log_p = block.dc + prototypes;
+  block.log_mass = block.dc + prototypes;
   const float even = float(plan.batch) / float(prototypes);
 
   for (int row = warp; row < block.rows; row += kWarps) {
-    const float a = block.log_rows[(iterations - 1) * plan.batch + row];
+    const double a = block.log_rows[(iterations - 1) * plan.batch + row];
     float da = 0;
     for (int k = lane; k < prototypes; k += kWarp) {
       const int64_t at = int64_t(row) * prototypes + k;
-      const float c = block.log_columns[(iterations - 1) * int64_t(prototypes) + k];
-      const float d = exp2f(block.log_kernel(at) + a + c) * to_float(grad_output[offset + at]);
+      const double c = block.log_columns[(iterations - 1) * int64_t(prototypes) + k];
+      const float d = block.scaled(at, a + c) * to_float(grad_output[offset + at]);
       block.d[at] = d;
       da += d;
     }
@@ -135,15 +139,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < plan.blocks; ++i) sum += partials[int64_t(i) * prototypes + k];
       block.dc[k] = sum;
       const float mass = marginals ? float(plan.batch) * marginals[k] : even;
-      block.log_p[k] = block.log_columns[int64_t(t) * prototypes + k] - log2f(mass);
+      block.log_mass[k] = log2f(mass);
     }
     __syncthreads();
     for (int row = warp; row < block.rows; row += kWarps) {
-      const float a = t > 0 ? block.log_rows[(t - 1) * plan.batch + row] : 0.f;
+      const double a = t > 0 ? block.log_rows[(t - 1) * plan.batch + row] : 0.0;
       float da = 0;
       for (int k = lane; k < prototypes; k += kWarp) {
         const int64_t at = int64_t(row) * prototypes + k;
-        const float step = exp2f(block.log_kernel(at) + a + block.log_p[k]) * block.dc[k];
+        const double c = block.log_columns[int64_t(t) * prototypes + k] - double(block.log_mass[k]);
+        const float step = block.scaled(at, a + c) * block.dc[k];
         const float d = block.d[at] - step;
         if (t > 0) {
           block.d[at] = d;
@@ -166,7 +171,7 @@ int64_t sinkhorn_backward_workspace_bytes(int64_t problems, int64_t batch, int64
 }
 
 template <typename T>
-void sinkhorn_backward(const T* scores, const float* marginals, const float* rows, const float* columns,
+void sinkhorn_backward(const T* scores, const float* marginals, const double* rows, const double* columns,
                        const T* grad_output, T* gradient, float* workspace, int64_t problems, int64_t batch,
                        int64_t prototypes, double epsilon, int64_t iterations, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
@@ -176,7 +181,7 @@ void sinkhorn_backward(const T* scores, const float* marginals, const float* row
   launch<sinkhorn_backward_kernel<T>>("launching sinkhorn_backward", shape,
                                       {device, reinterpret_cast<cudaStream_t>(stream)}, scores, marginals, rows,
                                       columns, grad_output, gradient, workspace, static_cast<int>(problems), plan,
-                                      static_cast<float>(1.4426950408889634 / epsilon),
+                                      1.4426950408889634 / epsilon,
                                       static_cast<float>(1 / epsilon), static_cast<int>(iterations));
 }
 

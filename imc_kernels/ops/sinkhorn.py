@@ -148,8 +148,8 @@ def _cuda(
     problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)
     row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
-    rows = scores.new_empty(row_shape, dtype=torch.float32) if potentials else None
-    columns = scores.new_empty(column_shape, dtype=torch.float32) if potentials else None
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cuda",
         NAME,
@@ -157,8 +157,8 @@ def _cuda(
             (scores, scores.shape),
             (marginals, (prototypes,), torch.float32),
             (assignments, scores.shape),
-            (rows, row_shape, torch.float32),
-            (columns, column_shape, torch.float32),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
             native.workspace("_cuda", NAME, scores, problems, batch, prototypes),
         ],
         problems,
@@ -188,8 +188,8 @@ def _cuda_backward(
         [
             (scores, scores.shape),
             (marginals, (prototypes,), torch.float32),
-            (rows, (problems, iterations, batch), torch.float32),
-            (columns, (problems, iterations, prototypes), torch.float32),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
             (grad_output.contiguous(), scores.shape),
             (gradient, scores.shape),
             native.workspace("_cuda", "sinkhorn_backward", scores, problems, batch, prototypes),
@@ -266,7 +266,7 @@ def _cpu_backward(
 
 
 KERNELS = {
-    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True),
+    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True, potentials=torch.float64),
     "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
 }
 
