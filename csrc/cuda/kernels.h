@@ -50,7 +50,7 @@ void sinkhorn_backward(const T* scores,          // [problems, batch, prototypes
                        const double* columns,    // [problems, iterations, prototypes]
                        const T* grad_output,     // [problems, batch, prototypes]
                        T* gradient,              // [problems, batch, prototypes]
-                       float* workspace,         // sinkhorn_backward_workspace_bytes(...)
+                       double* workspace,        // sinkhorn_backward_workspace_bytes(...)
                        int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
                        int device, uintptr_t stream);
 

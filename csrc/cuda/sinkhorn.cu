@@ -93,7 +93,7 @@ struct Request {
   double* columns;         // [problems, iterations, prototypes]
   double* workspace;
   int problems, iterations;
-  float scale;  // log2(e) / epsilon
+  double scale;  // log2(e) / epsilon
 };
 
 using Range = Pack<float, 2>;  // highest and lowest score
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float high = -INFINITY, low = INFINITY;
   find_range<kWidth, kCluster>(block, plan, ranges + int64_t(problem) * plan.blocks, high, low);
-  const float range = (high - low) * request.scale;
+  const float range = (high - low) * float(request.scale);
   const float shift = range <= kLargestRange ? 0.5f * high + 0.5f * low : NAN;
   if (range > kScalingRange && range <= kLargestRange) {
     solve<kWidth, kCluster>(Logarithm(shift, request.scale), block, plan, request.iterations);
@@ -377,8 +377,8 @@ void sinkhorn(const T* scores, const float* marginals, T* assignments, double* r
               uintptr_t stream) {
   check_sizes(problems, batch, prototypes);
   if (iterations < 1 || iterations > INT32_MAX) throw std::invalid_argument("sinkhorn: iterations must be at least 1");
-  const float scale = static_cast<float>(1.4426950408889634 / epsilon);
-  if (!(scale > 0) || !std::isfinite(scale)) {
+  const double scale = 1.4426950408889634 / epsilon;
+  if (!(float(scale) > 0) || !std::isfinite(float(scale))) {
     throw std::invalid_argument("sinkhorn: epsilon must be positive, in float32 too");
   }
   const DeviceGuard guard(device);

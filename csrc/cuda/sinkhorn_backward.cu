@@ -25,11 +25,12 @@ struct Plan {
   int blocks;  // per problem
   int rows;    // per block; the last block may have fewer
 
-  // The workspace, in floats: dS [problems, batch, prototypes], da [problems, batch], the blocks' partial columns
-  // [problems, 2, blocks, prototypes], and for each block its copy of dc and of log(batch r).
-  __host__ __device__ int64_t partial_floats() const { return int64_t(2) * blocks * prototypes; }
-  int64_t workspace_floats(int64_t problems) const {
-    return problems * (batch * (prototypes + int64_t(1)) + 2 * partial_floats());
+  // The workspace: for each block log(v / (batch r)) [prototypes] in double; then in float its copy of dc [prototypes],
+  // the blocks' partial columns [problems, 2, blocks, prototypes], dS [problems, batch, prototypes] and da
+  // [problems, batch].
+  __host__ __device__ int64_t block_columns() const { return int64_t(blocks) * prototypes; }
+  int64_t workspace_bytes(int64_t problems) const {
+    return problems * (8 * block_columns() + 4 * (3 * block_columns() + batch * (prototypes + int64_t(1))));
   }
 };
 
@@ -48,7 +49,7 @@ struct Block {
   float* da;         // [rows]
   float* partials;   // [2, blocks, prototypes], the problem's
   float* dc;                  // [prototypes]
-  float* log_mass;            // [prototypes]
+  double* log_p;              // [prototypes]
   const double* log_rows;     // [iterations, batch], from the block's first row on
   const double* log_columns;  // [iterations, prototypes]
   int rank, rows, prototypes;
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                              const double* __restrict__ columns,   // [problems, iterations, prototypes]
                              const T* __restrict__ grad_output,    // [problems, batch, prototypes]
                              T* __restrict__ gradient,             // [problems, batch, prototypes]
-                             float* workspace, int problems, Plan plan, double scale, float inverse_epsilon,
+                             double* workspace, int problems, Plan plan, double scale, float inverse_epsilon,
                              int iterations) {
   const int prototypes = plan.prototypes, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int problem = blockIdx.x / plan.blocks;
@@ -103,13 +104,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   block.scale = scale;
   block.log_rows = rows + problem_row * iterations + first_row;
   block.log_columns = columns + int64_t(problem) * iterations * prototypes;
-  float* all_da = workspace + problems * plan.batch * prototypes;
-  float* all_partials = all_da + problems * plan.batch;
-  block.d = workspace + offset;
-  block.da = all_da + problem_row + first_row;
-  block.partials = all_partials + problem * plan.partial_floats();
-  block.dc = all_partials + problems * plan.partial_floats() + int64_t(blockIdx.x) * 2 * prototypes;
-  block.log_mass = block.dc + prototypes;
+  const int64_t columns_of_all = problems * plan.block_columns();
+  auto* all_dc = reinterpret_cast<float*>(workspace + columns_of_all);
+  float *all_partials = all_dc + columns_of_all, *all_d = all_partials + 2 * columns_of_all;
+  block.log_p = workspace + int64_t(blockIdx.x) * prototypes;
+  block.dc = all_dc + int64_t(blockIdx.x) * prototypes;
+  block.partials = all_partials + problem * 2 * plan.block_columns();
+  block.d = all_d + offset;
+  block.da = all_d + problems * plan.batch * prototypes + problem_row + first_row;
   const float even = float(plan.batch) / float(prototypes);
 
   for (int row = warp; row < block.rows; row += kWarps) {
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < plan.blocks; ++i) sum += partials[int64_t(i) * prototypes + k];
       block.dc[k] = sum;
       const float mass = marginals ? float(plan.batch) * marginals[k] : even;
-      block.log_mass[k] = log2f(mass);
+      block.log_p[k] = block.log_columns[int64_t(t) * prototypes + k] - log2(double(mass));
     }
     __syncthreads();
     for (int row = warp; row < block.rows; row += kWarps) {
@@ -147,8 +149,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       float da = 0;
       for (int k = lane; k < prototypes; k += kWarp) {
         const int64_t at = int64_t(row) * prototypes + k;
-        const double c = block.log_columns[int64_t(t) * prototypes + k] - double(block.log_mass[k]);
-        const float step = block.scaled(at, a + c) * block.dc[k];
+        const float step = block.scaled(at, a + block.log_p[k]) * block.dc[k];
         const float d = block.d[at] - step;
         if (t > 0) {
           block.d[at] = d;
@@ -167,12 +168,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 int64_t sinkhorn_backward_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device) {
-  return 4 * make_plan(problems, batch, prototypes, device_limits(device)).workspace_floats(problems);
+  return make_plan(problems, batch, prototypes, device_limits(device)).workspace_bytes(problems);
 }
 
 template <typename T>
 void sinkhorn_backward(const T* scores, const float* marginals, const double* rows, const double* columns,
-                       const T* grad_output, T* gradient, float* workspace, int64_t problems, int64_t batch,
+                       const T* grad_output, T* gradient, double* workspace, int64_t problems, int64_t batch,
                        int64_t prototypes, double epsilon, int64_t iterations, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
   const Plan plan = make_plan(problems, batch, prototypes, device_limits(device));

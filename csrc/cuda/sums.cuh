@@ -23,7 +23,7 @@ struct Scaling {
 
   float shift, scale;
 
-  __device__ Scaling(float shift, float scale) : shift(shift), scale(scale) {}
+  __device__ Scaling(float shift, double scale) : shift(shift), scale(float(scale)) {}
   static __device__ float one() { return 1; }
   static __device__ float factor(float total, float mass) { return mass / total; }
   __device__ float element(float score) const { return exp2f((score - shift) * scale); }  // what a tile holds
@@ -58,7 +58,7 @@ struct Logarithm {
 
   double shift, scale;
 
-  __device__ Logarithm(float shift, float scale) : shift(shift), scale(scale) {}
+  __device__ Logarithm(float shift, double scale) : shift(shift), scale(scale) {}
   static __device__ double one() { return 0; }
   static __device__ double factor(double total, float mass) { return log2(double(mass)) - total; }
   __device__ float element(float score) const { return score; }
