@@ -110,6 +110,14 @@ def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> t
     return loss, (gradient,)
 
 
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.log_dot_product_loss import log_dot_product_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits = inputs[0].contiguous()
     heads, views, batch, clusters = logits.shape
@@ -133,7 +141,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"cuda": Kernel(_cuda, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],
