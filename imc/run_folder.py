@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from imc.config import Config
+from imc.data import name_of
 from imc.errors import UserError
 
 RUNS = Path("runs")
@@ -21,17 +22,18 @@ FILES = ("config.json", "metrics.jsonl", "model.pt", "labels.csv", "confusion.pn
 def open_run_folder(config: Config) -> Path:
     """The folder that this run writes to, created.
 
-    With neither ``out`` nor ``name`` given: ``runs/<data>``, or the first of ``runs/<data>-2``, ``-3``, ... that does
-    not exist. A folder asked for may exist if it holds no result, or with ``overwrite``; files of an earlier run in it
-    are then removed, so that nothing in it is of two runs. Other files are left alone.
+    With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
+    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result, or with
+    ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two runs. Other files are
+    left alone.
 
     Raises:
         UserError: the folder holds a result, or cannot be created.
     """
     try:
         if config.out is None and config.name is None and not config.overwrite:
-            return _next_free(RUNS / config.data)
-        folder = Path(config.out) if config.out is not None else RUNS / (config.name or config.data)
+            return _next_free(RUNS / name_of(config.data))
+        folder = Path(config.out) if config.out is not None else RUNS / (config.name or name_of(config.data))
         if (folder / RESULT).exists() and not config.overwrite:
             raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
         folder.mkdir(parents=True, exist_ok=True)

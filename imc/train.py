@@ -70,7 +70,7 @@ def train(config: Config, data: Images | None = None) -> dict[str, Any]:
         RunError: a loss became NaN.
     """
     config.validate()
-    data = load(config.data) if data is None else data
+    data = load(config.data).train if data is None else data
     config = _resolve(config, data)
     folder = open_run_folder(config)
     config = replace(config, name=config.name or folder.name, out=str(folder))
@@ -134,6 +134,8 @@ def _resolve(config: Config, data: Images) -> Config:
     count = len(data.images)
     if config.batch_size > count:
         raise UserError(f"--batch-size must be at most {count}, the images of {data.name}, got {config.batch_size}")
+    if config.clusters is None and not data.class_names:
+        raise UserError(f"--clusters must say how many to find: {data.name} has no labels to take the number from")
     clusters = len(data.class_names) if config.clusters is None else config.clusters
     if clusters > count:
         raise UserError(f"--clusters must be at most {count}, the images of {data.name}, got {clusters}")

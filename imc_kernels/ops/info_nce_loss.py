@@ -52,7 +52,7 @@ def info_nce_loss(
         TypeError: embeddings is no tensor, or not of a floating dtype.
         ValueError: a wrong shape, an empty input, or a bad temperature.
     """
-    checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
+    embeddings = checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
     checks.positive(NAME, "temperature", temperature)
     if embeddings.shape[0] != 2:
         raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")

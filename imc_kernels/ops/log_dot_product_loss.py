@@ -62,7 +62,7 @@ def log_dot_product_loss(
         TypeError: logits is no tensor, or not of a floating dtype.
         ValueError: a wrong shape, an empty input, or a bad option.
     """
-    checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
+    logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
     if logits.shape[1] != 2:
         raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
     if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):

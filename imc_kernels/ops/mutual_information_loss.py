@@ -62,8 +62,8 @@ def mutual_information_loss(
         TypeError: an input is no tensor, or not of a floating dtype.
         ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad option.
     """
-    checks.floating(NAME, "logits", logits, "[V, B, C]")
-    checks.floating(NAME, "scores", scores, "[V, B, K]")
+    logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
+    scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     checks.together(NAME, logits=logits, scores=scores)
     checks.positive(NAME, "temperature", temperature)
     if not -math.inf < entropy_weight < math.inf:

@@ -56,7 +56,7 @@ def sinkhorn(
         TypeError: no tensor, or not of a floating dtype.
         ValueError: wrong rank, an empty dimension, or a bad option.
     """
-    checks.floating(NAME, "scores", scores, "[..., B, K]")
+    scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
     checks.positive(NAME, "epsilon", epsilon)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
@@ -90,7 +90,7 @@ def sinkhorn(
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     """The marginals divided by their sum, in the precision of the computation."""
-    checks.floating(NAME, "marginals", marginals, "[K]")
+    marginals = checks.floating(NAME, "marginals", marginals, "[K]")
     checks.together(NAME, scores=scores, marginals=marginals)
     if marginals.shape[0] != scores.shape[-1]:
         raise ValueError(
@@ -107,7 +107,7 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
 
 
 def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
-    checks.floating(NAME, "queue", queue, "[..., Q, K]")
+    queue = checks.floating(NAME, "queue", queue, "[..., Q, K]")
     checks.together(NAME, scores=scores, queue=queue)
     if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
         raise ValueError(

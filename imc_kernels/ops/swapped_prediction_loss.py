@@ -37,8 +37,8 @@ def swapped_prediction_loss(
         TypeError: an input is no tensor, or not of a floating dtype.
         ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad temperature.
     """
-    checks.floating(NAME, "scores", scores, "[V, B, K]")
-    checks.floating(NAME, "assignments", assignments, "[A, B, K]")
+    scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
+    assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
     checks.together(NAME, scores=scores, assignments=assignments)
     checks.positive(NAME, "temperature", temperature)
     if scores.shape[0] < 2:

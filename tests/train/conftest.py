@@ -12,7 +12,7 @@ from imc.data import Images, load
 @pytest.fixture(scope="session")
 def digits() -> Images:
     """The first 192 digits: three batches of the tiny configuration."""
-    data = load("digits")
+    data = load("digits").train
     return dataclasses.replace(data, images=data.images[:192], labels=data.labels[:192])
 
 
