@@ -195,8 +195,7 @@ def simt_build(target: Path) -> NinjaFile:
         build.compile("cu", source, kernel_flags, "simt")
     for source in sorted((CSRC / "simt").glob("*.cpp")):
         build.compile("cxx", source, executor_flags, "simt")
-    stand_ins = f"-I{CSRC / 'simt' / 'include'}"
-    module_flags = [*CPU_FLAGS, *include_flags(), stand_ins, "-DIMC_SIMT", '-DIMC_CUDA_ARCHITECTURES="the CPU, emulated"']
+    module_flags = [*CPU_FLAGS, *include_flags(), "-DIMC_SIMT", '-DIMC_CUDA_ARCHITECTURES="none, emulated"']
     build.compile("cxx", CSRC / "cuda_module.cpp", module_flags, "module")
     build.link("link", target)
     return build

@@ -3,10 +3,10 @@
 // gradient is not computed. A workspace is aligned to 16 bytes, and holds nothing that lasts.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
+
+struct __nv_bfloat16;
+struct __half;
 
 #define IMC_INSTANTIATE_CUDA(kernel)                             \
   template decltype(kernel<float>) kernel<float>;                 \

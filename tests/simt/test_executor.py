@@ -1,4 +1,4 @@
-"""The executor that runs CUDA kernels on the CPU: it does what CUDA does, and finds what is wrong with broken kernels."""
+"""The executor that runs CUDA kernels on the CPU does what CUDA does, and finds what is wrong with broken kernels."""
 
 from __future__ import annotations
 
