@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "imc/bindings.h"
 #include "imc/element.h"
 
 #define IMC_ISA baseline
@@ -47,17 +48,7 @@ const char* instruction_set_name() {
   }
 }
 
-// From Python a pointer travels as an address.
-template <typename A>
-struct Wire {
-  using type = A;
-  static A read(A value) { return value; }
-};
-template <typename T>
-struct Wire<T*> {
-  using type = std::uintptr_t;
-  static T* read(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
-};
+using imc::Wire;
 
 // Defines a function that takes the element code, then the kernel's arguments, and runs without the GIL.
 template <typename... Single, typename... Double>

@@ -13,7 +13,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,6 +91,28 @@ def log_dot_product_loss(
     return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
 
 
+def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits = inputs[0].contiguous()
+    heads, _, batch, clusters = logits.shape
+    loss = logits.new_empty(heads, dtype=torch.float32)
+    gradient = gradient_buffer(logits) if needs[0] else None
+    native.call(
+        "_cuda",
+        NAME,
+        [
+            (logits, logits.shape),
+            (loss, (heads,), torch.float32),
+            (gradient, logits.shape, gradient_dtype(logits.dtype)),
+            native.workspace("_cuda", NAME, logits, heads, batch, clusters),
+        ],
+        heads,
+        batch,
+        clusters,
+        *options,
+    )
+    return loss, (gradient,)
+
+
 def _triton(
     inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -122,7 +144,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],

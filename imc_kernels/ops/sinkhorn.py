@@ -146,24 +146,65 @@ class Kernels(NamedTuple):
 
 def _cuda(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
-) -> tuple[Tensor, None, None]:
-    assert marginals is None
-    assert not potentials
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     scores = scores.contiguous()
-    assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
-    sizes = (scores.shape[:-2].numel(), batch, prototypes)
-    size = native.module("_cuda").sinkhorn_workspace_bytes(*sizes, scores.device.index)
-    workspace = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    problems = scores.shape[:-2].numel()
+    assignments = torch.empty_like(scores)
+    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cuda",
         NAME,
-        [(scores, scores.shape), (assignments, scores.shape), (workspace, (size,), torch.uint8)],
-        *sizes,
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (assignments, scores.shape),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
+            native.workspace("_cuda", NAME, scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
         epsilon,
         iterations,
     )
-    return assignments, None, None
+    return assignments, rows, columns
+
+
+def _cuda_backward(
+    scores: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+) -> Tensor:
+    scores = scores.contiguous()
+    gradient = torch.empty_like(scores)
+    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
+    native.call(
+        "_cuda",
+        "sinkhorn_backward",
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+            (grad_output.contiguous(), scores.shape),
+            (gradient, scores.shape),
+            native.workspace("_cuda", "sinkhorn_backward", scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return gradient
 
 
 def _cpu(
@@ -241,7 +282,7 @@ def _triton_backward(*arguments: Any) -> Tensor:
 
 
 KERNELS = {
-    "cuda": Kernels(_cuda, None, reads_half=True),
+    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True, potentials=torch.float64),
     "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
     "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -64,6 +64,30 @@ def _triton(
     return kernel(inputs, options, needs)
 
 
+def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    scores, assignments = (tensor.contiguous() for tensor in inputs)
+    loss = scores.new_empty((), dtype=torch.float32)
+    gradient = gradient_buffer(scores) if needs[0] else None
+    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
+    native.call(
+        "_cuda",
+        NAME,
+        [
+            (scores, (views, batch, prototypes)),
+            (assignments, (assigned, batch, prototypes)),
+            (loss, (), torch.float32),
+            (gradient, (views, batch, prototypes), gradient_dtype(scores.dtype)),
+            native.workspace("_cuda", NAME, scores, batch),
+        ],
+        views,
+        assigned,
+        batch,
+        prototypes,
+        *options,
+    )
+    return loss, (gradient, None)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     scores, assignments = (tensor.contiguous() for tensor in inputs)
     loss = scores.new_empty(())
@@ -89,7 +113,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("scores", "assignments"),
     options={"temperature": "float"},
 )
