@@ -42,8 +42,10 @@ fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels/test_fuzz.py $(ARGS)
 
+SANITIZERS := address,undefined
+
 build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCES)
-	IMC_BUILD_CPU=0 IMC_BUILD_CUDA=simt IMC_SANITIZE=$(if $(findstring sanitize,$@),"address,undefined") \
+	IMC_BUILD_CPU=0 IMC_BUILD_CUDA=simt IMC_SANITIZE=$(if $(findstring sanitize,$@),$(SANITIZERS)) \
 	    $(BIN)/python setup.py --quiet build --build-base $(@D) --build-lib $(@D)/lib
 	touch $@
 
