@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operations import OPERATIONS, Operation, Sizes
+from operations import OPERATIONS, Operation, Sizes, measured_backends
 from rivals import batched_sinkhorn
 from torch import Tensor
-
-from imc_kernels import backends
 
 SIZES = {
     "small": Sizes(views=2, batch=32, prototypes=30, clusters=10, dim=32),
@@ -25,7 +23,7 @@ PLAIN = [operation for operation in OPERATIONS if not operation.label]
 
 
 def rows() -> list[tuple[Operation, str]]:
-    made = [(operation, backend) for operation in PLAIN for backend in backends.available()]
+    made = [(operation, backend) for operation in PLAIN for backend in measured_backends()]
     return [*made, (next(o for o in PLAIN if o.name == "sinkhorn"), "eager-scaling")]
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["call", "missing", "module", "threads"]
+__all__ = ["call", "missing", "module", "threads", "workspace"]
 
 ELEMENT_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -105,5 +105,13 @@ def call(name: str, operation: str, tensors: Sequence[Argument], *numbers: float
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         function(ELEMENT_CODES[element], *addresses, *numbers, device.index, stream)
+    elif name == "_cuda":  # emulated on the CPU
+        function(ELEMENT_CODES[element], *addresses, *numbers, 0, 0)
     else:
         function(ELEMENT_CODES[element], *addresses, *numbers, threads())
+
+
+def workspace(name: str, operation: str, like: Tensor, *sizes: int) -> Argument:
+    """Memory for a CUDA operation of these sizes, as much as the module asks for, as an argument of :func:`call`."""
+    count = getattr(module(name), f"{operation}_workspace_bytes")(*sizes, like.device.index or 0)
+    return torch.empty(count, dtype=torch.uint8, device=like.device), (count,), torch.uint8

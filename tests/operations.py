@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 import imc_kernels
+from imc_kernels import backends
+
+
+def native_backends(operation: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends of this machine, but for eager, that have the operation with its gradient and serve the dtype."""
+    module = importlib.import_module(f"imc_kernels.ops.{operation}")
+    table = module.LOSS.kernels if hasattr(module, "LOSS") else module.KERNELS
+    return [
+        name
+        for name, kernels in table.items()
+        if name in backends.available()
+        and dtype in backends.BACKENDS[name].dtypes
+        and getattr(kernels, "backward", True) is not None
+    ]
+
+
+def all_backends(operation: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Those and eager."""
+    return [*native_backends(operation, dtype), "eager"]
+
+
+def device_of(backend: str, default: str = "cpu") -> str:
+    """Where a backend's inputs lie; ``default`` where it takes any."""
+    entry = backends.BACKENDS[backend]
+    return "cpu" if entry.emulated() else default if entry.devices is None else entry.devices[0]
+
+
+def measured_backends() -> list[str]:
+    """The backends of this machine whose times mean something, for CPU tensors."""
+    served = (name for name in backends.available() if device_of(name) == "cpu")
+    return [name for name in served if not backends.BACKENDS[name].emulated()]
 
 
 class Sizes(NamedTuple):
@@ -43,6 +76,11 @@ class Operation:
     is_loss: bool = False
 
     @property
+    def backends(self) -> list[str]:
+        """Where it runs natively on this machine."""
+        return native_backends(self.name)
+
+    @property
     def function(self) -> Callable[..., Tensor]:
         return getattr(imc_kernels, self.name)
 
@@ -53,7 +91,10 @@ class Operation:
         return tuple(tensor.float().to(dtype) for tensor in made)
 
     def __call__(self, *inputs: Tensor, backend: str) -> Tensor:
-        return self.function(*inputs, **self.options, backend=backend)
+        """The function on the backend's device, the result where the inputs are."""
+        here = inputs[0].device
+        there = device_of(backend, default=here.type)
+        return self.function(*(x.to(there) for x in inputs), **self.options, backend=backend).to(here)
 
     def __str__(self) -> str:
         return self.label or self.name
@@ -153,3 +194,7 @@ OPERATIONS = [
         is_loss=True,
     ),
 ]
+
+# Every operation on every backend that has it.
+CASES = [(operation, backend) for operation in OPERATIONS for backend in operation.backends]
+each_case = pytest.mark.parametrize(("operation", "backend"), CASES, ids=str)

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imc_kernels.ops.precision import at_least_single, gradient_dtype, result_dtype
+
 Needs = tuple[bool, ...]
-Kernel = Callable[[Sequence[Tensor], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
+
+
+class Kernel(NamedTuple):
+    """A backend's form of a loss.
+
+    Attributes:
+        run: (inputs, options, needs) -> (loss, gradients). ``needs`` says for each input whether its gradient is
+            wanted, and ``gradients`` holds None where it is not, otherwise what was a
+            :func:`imc_kernels.ops.precision.gradient_buffer` of the input.
+        reads_half: whether it reads half precision itself.
+    """
+
+    run: Callable[[Sequence[Tensor], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
+    reads_half: bool = False
 
 
 class FusedLoss:
     """A loss of some tensors and options, with its gradients, on every backend that has a kernel for it.
-
-    A kernel maps (inputs, options, needs) to (loss, gradients): ``needs`` says for each input whether its gradient is
-    wanted, and ``gradients`` holds None where it is not.
 
     A call goes straight through an ``autograd.Function``. While ``torch.compile`` traces, it goes through the operator
     ``torch.ops.imc_kernels.<name>`` instead, whose shapes are known without running it and whose calls cost more.
 
     Args:
         name: of the operation.
-        kernels: backend -> kernel.
+        kernels: backend -> kernel, the best first.
         inputs: names of the tensors.
         options: what else the kernel takes: name -> type, as in an operator's schema ("float", "bool", "int").
         loss_shape: the loss's shape, from the inputs; default: a scalar.
@@ -58,22 +70,25 @@ class FusedLoss:
     def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
         needs = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs)
+        if not self.kernels[backend].reads_half:
+            inputs = [at_least_single(tensor) for tensor in inputs]
         if torch.compiler.is_compiling():
             return self.operator(*inputs, *options, list(needs), backend)[0]
         if any(needs):
             return _FusedLoss.apply(self.kernels[backend], options, needs, *inputs)
-        return self.kernels[backend](inputs, options, needs)[0]
+        return self.kernels[backend].run(inputs, options, needs)[0]
 
     def _run(self, *arguments: Any) -> list[Tensor]:
         *rest, needs, backend = arguments
-        loss, gradients = self.kernels[backend](rest[: self.count], rest[self.count :], tuple(needs))
+        loss, gradients = self.kernels[backend].run(rest[: self.count], rest[self.count :], tuple(needs))
         return [loss, *(loss.new_empty(0) if gradient is None else gradient for gradient in gradients)]
 
     def _fake(self, *arguments: Any) -> list[Tensor]:
         inputs, needs = arguments[: self.count], arguments[-2]
-        loss = inputs[0].new_empty(self.loss_shape(inputs))
+        loss = inputs[0].new_empty(self.loss_shape(inputs), dtype=result_dtype(inputs[0].dtype))
         gradients = (
-            x.new_empty(x.shape) if needed else loss.new_empty(0) for x, needed in zip(inputs, needs, strict=True)
+            x.new_empty(x.shape, dtype=gradient_dtype(x.dtype)) if needed else loss.new_empty(0)
+            for x, needed in zip(inputs, needs, strict=True)
         )
         return [loss, *gradients]
 
@@ -81,13 +96,14 @@ class FusedLoss:
     def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
         ctx.needs = inputs[-2]
         ctx.arguments = len(inputs)
+        ctx.dtypes = [x.dtype for x in inputs[: len(ctx.needs)]]
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     def _backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
         scaled = [
-            _scaled(gradient, grad_outputs[0]) if needed else None
-            for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
+            (gradient * _beside(grad_outputs[0], gradient)).to(dtype) if needed else None
+            for gradient, needed, dtype in zip(ctx.saved_tensors, ctx.needs, ctx.dtypes, strict=True)
         ]
         return *scaled, *[None] * (ctx.arguments - len(scaled))
 
@@ -95,19 +111,28 @@ class FusedLoss:
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor) -> Tensor:
-        loss, gradients = kernel(inputs, options, needs)
+        loss, gradients = kernel.run(inputs, options, needs)
         ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in inputs]
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # The usual case, loss.backward(), needs no pass over the gradients. Asked on the CPU only: elsewhere the
         # comparison would wait for the device.
         if grad_output.device.type == "cpu" and bool((grad_output == 1).all()):
-            return None, None, None, *ctx.saved_tensors
-        return None, None, None, *(None if g is None else _scaled(g, grad_output) for g in ctx.saved_tensors)
+            return None, None, None, *(None if g is None else g.to(dtype) for g, dtype in gradients)
+        return None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    return gradient * factor.reshape(factor.shape + (1,) * (gradient.dim() - factor.dim()))
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient times that of its losses, which have the gradient's first dimensions or none, in one launch."""
+    result = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    return torch.mul(gradient, _beside(factor, gradient), out=result)
+
+
+def _beside(factor: Tensor, gradient: Tensor) -> Tensor:
+    """``factor`` with as many dimensions as ``gradient``, so that it counts in the dtype of their product."""
+    return factor.reshape(factor.shape + (1,) * (gradient.dim() - factor.dim()))

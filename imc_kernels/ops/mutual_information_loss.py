@@ -11,8 +11,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def mutual_information_loss(
         symmetric: average each joint distribution with its transpose, for two classifiers of the same clusters (K = C).
             With ``scores=logits, temperature=1, entropy_weight=1`` this is the negative mutual information of IIC
             (arXiv 1807.06653, equation 3), over all pairs of views.
-        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+        group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
@@ -81,14 +81,24 @@ def mutual_information_loss(
             f"{list(logits.shape)}"
         )
     checks.group(NAME, group)
-    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
-    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
+        return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
+    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
+        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric)
         return specification(eager.mutual_information_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
-    return LOSS(chosen, (at_least_single(logits), at_least_single(scores)), options)
+    return LOSS(chosen, (logits, scores), options)
+
+
+def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.mutual_information_loss import mutual_information_loss as kernel
+
+    return kernel(inputs, options, needs)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -119,7 +129,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": _cpu},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

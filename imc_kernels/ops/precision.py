@@ -14,6 +14,21 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def gradient_buffer(tensor: Tensor) -> Tensor:
+    """Memory for a gradient of ``tensor`` that is still to be scaled: float32 for float16, whose range is too small."""
+    return torch.empty(tensor.shape, dtype=gradient_dtype(tensor.dtype), device=tensor.device)
+
+
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """That of :func:`gradient_buffer`."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """A loss's dtype: float64 for float64 inputs, float32 otherwise."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def specification(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The result of an eager function on its arguments in float32 or better, also inside ``torch.autocast``."""
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]

@@ -68,16 +68,18 @@ def sinkhorn(
         scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     form, offered = NAME, tuple(KERNELS)
     if needed or marginals is not None:
         form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
         offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
-    if group is not None:
-        form, offered = f"{NAME} with a group", ()
     chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
-        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
     x = scores if kernels.reads_half else at_least_single(scores)
     epsilon = float(epsilon)
@@ -126,40 +128,83 @@ class Kernels(NamedTuple):
 
     Attributes:
         forward: (scores, epsilon, iterations, marginals, potentials) -> the assignments and, where ``potentials`` asks
-            for them, the logarithms of the row and column scalings after each iteration: [problems, iterations, B] and
-            [problems, iterations, K].
+            for them, what the backward needs of the row and column scalings: their logarithms after each iteration,
+            [problems, iterations, B] and [problems, iterations (+ further), K].
         backward: (scores, marginals, assignments, rows, columns, grad_output, epsilon) -> the gradient of the scores.
             None: the backend has neither gradient nor marginals.
         reads_half: whether it reads half precision itself.
         potentials: the dtype of the scalings.
+        further: further rows of the column scalings.
     """
 
     forward: Forward
     backward: Backward | None
     reads_half: bool = False
     potentials: torch.dtype = torch.float32
+    further: int = 0
 
 
 def _cuda(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
-) -> tuple[Tensor, None, None]:
-    assert marginals is None
-    assert not potentials
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     scores = scores.contiguous()
-    assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
-    sizes = (scores.shape[:-2].numel(), batch, prototypes)
-    size = native.module("_cuda").sinkhorn_workspace_bytes(*sizes, scores.device.index)
-    workspace = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    problems = scores.shape[:-2].numel()
+    assignments = torch.empty_like(scores)
+    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cuda",
         NAME,
-        [(scores, scores.shape), (assignments, scores.shape), (workspace, (size,), torch.uint8)],
-        *sizes,
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (assignments, scores.shape),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
+            native.workspace("_cuda", NAME, scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
         epsilon,
         iterations,
     )
-    return assignments, None, None
+    return assignments, rows, columns
+
+
+def _cuda_backward(
+    scores: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+) -> Tensor:
+    scores = scores.contiguous()
+    gradient = torch.empty_like(scores)
+    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
+    native.call(
+        "_cuda",
+        "sinkhorn_backward",
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+            (grad_output.contiguous(), scores.shape),
+            (gradient, scores.shape),
+            native.workspace("_cuda", "sinkhorn_backward", scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return gradient
 
 
 def _cpu(
@@ -224,8 +269,21 @@ def _cpu_backward(
     return gradient
 
 
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    from imc_kernels.triton.sinkhorn import sinkhorn as kernel
+
+    return kernel(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> Tensor:
+    from imc_kernels.triton.sinkhorn_backward import sinkhorn_backward as kernel
+
+    return kernel(*arguments)
+
+
 KERNELS = {
-    "cuda": Kernels(_cuda, None, reads_half=True),
+    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True, potentials=torch.float64),
+    "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
     "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
 }
 
@@ -277,8 +335,10 @@ def _(
     assignments = scores.new_empty(scores.shape)
     if not potentials:
         return [assignments]
-    problems, dtype = math.prod(scores.shape[:-2]), KERNELS[backend].potentials
-    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=dtype) for n in scores.shape[-2:])]
+    problems, (batch, prototypes) = math.prod(scores.shape[:-2]), scores.shape[-2:]
+    kernels = KERNELS[backend]
+    sizes = (problems, iterations, batch), (problems, iterations + kernels.further, prototypes)
+    return [assignments, *(scores.new_empty(size, dtype=kernels.potentials) for size in sizes)]
 
 
 @torch.library.custom_op(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.fused_loss import FusedLoss, Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -53,7 +53,39 @@ def swapped_prediction_loss(
     chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
-    return LOSS(chosen, (at_least_single(scores), at_least_single(assignments)), (float(temperature),))
+    return LOSS(chosen, (scores, assignments), (float(temperature),))
+
+
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.swapped_prediction_loss import swapped_prediction_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
+def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    scores, assignments = (tensor.contiguous() for tensor in inputs)
+    loss = scores.new_empty((), dtype=torch.float32)
+    gradient = gradient_buffer(scores) if needs[0] else None
+    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
+    native.call(
+        "_cuda",
+        NAME,
+        [
+            (scores, (views, batch, prototypes)),
+            (assignments, (assigned, batch, prototypes)),
+            (loss, (), torch.float32),
+            (gradient, (views, batch, prototypes), gradient_dtype(scores.dtype)),
+            native.workspace("_cuda", NAME, scores, batch),
+        ],
+        views,
+        assigned,
+        batch,
+        prototypes,
+        *options,
+    )
+    return loss, (gradient, None)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -79,4 +111,9 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
     return loss, (gradient, None)
 
 
-LOSS = FusedLoss(NAME, {"cpu": _cpu}, inputs=("scores", "assignments"), options={"temperature": "float"})
+LOSS = FusedLoss(
+    NAME,
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    inputs=("scores", "assignments"),
+    options={"temperature": "float"},
+)

@@ -184,4 +184,4 @@ def test_the_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_describe_names_every_backend() -> None:
     text = backends.describe()
     for name in backends.BACKENDS:
-        assert re.search(rf"^{name}\b.*(available|not available: \w+)", text, re.MULTILINE)
+        assert re.search(rf"^{name}\b.*(available|emulated on the CPU.*|not available: \w+)", text, re.MULTILINE)

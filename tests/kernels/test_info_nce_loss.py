@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import all_backends
 from torch import Tensor
 
-from imc_kernels import backends, info_nce_loss
+from imc_kernels import info_nce_loss
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("info_nce_loss", torch.float64)
 NATIVE = [name for name in BACKENDS if name != "eager"]
 EMBEDDINGS = torch.tensor(
     [[[2, 0, -1], [0, 1, 0], [-1, 0, 3], [1, 1, 0]], [[1, 0, 0], [0, 2, -1], [0, 0, 1], [0, 2, 1]]],

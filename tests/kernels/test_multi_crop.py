@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from operations import all_backends
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from imc_kernels import backends, draw_crop_parameters, multi_crop
 from imc_kernels.ops.crop_parameters import Column
 
 stages = importlib.import_module("imc_kernels.eager.multi_crop")  # the package's name is the function's
-each_backend = pytest.mark.parametrize("backend", [name for name in backends.available() if name != "cuda"])
+each_backend = pytest.mark.parametrize("backend", all_backends("multi_crop", torch.float64))
 STEP = 1 / 255
 HALF_STEP = STEP / 2 + 1e-6
 

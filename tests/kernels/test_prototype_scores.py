@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import all_backends
 
-from imc_kernels import backends, prototype_scores
+from imc_kernels import prototype_scores
 
-BACKENDS = backends.available()
+BACKENDS = all_backends("prototype_scores", torch.float64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operations import OPERATIONS, Operation, Sizes
+from operations import CASES, OPERATIONS, Operation, Sizes, device_of, native_backends
 from torch import Tensor
 
 from imc_kernels import backends, draw_crop_parameters, multi_crop
 
-NATIVE = [name for name in backends.available() if name != "eager"]
-PLAIN = [operation for operation in OPERATIONS if not operation.label]
 SIZES = Sizes(3, 8, 12, 5, 6)
 
-each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-each_backend = pytest.mark.parametrize("backend", [*NATIVE, "eager"])
+needs_cpu_kernels = pytest.mark.skipif("cpu" not in backends.available(), reason="the CPU kernels are not built")
+each_native_case = pytest.mark.parametrize(("operation", "backend"), CASES, ids=str)
+each_case = pytest.mark.parametrize(
+    ("operation", "backend"), [*CASES, *((operation, "eager") for operation in OPERATIONS)], ids=str
+)
+each_crop_backend = pytest.mark.parametrize("backend", [*native_backends("multi_crop"), "eager"])
 
 
 def leaves_of(operation: Operation, sizes: Sizes = SIZES) -> tuple[Tensor, ...]:
@@ -27,16 +29,24 @@ def gradients(result: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     return list(torch.autograd.grad((result * weights).sum(), [x for x in leaves if x.requires_grad]))
 
 
-@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_opcheck(dtype: torch.dtype, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        (name, dtype)
+        for name in backends.available()
+        if name != "eager" and device_of(name) == "cpu"
+        for dtype in (torch.float32, torch.float64 if name == "cpu" else torch.bfloat16)
+    ],
+    ids=str,
+)
+def test_opcheck(backend: str, dtype: torch.dtype, layout: str) -> None:
     """Schema, fake shapes, autograd registration and tracing of every registered operator."""
     s, operators = SIZES, torch.ops.imc_kernels
     generator = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int, grad: bool = True) -> Tensor:
-        made = torch.rand(shape, generator=generator, dtype=dtype) + 0.1
+        made = (torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1).to(dtype)
         if layout == "permuted":
             made = made.transpose(-1, -2).contiguous().transpose(-1, -2)
         return made.requires_grad_(grad)
@@ -44,7 +54,6 @@ def test_opcheck(dtype: torch.dtype, layout: str) -> None:
     scores, logits = tensor(s.views, s.batch, s.prototypes), tensor(s.views, s.batch, s.clusters)
     embeddings, prototypes = tensor(s.views, s.batch, s.dim), tensor(s.prototypes, s.dim)
     targets = tensor(2, s.batch, s.prototypes, grad=False)
-    backend = NATIVE[0]
     two_views = tensor(2, s.batch, s.dim)
     heads = tensor(s.heads, 2, s.batch, s.clusters)
     calls = {
@@ -56,11 +65,11 @@ def test_opcheck(dtype: torch.dtype, layout: str) -> None:
         operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, [True, True], backend),
     }
     for operator, arguments in calls.items():
-        torch.library.opcheck(operator.default, arguments)
+        if backend in native_backends(operator.__name__):
+            torch.library.opcheck(operator.default, arguments)
 
 
-@each_backend
-@each_operation
+@each_case
 def test_compiles_to_one_graph_for_any_batch_size(operation: Operation, backend: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(
@@ -75,8 +84,7 @@ def test_compiles_to_one_graph_for_any_batch_size(operation: Operation, backend:
             torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("backend", NATIVE)
-@pytest.mark.parametrize("operation", PLAIN, ids=str)
+@pytest.mark.parametrize(("operation", "backend"), [case for case in CASES if not case[0].label], ids=str)
 def test_inductor(operation: Operation, backend: str) -> None:
     """The default compiler, around the operation, with a step before and after it."""
     torch.compiler.reset()
@@ -89,8 +97,7 @@ def test_inductor(operation: Operation, backend: str) -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-@each_backend
-@each_operation
+@each_case
 def test_autocast_changes_nothing_for_float32_inputs(operation: Operation, backend: str) -> None:
     leaves = leaves_of(operation)
     plain = operation(*leaves, backend=backend)
@@ -101,25 +108,24 @@ def test_autocast_changes_nothing_for_float32_inputs(operation: Operation, backe
         assert torch.equal(gradient, expected)
 
 
-@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
-@each_operation
-def test_functional_transforms_are_refused(operation: Operation) -> None:
+@each_native_case
+def test_functional_transforms_are_refused(operation: Operation, backend: str) -> None:
     inputs = operation.inputs(SIZES, torch.float32)
     with pytest.raises(RuntimeError, match=r"setup_context|functorch|torch\.func"):
-        torch.func.grad(lambda x: operation(x, *inputs[1:], backend=NATIVE[0]).sum())(inputs[0])
+        torch.func.grad(lambda x: operation(x, *inputs[1:], backend=backend).sum())(inputs[0])
 
 
-@pytest.mark.skipif(not NATIVE, reason="no compiled backend on this machine")
+@needs_cpu_kernels
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_multi_crop_opcheck(channels_last: bool) -> None:
     images = torch.randint(0, 256, (5, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = torch.tensor([4, 0, 2])
     parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
-    arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last, NATIVE[0])
+    arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last, "cpu")
     torch.library.opcheck(torch.ops.imc_kernels.multi_crop.default, arguments)
 
 
-@each_backend
+@each_crop_backend
 def test_multi_crop_compiles_to_one_graph_for_any_batch_size(backend: str) -> None:
     torch.compiler.reset()
     images = torch.randint(0, 256, (30, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

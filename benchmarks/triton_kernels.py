@@ -1,0 +1,323 @@
+"""What the Triton kernels compile to, and the bytes they move, without a GPU: the tables of docs/triton-kernels.md.
+
+    python benchmarks/triton_kernels.py          compile and count, and write the page
+
+The calls below go through the public functions, whose launches are recorded instead of run: so the signatures, the
+constants and the alignment of the arguments are those of real calls. Registers, shared memory and spills are those of
+the machine code for each target. Bytes are counted from the masks of the kernels' own loads and stores, in Triton's
+interpreter; a byte loaded twice counts twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import imc_kernels
+from imc_kernels import backends
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "triton-kernels.md"
+TARGETS: dict[str, tuple[str, Any, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SECONDS = 580  # for one target
+INTRODUCTION = """# The Triton kernels without a GPU
+
+Written by `python benchmarks/triton_kernels.py` and compared by `tests/build/test_triton_kernels.py`. Nothing here was
+measured on a GPU. A call is forward and backward where its inputs require a gradient (the product of a loss's gradient
+with `grad_output`, an operation of torch, not counted). The floor is each input read once and each output written once.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a public function at the size of a paper, and the bytes that any form of it must move."""
+
+    name: str
+    run: Callable[[], Any]
+    floor: int
+
+
+def differentiated(function: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Callable[[], None]:
+    def run() -> None:
+        result = function(*inputs, **options, backend="triton")
+        if leaves := [x for x in inputs if x.requires_grad]:
+            torch.autograd.grad(result, leaves, torch.full_like(result, 2))
+
+    return run
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, gradient: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(shape, generator=generator).to(dtype).requires_grad_(gradient)
+
+
+def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
+    """IMC-SwAV's CIFAR-10 (V6 B256 K1000 C10 D128), CRLC's (H10 B512 C10 D128), and forms that compile differently."""
+    k = imc_kernels
+    made = []
+
+    def add(function: Callable[..., Tensor], *inputs: Tensor, label: str = "", **options: Any) -> None:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        dtype = str(inputs[0].dtype).removeprefix("torch.")
+        written = sum(x.nbytes for x in inputs if x.requires_grad)
+        if function is k.sinkhorn:
+            written += inputs[0].nbytes * (2 if inputs[0].requires_grad else 1)  # the result, and its gradient, read
+        name = " ".join(filter(None, (function.__name__, shapes, dtype, label)))
+        run = differentiated(function, *inputs, **options)
+        made.append(Call(name, run, sum(x.nbytes for x in inputs) + written))
+
+    for dtype in (torch.float32, torch.bfloat16):
+        scores = tensor(6, batch, 1000, dtype=dtype, gradient=True)
+        constant, targets = scores.detach(), tensor(2, batch, 1000, dtype=dtype)
+        logits = tensor(6, batch, 10, dtype=dtype, gradient=True)
+        heads = tensor(10, 2, pairs, 10, dtype=dtype, gradient=True)
+        add(k.sinkhorn, constant[:2])
+        add(k.swapped_prediction_loss, scores, targets)
+        add(k.mutual_information_loss, logits, constant, logit_limit=5.0)
+        add(k.log_dot_product_loss, heads, entropy_weight=2.0, logit_limit=25.0)
+    add(k.sinkhorn, tensor(2, batch, 1000, gradient=True), label="with its gradient")
+    add(k.sinkhorn, tensor(2, max(1, batch // 2), 100), label="on chip")
+    add(k.sinkhorn, tensor(1, 16, 5000), label="in pieces")
+    add(k.mutual_information_loss, tensor(2, batch, 10, gradient=True), tensor(2, batch, 100, gradient=True))
+    both = tensor(2, batch, 10, gradient=True), tensor(2, batch, 10, gradient=True)
+    add(k.mutual_information_loss, *both, symmetric=True, temperature=1.0, label="symmetric")
+    return made
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[None]:
+    """Lets the public functions hand CPU tensors to the Triton launchers, on any machine."""
+    entry = backends.BACKENDS["triton"]
+    table: Any = backends.BACKENDS
+    table["triton"] = dataclasses.replace(entry, missing=lambda: None, emulated=lambda: True)
+    try:
+        yield
+    finally:
+        table["triton"] = entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    kernel: Any
+    arguments: Any
+    constants: Any
+
+
+def record(call: Callable[[], Any], execute: bool = False) -> list[Launch]:
+    """The launches of a call, which run only in the interpreter."""
+    from imc_kernels.triton import launch
+
+    launches: list[Launch] = []
+    original = launch.execute
+
+    def recorder(kernel: Any, grid: Any, arguments: Any, constants: Any) -> None:
+        launches.append(Launch(kernel, arguments, constants))
+        if execute:
+            original(kernel, grid, arguments, constants)
+
+    launch.execute = recorder
+    try:
+        with emulated():
+            call()
+    finally:
+        launch.execute = original
+    return launches
+
+
+class Target:
+    """Triton's compiler for a device that need not be there."""
+
+    def __init__(self, name: str) -> None:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import make_backend
+
+        self.target = GPUTarget(*TARGETS[name])
+        self.backend = make_backend(self.target)
+
+    def specialise(self, launch: Launch) -> tuple[str, Any]:
+        """What Triton would look the compiled kernel up by, and what it would compile."""
+        from triton.runtime.jit import create_function_from_signature
+
+        kernel = launch.kernel
+        binder = create_function_from_signature(kernel.signature, kernel.params, self.backend)
+        bound, specialisation, options = binder(*launch.arguments, **launch.constants)
+        return f"{kernel.__name__} {specialisation} {options}", kernel._pack_args(
+            self.backend, launch.constants, bound, specialisation, options
+        )
+
+    def compile(self, launch: Launch) -> tuple[int, int, int]:
+        """Registers of a thread, bytes of shared memory, bytes spilled by a thread."""
+        import triton
+        from triton.compiler import ASTSource
+
+        options, signature, constants, attributes = self.specialise(launch)[1]
+        source = ASTSource(launch.kernel, signature, constants, attributes)
+        made = triton.compile(source, target=self.target, options=options.__dict__)
+        return (_usage_amd if self.target.backend == "hip" else _usage_nvidia)(made)
+
+
+def _usage_nvidia(made: Any) -> tuple[int, int, int]:
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    return registers, made.metadata.shared, stack + local
+
+
+def _usage_amd(made: Any) -> tuple[int, int, int]:
+    numbers = [
+        re.search(rf"\.{name}: +(\d+)", made.asm["amdgcn"]) for name in ("vgpr_count", "private_segment_fixed_size")
+    ]
+    registers, private = (int(number[1]) for number in numbers)  # type: ignore[index]
+    return registers, made.metadata.shared, private
+
+
+def variants(target: Target) -> dict[str, tuple[str, Launch]]:
+    """Each different compilation: what Triton looks it up by -> the first call that needs it, and the launch."""
+    found: dict[str, tuple[str, Launch]] = {}
+    for call in calls():
+        for launch in record(call.run):
+            found.setdefault(target.specialise(launch)[0], (call.name, launch))
+    return found
+
+
+def resources(name: str) -> None:
+    """Prints a line [kernel, call, warps, registers, shared, spilled, seconds] for each compilation for a target."""
+    target = Target(name)
+    for call, launch in variants(target).values():
+        start = time.perf_counter()
+        usage = target.compile(launch)
+        warps = launch.constants.get("num_warps", 4)
+        print(json.dumps([launch.kernel.__name__, call, warps, *usage, time.perf_counter() - start]), flush=True)
+
+
+def count_bytes() -> None:
+    """Prints a line [call, launches, bytes, floor] for each call. In the interpreter."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    moved: Counter[str] = Counter()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        result = load(self, pointers, mask, *rest, **options)
+        moved["bytes"] += int(mask.data.sum()) * result.data.itemsize
+        return result
+
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        moved["bytes"] += int(mask.data.sum()) * value.data.itemsize
+        return store(self, pointers, value, mask, *rest, **options)
+
+    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = counted_load, counted_store
+    for call in calls():
+        moved.clear()
+        launches = record(call.run, execute=True)
+        print(json.dumps([call.name, len(launches), moved["bytes"], call.floor]), flush=True)
+
+
+def specialisations() -> None:
+    """Prints how many compilations one batch size needs, and 20 of them: {kernel: [one, all]}."""
+    target = Target("sm_90")
+    one: dict[str, set[str]] = {}
+    every: dict[str, set[str]] = {}
+    for position, batch in enumerate([256, *range(199, 256, 3)]):
+        for call in calls(batch, batch):
+            for launch in record(call.run):
+                key = target.specialise(launch)[0]
+                every.setdefault(launch.kernel.__name__, set()).add(key)
+                if position == 0:
+                    one.setdefault(launch.kernel.__name__, set()).add(key)
+    print(json.dumps({name: [len(one.get(name, ())), len(keys)] for name, keys in every.items()}))
+
+
+def worker(*arguments: str, interpreted: bool = False) -> list[Any]:
+    """The JSON lines that this file prints in a process of its own: compiled and interpreted kernels do not mix."""
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpreted))}
+    command = [sys.executable, __file__, *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=True)
+    except subprocess.TimeoutExpired as error:
+        so_far = (error.stdout or b"").decode()
+        raise RuntimeError(f"{arguments} took more than {SECONDS} s; done before that:\n{so_far}") from error
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{arguments} failed:\n{error.stderr[-4000:]}") from error
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def resource_rows() -> list[str]:
+    """A row for each compilation: registers / shared memory / spills for each target."""
+    with ThreadPoolExecutor(2) as pool:
+        by_target = list(pool.map(lambda name: worker("--resources", name), TARGETS))
+    rows = []
+    for lines in zip(*by_target, strict=True):
+        kernel, call, warps = lines[0][:3]
+        cells = (" / ".join(map(str, line[3:6])) for line in lines)
+        rows.append(f"| {kernel} | {call} | {warps} | {' | '.join(cells)} |")
+    return rows
+
+
+def byte_rows() -> list[str]:
+    return [
+        f"| {name} | {launches} | {moved:,} | {floor:,} | {moved / floor:.2f} |"
+        for name, launches, moved, floor in worker("--bytes", interpreted=True)
+    ]
+
+
+def page() -> str:
+    import triton
+
+    with ThreadPoolExecutor(1) as pool:
+        moved = pool.submit(byte_rows)
+        compiled = resource_rows()
+    head = f"| kernel | first call that needs it | warps | {' | '.join(TARGETS)} |\n|{'---|' * (3 + len(TARGETS))}"
+    return "\n".join(
+        [
+            INTRODUCTION,
+            "## Bytes moved by a call\n",
+            "| call | launches | bytes | floor | ratio |\n|---|---|---|---|---|",
+            *moved.result(),
+            f"\n## Registers / bytes of shared memory / bytes spilled, Triton {triton.__version__}\n",
+            head,
+            *compiled,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resources", choices=TARGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--bytes", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--specialisations", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.resources:
+        resources(chosen.resources)
+    elif chosen.bytes:
+        count_bytes()
+    elif chosen.specialisations:
+        specialisations()
+    else:
+        PAGE.write_text(page())

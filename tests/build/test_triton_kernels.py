@@ -1,0 +1,42 @@
+"""Every Triton kernel compiles for every target without a spill, and docs/triton-kernels.md says what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+import triton_kernels
+
+TEXT = triton_kernels.PAGE.read_text()
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def rows(text: str, columns: int) -> list[list[str]]:
+    """The cells of the tables with so many columns, without their heads."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    return [cells for cells in lines if len(cells) == columns][1:]
+
+
+def test_registers_shared_memory_and_bytes_are_those_of_the_page() -> None:
+    import triton
+
+    version = re.search(r"Triton (\S+)\n", TEXT)
+    assert version is not None
+    if version[1] != triton.__version__:
+        pytest.skip(f"the page is of Triton {version[1]}, installed is {triton.__version__}")
+    assert triton_kernels.page().splitlines() == TEXT.splitlines()
+
+
+def test_no_kernel_spills() -> None:
+    made = rows(TEXT, 3 + len(triton_kernels.TARGETS))
+    assert made
+    for kernel, call, _, *usages in made:
+        assert all(usage.endswith("/ 0") for usage in usages), (kernel, call, usages)
+
+
+def test_a_batch_size_compiles_nothing_new() -> None:
+    (counts,) = triton_kernels.worker("--specialisations")
+    assert counts
+    for kernel, (one, twenty) in counts.items():
+        assert twenty == one, kernel
