@@ -1,13 +1,12 @@
 """One whole IMC-SwAV step of `imc train` at the settings of CIFAR-10: `pytest --benchmark-only`.
 
-Two rows each for the kernels (`cpu`) and for the released form, which prepares its views image by image in Pillow and
-loops over pairs of views in its losses:
+The kernels (`cpu`) against the released form, which prepares its views image by image in Pillow and loops over pairs of
+views in its losses. Both run in one process, in turn.
 
-    outside     everything but the encoder's forward and backward: views, heads, losses, optimiser, metrics
-    whole       the step
-
-on a ResNet-18 of a quarter of the width (the full one takes half a minute a step on two cores, beside which all else
-vanishes). `share` is the part of the step that is outside. Both forms run in one process, step by step in turn.
+    bench_step                the whole step on a ResNet-18 of a quarter of the width (beside the full one all else
+                              vanishes on two cores), and what of it is outside the encoder's forward and backward:
+                              views, heads, losses, optimiser, metrics. The heads' products are the same in both.
+    bench_views_and_losses    what the two forms do differently: the views, and the losses with their gradients
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from bench_multi_crop import pillow_crops
+from bench_step import fused
 from rivals import released_losses
 from torch import Tensor, nn
 
@@ -36,6 +36,7 @@ from imc_kernels import backends, prototype_scores
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 ROUNDS = 3
+LOSSES = {"cpu": fused("cpu"), "released form": released_losses}
 
 
 class TimedEncoder(nn.Module):
@@ -79,6 +80,9 @@ class TimedLoop(Loop):
     def loss(self, crops: list[Tensor]) -> Step:
         return self.model(crops)
 
+    def make_views(self, batch: Batch) -> list[Tensor]:
+        return self.views(batch, self.update)
+
     def timed_step(self, batch: Batch) -> tuple[float, float]:
         """Seconds of the step, and of what is outside the encoder."""
         encoder: Any = self.model.encoder
@@ -93,13 +97,15 @@ class ReleasedLoop(TimedLoop):
     """The same with the released form of augmentation and losses."""
 
     def train_step(self, batch: Batch, labelled: Any) -> None:
+        step = self.compute(self.make_views(batch))
+        self.monitor.update(step, self.update)
+        self.update += 1
+
+    def make_views(self, batch: Batch) -> list[Tensor]:
         parameters = self.views.parameters(batch, self.update)  # type: ignore[union-attr]
         sizes = (self.config.large_size, self.config.small_size)
         images = batch.images[batch.positions]
-        crops = [pillow_crops(images, drawn, size) for drawn, size in zip(parameters, sizes, strict=True)]
-        step = self.compute(crops)
-        self.monitor.update(step, self.update)
-        self.update += 1
+        return [pillow_crops(images, drawn, size) for drawn, size in zip(parameters, sizes, strict=True)]
 
     def loss(self, crops: list[Tensor]) -> Step:
         model: Any = self.model
@@ -146,3 +152,27 @@ def bench_step(benchmark, loops: dict[str, TimedLoop]) -> None:  # type: ignore[
     report = {"whole": whole, "outside": outside, "share": outside / whole, "times faster outside": released / outside}
     benchmark.extra_info.update({name: round(value, 4) for name, value in report.items()})
     print(f"\n{benchmark.group}: " + ", ".join(f"{name} {value:.3g}" for name, value in report.items()))
+
+
+def bench_views_and_losses(benchmark, loops: dict[str, TimedLoop]) -> None:  # type: ignore[no-untyped-def]
+    if "cpu" not in backends.available():
+        pytest.skip("the CPU kernels are not built")
+    benchmark.group = "views and losses of an IMC-SwAV step, CIFAR-10 settings"
+    benchmark.name = "cpu and released form, in turn"
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.rand(6, 256, 1000, generator=generator) * 2 - 1).requires_grad_()
+    logits = torch.randn(6, 256, 10, generator=generator).requires_grad_()
+    batch = next(loops["cpu"]._rest_of_epoch())[0]
+    times: dict[str, list[float]] = {name: [] for name in loops}
+
+    def both() -> None:
+        for name, loop in loops.items():
+            start = time.perf_counter()
+            loop.make_views(batch)
+            torch.autograd.grad(LOSSES[name](scores, logits), (scores, logits))
+            times[name].append(time.perf_counter() - start)
+
+    benchmark.pedantic(both, rounds=ROUNDS, warmup_rounds=1)
+    ours, released = (min(times[name][1:]) for name in ("cpu", "released form"))
+    benchmark.extra_info.update({"cpu": round(ours, 5), "released form": round(released, 4)})
+    print(f"\n{benchmark.group}: cpu {ours:.3g}, released form {released:.3g}, {released / ours:.3g} times as long")

@@ -57,6 +57,7 @@ class Loop:
         self.pixels = open_pixels(parts, self.device, config.device_data)
         self.views = make_views(config, self.device)
         self.graph = GraphedStep(self) if config.cuda_graph else None
+        self.prototypes = config.prototypes if config.method == "imc-swav" else 0
         self.update = 0
         self.seconds = 0.0
         self.monitor = self._new_monitor()
@@ -154,8 +155,7 @@ class Loop:
         return LabelledRows(local, tuple(int(part.sum()) for part in parts))
 
     def _new_monitor(self) -> EpochMonitor:
-        prototypes = self.config.prototypes or 0
-        return EpochMonitor(prototypes, self.config.clusters, self.device, self.ranks)
+        return EpochMonitor(self.prototypes, self.config.clusters, self.device, self.ranks)
 
     def _end_epoch(self, epoch: int, events: EventFiles) -> None:
         """Write the line of an epoch, counted from 1, and warn of a collapse."""
@@ -169,7 +169,7 @@ class Loop:
             events.add({f"epoch/{name}": value for name, value in line.items()}, self.update)
             late = self.update > max(self.config.warmup_updates, self.config.freeze_updates)
             if late and epoch in (self.config.epochs // 2, self.config.epochs):
-                for sentence in collapse_warnings(summary, self.config.prototypes or 0):
+                for sentence in collapse_warnings(summary, self.prototypes):
                     warn(f"epoch {epoch}: {sentence}")
 
     def _wish(self, signals: StopSignals) -> int:
