@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from bench_multi_crop import pillow_crops
-from bench_step import fused
+from losses import by_backend
 from rivals import released_losses
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from imc_kernels import backends, prototype_scores
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 ROUNDS = 3
-LOSSES = {"cpu": fused("cpu"), "released form": released_losses}
+LOSSES = {"cpu": by_backend("cpu"), "released form": released_losses}
 
 
 class TimedEncoder(nn.Module):
