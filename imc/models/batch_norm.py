@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imc_kernels.eager.distributed import mean_over
+from imc_kernels.eager.distributed import sum_over
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -56,9 +56,9 @@ class PerViewBatchNorm(_BatchNorm):
         x = input.float().unflatten(0, (views, -1))  # [V, B, C] or [V, B, C, H, W]
         rest = [dim for dim in range(1, x.dim()) if dim != 2]
         # Two passes: the mean of squares minus the square of the mean would cancel.
-        mean = mean_over(x.mean(dim=rest, keepdim=True), group)
+        mean = sum_over(x.mean(dim=rest, keepdim=True), group) / group.size()
         centred = x - mean
-        variance = mean_over(centred.square().mean(dim=rest, keepdim=True), group)
+        variance = sum_over(centred.square().mean(dim=rest, keepdim=True), group) / group.size()
         normalised = centred * (variance + self.eps).rsqrt()
         if self.weight is not None:
             shape = (-1, *[1] * (x.dim() - 3))
