@@ -100,9 +100,9 @@ def train(
             warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
         dataset = _load_in_turn(config, data, processes)
         asked, config = config, _resolve(config, dataset, encoder, device)
+        folder = _folder(config, resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)
-        folder = _folder(config, resume=checkpoint is not None, processes=processes)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
         torch.manual_seed(config.seed)
