@@ -88,6 +88,14 @@ def log_dot_product_loss(
     return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
 
 
+def _triton(
+    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.log_dot_product_loss import log_dot_product_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits = inputs[0].contiguous()
     heads, views, batch, clusters = logits.shape
@@ -111,7 +119,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": Kernel(_cpu)},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],

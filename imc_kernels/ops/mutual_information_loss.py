@@ -91,6 +91,12 @@ def mutual_information_loss(
     return LOSS(chosen, (logits, scores), options)
 
 
+def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.mutual_information_loss import mutual_information_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = (tensor.contiguous() for tensor in inputs)
     loss = logits.new_empty(())
@@ -119,7 +125,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": Kernel(_cpu)},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

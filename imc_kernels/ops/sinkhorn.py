@@ -126,18 +126,20 @@ class Kernels(NamedTuple):
 
     Attributes:
         forward: (scores, epsilon, iterations, marginals, potentials) -> the assignments and, where ``potentials`` asks
-            for them, the logarithms of the row and column scalings after each iteration: [problems, iterations, B] and
-            [problems, iterations, K].
+            for them, what the backward needs of the row and column scalings: their logarithms after each iteration,
+            [problems, iterations, B] and [problems, iterations (+ further), K].
         backward: (scores, marginals, assignments, rows, columns, grad_output, epsilon) -> the gradient of the scores.
             None: the backend has neither gradient nor marginals.
         reads_half: whether it reads half precision itself.
         potentials: the dtype of the scalings.
+        further: further rows of the column scalings.
     """
 
     forward: Forward
     backward: Backward | None
     reads_half: bool = False
     potentials: torch.dtype = torch.float32
+    further: int = 0
 
 
 def _cuda(
@@ -224,8 +226,21 @@ def _cpu_backward(
     return gradient
 
 
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    from imc_kernels.triton.sinkhorn import sinkhorn as kernel
+
+    return kernel(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> Tensor:
+    from imc_kernels.triton.sinkhorn_backward import sinkhorn_backward as kernel
+
+    return kernel(*arguments)
+
+
 KERNELS = {
     "cuda": Kernels(_cuda, None, reads_half=True),
+    "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
     "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
 }
 
@@ -277,8 +292,10 @@ def _(
     assignments = scores.new_empty(scores.shape)
     if not potentials:
         return [assignments]
-    problems, dtype = math.prod(scores.shape[:-2]), KERNELS[backend].potentials
-    return [assignments, *(scores.new_empty(problems, iterations, n, dtype=dtype) for n in scores.shape[-2:])]
+    problems, (batch, prototypes) = math.prod(scores.shape[:-2]), scores.shape[-2:]
+    kernels = KERNELS[backend]
+    sizes = (problems, iterations, batch), (problems, iterations + kernels.further, prototypes)
+    return [assignments, *(scores.new_empty(size, dtype=kernels.potentials) for size in sizes)]
 
 
 @torch.library.custom_op(

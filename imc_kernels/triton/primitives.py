@@ -11,11 +11,12 @@ HELD = tl.constexpr(0.999999e12)  # inverse norms are above where the norm is he
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """float32 ``x`` in ``dtype``, to nearest even. The interpreter would truncate to bfloat16; hardware does not."""
+    """float32 ``x`` in ``dtype``, to nearest even. The interpreter would truncate to bfloat16, and lose
+    subnormal numbers; hardware does neither."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        bits += 0x7FFF + ((bits >> 16) & 1)
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(dtype)
 
 
