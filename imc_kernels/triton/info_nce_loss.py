@@ -202,6 +202,9 @@ def info_nce_loss(
         **tile,
     )
     if gradient is not None:
+        # The tiles of the forward, or smaller ones where registers would spill.
+        narrower = tile | ({"block_columns": 32} if normalise or dim > MOST_DIM else {})
+        narrower |= {"block_depth": 32} if dim > MOST_DIM else {}
         launch(
             info_nce_gradient_kernel,
             (blocks, triton.cdiv(dim, MOST_DIM)),
@@ -215,7 +218,7 @@ def info_nce_loss(
             dim=dim,
             block_dim=block_of(dim, MOST_DIM, 16),
             weights_dtype=tl.bfloat16 if z.dtype == torch.bfloat16 else tl.float32,
-            **(tile if dim <= MOST_DIM and not normalise else {**tile, "block_columns": 32}),  # or registers spill
+            **narrower,
         )
     launch(total_kernel, (1,), partials, loss, blocks, block=1024)
     return loss, (gradient,)
@@ -223,12 +226,13 @@ def info_nce_loss(
 
 def tile_of(count: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """How the products are cut: rows until there are some 128 programs, columns by what a program's registers hold."""
+    most_depth = 32 if dtype == torch.float32 else MOST_DIM if dim <= MOST_DIM else 64
     most_rows = 64 if dtype == torch.float32 else 128
     block_rows = max(16, min(most_rows, block_of(count // 128, most_rows)))
     return {
         "block_rows": block_rows,
         "block_columns": 32 if dtype == torch.float32 else 64,
-        "block_depth": 32 if dtype == torch.float32 else block_of(dim, MOST_DIM, 16) if dim <= MOST_DIM else 64,
+        "block_depth": block_of(dim, most_depth, 16),
         "precision": float32_precision(),
         "num_warps": 8 if block_rows == most_rows else 4,
     }

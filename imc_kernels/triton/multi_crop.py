@@ -1,15 +1,15 @@
 """Random crops. A program makes one tile of one crop, from the source pixels to the finished result.
 
-The resize is two small matrix products, rows then columns of the box, whose weights are computed in place; the blur is
-two more. Crops of up to MOST_SIDE pixels are one tile: one launch. Of larger ones a tile's margin of 4 pixels is
-computed by its neighbours too, and the contrast needs the mean luma of all tiles as it is at that moment: a launch
-before computes every tile up to there and leaves its sum, for crops whose contrast changes.
+A pixel of the result gathers the (2 max(1, scale))^2 source pixels under its triangle, from the first-level cache
+but for their first reading; the weights are computed in place. The blur is two products with a band of weights. Crops
+of up to MOST_SIDE pixels are one tile: one launch. Of larger ones a tile's margin of 4 pixels is computed by its
+neighbours too, and the contrast needs the mean luma of all tiles as it is at that moment: a launch before computes the
+tiles of crops with jitter up to there and leaves their sums. Any size of image, box and crop is served.
 
-Any size and any image: boxes are read in pieces of CHUNK x CHUNK pixels, and a tile reads its part of the box only.
-Operations: for a tile of T x T from a part of h x w pixels, 2 C T w (h + T) of the resize, in float32: 0.4 MFLOP for
-32 x 32 from 32 x 32. Floor of the bytes: C bytes a pixel of the box in, C numbers a pixel of the crop out. Moved: that
-for one tile; for more, the margins of tiles again, and the box twice where the contrast changes. Views of one image
-read it once each. A channels-last result is written in three strided stores that together fill its lines.
+Operations a pixel: about 7 a tap of the resize, 4 taps where the box is no larger than the crop, 100 of the jitter, and
+12 T of the blur in a tile of T x T. Floor of the bytes: the box once in, the crop once out. Of the memory itself that
+is what is moved, as long as a box fits the cache; every view reads its own box. The loads ask for C bytes a tap, and
+the margins of tiles are computed twice. A channels-last result is written in C strided stores that fill its lines.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from imc_kernels.ops.crop_parameters import Column
 from imc_kernels.triton.launch import launch, workspace
 from imc_kernels.triton.primitives import product, rounded
 
-MOST_SIDE = 64  # of a tile
+MOST_SIDE = 32  # of a tile: the products of the blur of 64 x 64 would spill registers
 RADIUS = tl.constexpr(4)  # of the blur
-CHUNK = 32  # source pixels, each way, in one product
 
 COLUMNS = tl.constexpr(len(Column))
 TOP, LEFT, HEIGHT, WIDTH = (tl.constexpr(int(c)) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH))
@@ -37,41 +36,26 @@ GRAYSCALE, ORDER = (tl.constexpr(int(c)) for c in (Column.GRAYSCALE, Column.ORDE
 
 
 @triton.jit
-def source_range(low, high, length, size):
-    """Where the source pixels of the results low to high (included) lie, one or two too many at either end."""
+def first_source(at, length, size):
+    """The first source pixel that weighs in the results ``at`` [T] of a box of ``length``."""
     reach = 2 * tl.maximum(length, size)
-    first = ((2 * low + 1) * length - reach) // (2 * size) - 1
-    last = ((2 * high + 1) * length + reach) // (2 * size) + 2
-    return tl.maximum(first, 0), tl.minimum(last, length)
+    return tl.maximum((2 * at + 1) * length - reach + size, 0) // (2 * size)
 
 
 @triton.jit
-def resize_weights(at, source, length, size):
-    """Weights, integers, of the source pixels [S] of a box of ``length`` in the results ``at`` [T]: float32 [T, S].
+def tap_weights(at, source, length, size):
+    """Weights, integers, of the source pixels [T] of a box of ``length`` in the results ``at`` [T].
 
-    The triangle filter in units of 1 / (2 size) pixels, as in the specification. Results outside the crop weigh 0.
+    The triangle filter in units of 1 / (2 size) pixels, as in the specification.
     """
-    centre = (2 * at[:, None] + 1) * length
-    distance = (2 * source[None, :] + 1) * size - centre
-    weight = 2 * tl.maximum(length, size) - tl.maximum(distance, -distance)
-    inside = (source < length)[None, :] & (at >= 0)[:, None] & (at < size)[:, None] & (weight > 0)
-    return tl.where(inside, weight, 0).to(tl.float32)
+    distance = (2 * source + 1) * size - (2 * at + 1) * length
+    weight = 2 * tl.maximum(length, size) - tl.abs(distance)
+    return tl.where((source < length) & (weight > 0), weight, 0).to(tl.float32)
 
 
 @triton.jit
 def luma(red, green, blue):
     return 0.299 * red + 0.587 * green + 0.114 * blue
-
-
-@triton.jit
-def clamp01(x):
-    return tl.minimum(tl.maximum(x, 0.0), 1.0)
-
-
-@triton.jit
-def trapezium(low, chroma, x, centre, offset, sign):
-    """A channel of HSV: low + chroma * clamp01(offset + sign * |x - centre|)."""
-    return low + chroma * clamp01(offset + sign * tl.abs(x - centre))
 
 
 @triton.jit
@@ -87,27 +71,33 @@ def rotated(red, green, blue, turns):
     h = difference / tl.where(chroma > 0, chroma, 1.0) + (sector + 6 * turns)
     h = tl.where(h < 0, h + 6, h)
     h = tl.where(h >= 6, h - 6, h)
-    return (
-        trapezium(low, chroma, h, 3.0, -1.0, 1.0),
-        trapezium(low, chroma, h, 2.0, 2.0, -1.0),
-        trapezium(low, chroma, h, 4.0, 2.0, -1.0),
-    )
+    red = low + chroma * tl.clamp(tl.abs(h - 3) - 1, 0.0, 1.0)
+    green = low + chroma * tl.clamp(2 - tl.abs(h - 2), 0.0, 1.0)
+    blue = low + chroma * tl.clamp(2 - tl.abs(h - 4), 0.0, 1.0)
+    return red, green, blue
 
 
 @triton.jit
-def blur_weights(at, size, sigma):
-    """Weights [T, T] of the pixels ``at`` [T] in the blurred ones: 9 taps, folded back at the edges of the crop."""
-    period = tl.maximum(2 * (size - 1), 1)
+def blur_weights(at, size: tl.constexpr, sigma):
+    """Weights [T, T] of the pixels ``at`` [T] in the blurred ones, of 9 taps.
+
+    The crop goes on by reflection at its edges: a pixel r is found again at r and -r plus multiples of the period.
+    """
+    period: tl.constexpr = max(2 * (size - 1), 1)
+    straight: tl.constexpr = (RADIUS + size - 1) // period
+    mirrored: tl.constexpr = RADIUS // period
+    scale = -0.5 / sigma / sigma
     weights = tl.zeros((at.shape[0], at.shape[0]), tl.float32)
-    total = 0.0
-    for tap in tl.static_range(-RADIUS, RADIUS + 1):
-        z = tap / sigma
-        weight = tl.exp(-0.5 * z * z)
-        total += weight
-        folded = (at + tap + 2 * RADIUS * period) % period  # at is -4 or more
-        folded = tl.where(folded < size, folded, period - folded)
-        weights += tl.where(folded[:, None] == at[None, :], weight, 0.0)
-    return weights / total
+    for turn in tl.static_range(-straight, straight + 1):
+        away = at[:, None] - at[None, :] - turn * period
+        weights += tl.where(tl.abs(away) <= RADIUS, tl.exp(scale * (away * away).to(tl.float32)), 0.0)
+    mirror = ((at > 0) & (at < size - 1))[None, :]  # the pixels of the edges are their own images
+    for turn in tl.static_range(-mirrored, mirrored + 2):
+        away = at[:, None] + at[None, :] - turn * period
+        weights += tl.where(mirror & (tl.abs(away) <= RADIUS), tl.exp(scale * (away * away).to(tl.float32)), 0.0)
+    taps = tl.arange(0, 16) - RADIUS
+    total = tl.sum(tl.where(taps <= RADIUS, tl.exp(scale * (taps * taps).to(tl.float32)), 0.0), axis=0)
+    return tl.where(((at >= 0) & (at < size))[None, :], weights, 0.0) / total
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -134,15 +124,13 @@ def multi_crop_kernel(
     step: tl.constexpr,  # between tiles
     tiles: tl.constexpr,  # along an edge
     tiles_block: tl.constexpr,
-    chunk: tl.constexpr,
 ):
     crop = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     p = parameters + crop * COLUMNS
     jitter = tl.load(p + JITTER) > 0
-    if crops is None:
-        if not jitter:
-            return
+    if crops is None and not jitter:
+        return
     margin: tl.constexpr = (side - step) // 2 if tiles > 1 else 0
     y = tile // tiles * step - margin + tl.arange(0, side)
     x = tile % tiles * step - margin + tl.arange(0, side)
@@ -155,48 +143,31 @@ def multi_crop_kernel(
     box_height, box_width = tl.load(p + HEIGHT).to(tl.int32), tl.load(p + WIDTH).to(tl.int32)
     image = images + tl.load(indices + crop % batch) * (height * width * channels)
     image += (tl.load(p + TOP).to(tl.int32) * width + tl.load(p + LEFT).to(tl.int32)) * channels
-    flip = tl.load(p + FLIP) > 0
-    across = tl.where(flip, size - 1 - x, x)
-    low_y = tl.maximum(tile // tiles * step - margin, 0)
-    low_x = tl.maximum(tile % tiles * step - margin, 0)
-    high_y = tl.minimum(tile // tiles * step - margin + side, size) - 1
-    high_x = tl.minimum(tile % tiles * step - margin + side, size) - 1
-    first_y, last_y = source_range(low_y, high_y, box_height, size)
-    first_x, last_x = source_range(
-        tl.where(flip, size - 1 - high_x, low_x), tl.where(flip, size - 1 - low_x, high_x), box_width, size
-    )
+    # Results beyond the crop are made from the last pixels; no other result depends on them.
+    down = tl.minimum(tl.maximum(y, 0), size - 1)
+    along = tl.minimum(tl.maximum(x, 0), size - 1)
+    along = tl.where(tl.load(p + FLIP) > 0, size - 1 - along, along)
+    first_y = first_source(down, box_height, size)
+    first_x = first_source(along, box_width, size)
     red = tl.zeros((side, side), tl.float32)
     green = tl.zeros((side, side), tl.float32)
     blue = tl.zeros((side, side), tl.float32)
-    total_y = tl.zeros((side,), tl.float32)
-    total_x = tl.zeros((side,), tl.float32)
-    for start_x in range(first_x, last_x, chunk):
-        source_x = start_x + tl.arange(0, chunk)
-        weights_x = resize_weights(across, source_x, box_width, size)
-        total_x += tl.sum(weights_x, axis=1)
-        total_y = tl.zeros((side,), tl.float32)
-        for start_y in range(first_y, last_y, chunk):
-            source_y = start_y + tl.arange(0, chunk)
-            weights_y = resize_weights(y, source_y, box_height, size)
-            total_y += tl.sum(weights_y, axis=1)
-            at = image + (source_y[:, None] * width + source_x[None, :]) * channels
-            known = (source_y < last_y)[:, None] & (source_x < last_x)[None, :]
-            for channel in tl.static_range(channels):
-                pixels = tl.load(at + channel, mask=known, other=0).to(tl.float32)
-                narrow = product(weights_y, pixels, None, "ieee")
-                resized = product(narrow, tl.trans(weights_x), None, "ieee")
-                if channel == 0:
-                    red += resized
-                elif channel == 1:
-                    green += resized
-                else:
-                    blue += resized
-    total_y = 1.0 / tl.where(total_y > 0, total_y, 1.0)
-    total_x = 1.0 / tl.where(total_x > 0, total_x * 255, 1.0)
-    red = red * total_y[:, None] * total_x[None, :]
-    if channels == 3:
-        green = green * total_y[:, None] * total_x[None, :]
-        blue = blue * total_y[:, None] * total_x[None, :]
+    total = tl.zeros((side, side), tl.float32)
+    for tap_y in range(tl.cdiv(2 * tl.maximum(box_height, size), size)):
+        weights_y = tap_weights(down, first_y + tap_y, box_height, size)
+        row = tl.minimum(first_y + tap_y, box_height - 1)[:, None] * width
+        for tap_x in range(tl.cdiv(2 * tl.maximum(box_width, size), size)):
+            weights = weights_y[:, None] * tap_weights(along, first_x + tap_x, box_width, size)[None, :]
+            at = image + (row + tl.minimum(first_x + tap_x, box_width - 1)[None, :]) * channels
+            total += weights
+            red += weights * tl.load(at).to(tl.float32)
+            if channels == 3:
+                green += weights * tl.load(at + 1).to(tl.float32)
+                blue += weights * tl.load(at + 2).to(tl.float32)
+    total = 1.0 / (total * 255)
+    red *= total
+    green *= total
+    blue *= total
 
     # The jitter, in the order of lexicographic rank ``order``: of the numbers still left, 4 bits each, take one a step.
     if jitter:
@@ -210,9 +181,9 @@ def multi_crop_kernel(
             left = (left & ((1 << shift) - 1)) | ((left >> (shift + 4)) << shift)
             factor = tl.load(p + FACTORS + operation)
             if operation == 0:
-                red = clamp01(red * factor)
+                red = tl.clamp(red * factor, 0.0, 1.0)
                 if channels == 3:
-                    green, blue = clamp01(green * factor), clamp01(blue * factor)
+                    green, blue = tl.clamp(green * factor, 0.0, 1.0), tl.clamp(blue * factor, 0.0, 1.0)
             elif operation == 1:
                 gray = luma(red, green, blue) if channels == 3 else red
                 if sums is None:
@@ -225,30 +196,32 @@ def multi_crop_kernel(
                     known = each < tiles * tiles
                     mean = tl.sum(tl.load(sums + crop * (tiles * tiles) + each, mask=known, other=0.0)) / (size * size)
                 shift_mean = mean * (1 - factor)
-                red = clamp01(red * factor + shift_mean)
+                red = tl.clamp(red * factor + shift_mean, 0.0, 1.0)
                 if channels == 3:
-                    green, blue = clamp01(green * factor + shift_mean), clamp01(blue * factor + shift_mean)
+                    green, blue = (
+                        tl.clamp(green * factor + shift_mean, 0.0, 1.0),
+                        tl.clamp(blue * factor + shift_mean, 0.0, 1.0),
+                    )
             elif channels == 3:
                 if operation == 2:
                     gray = luma(red, green, blue) * (1 - factor)
-                    red, green = clamp01(red * factor + gray), clamp01(green * factor + gray)
-                    blue = clamp01(blue * factor + gray)
+                    red, green = tl.clamp(red * factor + gray, 0.0, 1.0), tl.clamp(green * factor + gray, 0.0, 1.0)
+                    blue = tl.clamp(blue * factor + gray, 0.0, 1.0)
                 else:
                     red, green, blue = rotated(red, green, blue, factor)
 
     if crops is not None:
-        if channels == 3:
-            if tl.load(p + GRAYSCALE) > 0:
-                red = luma(red, green, blue)
-                green = red
-                blue = red
+        if channels == 3 and tl.load(p + GRAYSCALE) > 0:
+            red = luma(red, green, blue)
+            green = red
+            blue = red
         sigma = tl.load(p + BLUR)
         if sigma > 0:
-            down, along = blur_weights(y, size, sigma), tl.trans(blur_weights(x, size, sigma))
-            red = product(product(down, red, None, "ieee"), along, None, "ieee")
+            blur_y, blur_x = blur_weights(y, size, sigma), tl.trans(blur_weights(x, size, sigma))
+            red = product(product(blur_y, red, None, "ieee"), blur_x, None, "ieee")
             if channels == 3:
-                green = product(product(down, green, None, "ieee"), along, None, "ieee")
-                blue = product(product(down, blue, None, "ieee"), along, None, "ieee")
+                green = product(product(blur_y, green, None, "ieee"), blur_x, None, "ieee")
+                blue = product(product(blur_y, blue, None, "ieee"), blur_x, None, "ieee")
         out = crops + crop * (size * size * channels) + (y[:, None] * size + x[None, :]) * stride_pixel
         dtype = crops.dtype.element_ty
         tl.store(out, rounded(red * factor_red + offset_red, dtype), mask=own)
@@ -283,13 +256,12 @@ def multi_crop(
         "size": size,
         "stride_pixel": channels if channels_last else 1,
         "stride_channel": 1 if channels_last else size * size,
-        "chunk": CHUNK,
     }
     if size <= MOST_SIDE:
         side = max(16, triton.next_power_of_2(size))
         launch(
             multi_crop_kernel, (views * batch, 1), images, indices, parameters, crops, None, *arguments, **constants,
-            side=side, step=side, tiles=1, tiles_block=1, num_warps=4 if side <= 32 else 8,
+            side=side, step=side, tiles=1, tiles_block=1, num_warps=4 if side < 32 else 8,
         )  # fmt: skip
     else:
         step = MOST_SIDE - 8
