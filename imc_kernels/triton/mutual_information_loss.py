@@ -383,6 +383,7 @@ def mutual_information_loss(
         symmetric=symmetric,
         **tile,
         sample_block=SAMPLES,
+        num_warps=8,
     )
     if symmetric:
         launch(
