@@ -124,7 +124,7 @@ def test_the_gradient_of_normalised_embeddings_is_tangential(backend: str) -> No
 @pytest.mark.parametrize("backend", [name for name in all_backends("info_nce_loss") if name not in BACKENDS])
 @pytest.mark.parametrize(
     ("batch", "dim", "normalise"),
-    [(33, 19, True), (8, 129, True), (40, 300, False), (300, 16, False)],  # ragged; D in pieces; many tiles
+    [(33, 19, True), (8, 129, True), (20, 300, False), (100, 16, False)],  # ragged; D in pieces; many tiles
 )
 def test_on_gpu_backends_is_the_specification(batch: int, dim: int, normalise: bool, backend: str) -> None:
     embeddings = random_embeddings(batch, dim, dim**-0.5, 3).float()
