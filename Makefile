@@ -2,6 +2,8 @@
 # make test      run the tests
 # make bench     compare the kernels with eager PyTorch
 # make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz      the same for new random inputs, about ten minutes
+# make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
@@ -12,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize lint dev clean
+.PHONY: train test bench sanitize fuzz simt lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -23,14 +25,33 @@ test: .venv/installed
 bench: .venv/installed
 	$(BIN)/pytest --benchmark-only $(ARGS)
 
-# Left out: torch.compile, whose compilers would be instrumented too, and the tests that measure or fill the memory.
-sanitize: .venv/requirements
+build/sanitize/built: .venv/requirements setup.py $(SOURCES)
 	IMC_BUILD_CUDA=0 IMC_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build \
 	    --build-base build/sanitize --build-lib build/sanitize/lib
-	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider ../../tests/kernels \
-	    --ignore ../../tests/kernels/test_torch_integration.py --ignore ../../tests/kernels/test_large.py \
-	    -k "not test_memory_is_linear" $(ARGS)
+	touch $@
+
+ASAN = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0
+SANITIZED = cd build/sanitize && $(ASAN) PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider
+
+# Left out: torch.compile, whose compilers would be instrumented too, and the tests that measure or fill the memory.
+sanitize: build/sanitize/built
+	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
+	    --ignore ../../tests/kernels/test_large.py -k "not test_memory_is_linear" $(ARGS)
+
+fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
+fuzz: build/sanitize/built
+	$(SANITIZED) ../../tests/kernels/test_fuzz.py $(ARGS)
+
+build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCES)
+	IMC_BUILD_CPU=0 IMC_BUILD_CUDA=simt IMC_SANITIZE=$(if $(findstring sanitize,$@),"address,undefined") \
+	    $(BIN)/python setup.py --quiet build --build-base $(@D) --build-lib $(@D)/lib
+	touch $@
+
+SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda ../../tests/kernels/test_contract.py
+
+simt: build/simt/built build/simt-sanitize/built
+	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)
+	cd build/simt-sanitize && $(ASAN) $(SIMT) $(ARGS)
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

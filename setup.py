@@ -1,11 +1,13 @@
 """Builds the compiled modules imc_kernels._cpu and, where nvcc is found, imc_kernels._cuda, with ninja.
 
 Environment:
-    IMC_BUILD_CUDA         auto (default: build _cuda where nvcc is found, and go on without it if that fails), 0 or 1
+    IMC_BUILD_CUDA         auto (default: build _cuda where nvcc is found, and go on without it if that fails), 0 or 1,
+                           or simt: build it without nvcc, on an emulator of CUDA that runs on the CPU (csrc/simt)
     TORCH_CUDA_ARCH_LIST   such as "8.0;9.0a;10.0+PTX" (the default, less what this nvcc does not know)
     CUDA_HOME, CXX         where nvcc lies, the C++17 compiler
     MAX_JOBS               compilers at one time (default: ninja's choice)
-    IMC_SANITIZE           such as "address,undefined": instruments _cpu (make sanitize)
+    IMC_BUILD_CPU          1 (default), or 0: leave _cpu out
+    IMC_SANITIZE           such as "address,undefined": instruments _cpu (make sanitize), and _cuda where it is emulated
 
 Neither torch nor a GPU is needed: one build serves every version of torch.
 """
@@ -65,9 +67,11 @@ def find_nvcc() -> str | None:
 def wanted_nvcc() -> str | None:
     """nvcc where _cuda is to be built, by IMC_BUILD_CUDA."""
     choice = os.environ.get("IMC_BUILD_CUDA", "auto")
-    if choice not in ("auto", "0", "1"):
-        fail(f"IMC_BUILD_CUDA must be auto, 0 or 1, got {choice!r}")
-    nvcc = None if choice == "0" else find_nvcc()
+    if choice not in ("auto", "0", "1", "simt"):
+        fail(f"IMC_BUILD_CUDA must be auto, 0, 1 or simt, got {choice!r}")
+    if choice == "simt" and not IS_X86:
+        fail(f"IMC_BUILD_CUDA=simt runs on x86-64 processors only, this is {platform.machine()}")
+    nvcc = find_nvcc() if choice in ("auto", "1") else None
     if choice == "1" and nvcc is None:
         fail("IMC_BUILD_CUDA=1, but nvcc was found neither in CUDA_HOME nor on the PATH; install the CUDA toolkit")
     return nvcc
@@ -171,13 +175,42 @@ def cuda_build(target: Path, nvcc: str) -> NinjaFile:
     return build
 
 
+def simt_flags() -> tuple[list[str], list[str]]:
+    """What compiles kernels (*.cu) and the executor's own sources, where CUDA is emulated on the CPU."""
+    flags = [*CPU_FLAGS, "-Wno-unknown-pragmas", f"-I{CSRC}", f"-I{CSRC / 'include'}", f"-I{CSRC / 'simt' / 'include'}"]
+    if any("address" in names for names in SANITIZE):
+        return flags, flags
+    # -fsanitize=thread here means that checks.cpp is told of every access; no library of a sanitizer is linked.
+    return [*flags, "-O1", "-g", "-fsanitize=thread"], [*flags, "-DIMC_SIMT_CHECKS"]
+
+
+def simt_build(target: Path) -> NinjaFile:
+    """imc_kernels._cuda on the executor of csrc/simt, for tests."""
+    build, compiler = NinjaFile(), find_compiler()
+    kernel_flags, executor_flags = simt_flags()
+    build.rule("cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
+    build.rule("cu", f"{compiler} -MMD -MF $out.d $flags -c -x c++ $in -o $out", depfile=True)
+    build.rule("link", f"{compiler} -shared {shlex.join(SANITIZE)} $in -ldl -o $out")
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        build.compile("cu", source, kernel_flags, "simt")
+    for source in sorted((CSRC / "simt").glob("*.cpp")):
+        build.compile("cxx", source, executor_flags, "simt")
+    module_flags = [*CPU_FLAGS, *include_flags(), "-DIMC_SIMT", '-DIMC_CUDA_ARCHITECTURES="none, emulated"']
+    build.compile("cxx", CSRC / "cuda_module.cpp", module_flags, "module")
+    build.link("link", target)
+    return build
+
+
 class BuildNative(build_ext):
     """Builds each compiled module in a folder of its own."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        build = cuda_build(target, nvcc) if ext.name == CUDA_MODULE and nvcc else cpu_build(target)
+        if ext.name == CPU_MODULE:
+            build = cpu_build(target)
+        else:
+            build = cuda_build(target, nvcc) if nvcc else simt_build(target)
         try:
             build.run(Path(self.build_temp).resolve() / ext.name)
         except subprocess.CalledProcessError as error:
@@ -186,8 +219,9 @@ class BuildNative(build_ext):
 
 CPU_MODULE, CUDA_MODULE = "imc_kernels._cpu", "imc_kernels._cuda"
 nvcc = wanted_nvcc()
-modules = [Extension(CPU_MODULE, sources=[])]
-if nvcc:
+modules = [] if os.environ.get("IMC_BUILD_CPU") == "0" else [Extension(CPU_MODULE, sources=[])]
+if nvcc or os.environ.get("IMC_BUILD_CUDA") == "simt":
     # Optional: where nvcc was merely found, a failed CUDA build is a warning and the CPU module stands.
-    modules.append(Extension(CUDA_MODULE, sources=[], optional=os.environ.get("IMC_BUILD_CUDA") != "1"))
+    found = os.environ.get("IMC_BUILD_CUDA", "auto") == "auto"
+    modules.append(Extension(CUDA_MODULE, sources=[], optional=found))
 setup(ext_modules=modules, cmdclass={"build_ext": BuildNative})

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "imc/bindings.h"
 #include "imc/element.h"
 
 #define IMC_ISA baseline
@@ -47,17 +48,7 @@ const char* instruction_set_name() {
   }
 }
 
-// From Python a pointer travels as an address.
-template <typename A>
-struct Wire {
-  using type = A;
-  static A read(A value) { return value; }
-};
-template <typename T>
-struct Wire<T*> {
-  using type = std::uintptr_t;
-  static T* read(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
-};
+using imc::Wire;
 
 // Defines a function that takes the element code, then the kernel's arguments, and runs without the GIL.
 template <typename... Single, typename... Double>
@@ -119,11 +110,19 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", &instruction_set_name);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
+  IMC_DEFINE(sinkhorn_sweep);
+  IMC_DEFINE(sinkhorn_backward_sweep);
   IMC_DEFINE(prototype_scores);
   IMC_DEFINE(prototype_scores_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(mutual_information_loss);
+  IMC_DEFINE(mutual_information_loss_sums);
+  IMC_DEFINE(mutual_information_loss_finish);
   IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(log_dot_product_loss_sums);
+  IMC_DEFINE(log_dot_product_loss_parts);
   IMC_DEFINE(info_nce_loss);
+  IMC_DEFINE(info_nce_loss_rows);
+  IMC_DEFINE(info_nce_loss_gradient);
   IMC_DEFINE_WITH_HALF(multi_crop);
 }

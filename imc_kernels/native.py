@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["call", "missing", "module"]
+__all__ = ["call", "missing", "module", "threads", "workspace"]
 
 ELEMENT_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -23,6 +24,24 @@ _HOW_TO_BUILD = {
     "_cpu": "reinstall with a C++17 compiler (g++ or clang++) on the path",
     "_cuda": "reinstall with nvcc on the path (or CUDA_HOME set) and IMC_BUILD_CUDA=1",
 }
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# The threads of the OpenMP library stay behind in the parent: a child that waits for them waits for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads() -> int:
+    """How many threads a CPU kernel uses: torch's setting; in a forked process one."""
+    return 1 if _forked else torch.get_num_threads()
 
 
 @functools.cache
@@ -86,5 +105,13 @@ def call(name: str, operation: str, tensors: Sequence[Argument], *numbers: float
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         function(ELEMENT_CODES[element], *addresses, *numbers, device.index, stream)
+    elif name == "_cuda":  # emulated on the CPU
+        function(ELEMENT_CODES[element], *addresses, *numbers, 0, 0)
     else:
-        function(ELEMENT_CODES[element], *addresses, *numbers, torch.get_num_threads())
+        function(ELEMENT_CODES[element], *addresses, *numbers, threads())
+
+
+def workspace(name: str, operation: str, like: Tensor, *sizes: int) -> Argument:
+    """Memory for a CUDA operation of these sizes, as much as the module asks for, as an argument of :func:`call`."""
+    count = getattr(module(name), f"{operation}_workspace_bytes")(*sizes, like.device.index or 0)
+    return torch.empty(count, dtype=torch.uint8, device=like.device), (count,), torch.uint8

@@ -1,15 +1,11 @@
-// Device primitives the kernels share. Everything that is not plain C++ stands here, so that the tests can run the
-// same kernels on the CPU: there `simt_cpu.h` supplies threads, barriers, shuffles and the two 16-bit types.
+// Device primitives the kernels share. What differs between nvcc and the executor on which the tests run the same
+// kernels on the CPU (csrc/simt) stands here and in device.cuh.
 #pragma once
 
-#ifdef __CUDACC__
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#else
-#include "simt_cpu.h"
-#endif
 
 #include <cstdint>
 
@@ -72,8 +68,8 @@ __device__ __forceinline__ void read_row(const T* __restrict__ row, int length, 
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 __device__ __forceinline__ float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
 
-template <typename Operation>
-__device__ __forceinline__ float warp_reduce(float x, Operation operation) {
+template <typename T, typename Operation>
+__device__ __forceinline__ T warp_reduce(T x, Operation operation) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     x = operation(x, __shfl_xor_sync(kAllLanes, x, offset));
@@ -81,15 +77,59 @@ __device__ __forceinline__ float warp_reduce(float x, Operation operation) {
   return x;
 }
 
+// IMC_SHARED(float, sums, 32) declares the block's shared array float sums[32].
+#ifdef __CUDACC__
+#define IMC_SHARED(type, name, size) __shared__ type name[size]
+#else
+#define IMC_SHARED(type, name, size)                       \
+  static const char name##_key = 0;                        \
+  type(&name)[size] = *static_cast<type(*)[size]>(simt::shared_variable(&name##_key, sizeof(type[size])))
+#endif
+
+// The sum over the block, in every thread.
+template <int kWarps>
+__device__ __forceinline__ float block_sum(float x) {
+  IMC_SHARED(float, sums, kWarps);
+  x = warp_reduce(x, [](float a, float b) { return a + b; });
+  __syncthreads();  // the last sum may still be read
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float total = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) total += sums[i];
+  return total;
+}
+
 __device__ __forceinline__ float* dynamic_shared() {
 #ifdef __CUDACC__
   extern __shared__ float4 dynamic_shared_memory[];
   return reinterpret_cast<float*>(dynamic_shared_memory);
 #else
-  return reinterpret_cast<float*>(simt::dynamic_shared());
+  return static_cast<float*>(simt::dynamic_shared());
 #endif
 }
 
 __device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+// Clusters exist from sm_90 on; the launchers use none before.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHaveClusters = true;
+
+__device__ __forceinline__ void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+
+// The same variable in the shared memory of another block of the cluster.
+template <typename T>
+__device__ __forceinline__ T* cluster_peer(T* variable, int rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(variable, rank);
+}
+#else
+constexpr bool kHaveClusters = false;
+
+__device__ __forceinline__ void cluster_sync() {}
+template <typename T>
+__device__ __forceinline__ T* cluster_peer(T* variable, int) {
+  return variable;
+}
+#endif
 
 }  // namespace imc::cuda

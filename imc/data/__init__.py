@@ -1,47 +1,166 @@
-"""Data sets by name."""
+"""Data sets by name or by path; docs/data.md says what is read and how it must lie."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+import difflib
+from pathlib import Path
 
-from torch import Tensor
-
+from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
 
+__all__ = ["NAMES", "Dataset", "Images", "load", "name_of"]
 
-@dataclass(frozen=True)
-class Images:
-    """A data set in memory. Training never reads the labels; only the report at the end does.
-
-    Attributes:
-        name: the name it was loaded by.
-        images: uint8 [M, H, W, C].
-        labels: int64 [M], or None where there are none.
-        class_names: the name of each label value.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor | None
-    class_names: tuple[str, ...]
+NAMES = ("digits", "cifar10", "cifar20", "cifar100", "stl10", "tiny-imagenet", "mnist", "fashion-mnist", "imagenette")
+ARRAYS = (".npy", ".npz")
+MIN_SIDE, MAX_SIDE = 4, 1024
 
 
-def _digits() -> Images:
-    from imc.data.digits import load_digits
+def load(
+    source: str,
+    *,
+    root: Path | None = None,
+    image_size: int | None = None,
+    labels_from_folders: bool = False,
+    download: bool = False,
+) -> Dataset:
+    """A data set by name or by path.
 
-    return load_digits()
+    What is decoded or rearranged is kept in a cache outside the user's folders (:mod:`imc.data.cache`), so a second
+    start is fast and images larger than the memory stay on the disk. Where several processes load one set, let one go
+    first: the others then find its cache.
 
-
-DATASETS: dict[str, Callable[[], Images]] = {"digits": _digits}
-
-
-def load(name: str) -> Images:
-    """The data set of this name.
+    Args:
+        source: one of :data:`NAMES`, a folder of images, an .npy or an .npz file.
+        root: where published sets lie, and where ``download`` puts them; default: the variable IMC_DATA, or
+            ~/.cache/imc.
+        image_size: side to which all images are resized, short side first, then the centre is cut out; default: the
+            images' own size, of folders the largest of 32, 64, 96, 128, 224 that their median short side reaches.
+        labels_from_folders: take the sub-folders of a user's folder as labels.
+        download: fetch a published set that is not there.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not there, cannot be read, or is not what its name says; the message names the file.
     """
-    if name not in DATASETS:
-        raise UserError(f"--data {name!r} is not there; accepted are {', '.join(DATASETS)}")
-    return DATASETS[name]()
+    if image_size is not None and not (type(image_size) is int and MIN_SIDE <= image_size <= MAX_SIDE):
+        raise UserError(
+            f"--image-size must be an integer of at least {MIN_SIDE} and of at most {MAX_SIDE}, got {image_size}"
+        )
+    if not source:
+        raise UserError("--data must be the name of a data set or a path, got an empty text")
+    if source in NAMES:
+        if labels_from_folders:
+            raise UserError(f"--labels-from-folders is for a folder of images; {source} has its own labels")
+        data = _named(source, root, image_size, download)
+    else:
+        if download:
+            raise UserError(f"--download is for published sets ({', '.join(NAMES[1:])}), not for a path")
+        data = _from_path(source, image_size, labels_from_folders)
+    return data if image_size is None else _resized(data, image_size)
+
+
+def name_of(source: str) -> str:
+    """The name of a data set: that of a path is its last part, without the suffix of a file."""
+    path = Path(source)
+    return source if source in NAMES else (path.stem if path.suffix in ARRAYS else path.resolve().name) or "images"
+
+
+def _named(name: str, root: Path | None, image_size: int | None, download: bool) -> Dataset:
+    if name == "digits":
+        from imc.data.digits import load_digits
+
+        return load_digits()
+    from imc.data.named import NAMED, data_root, locate
+
+    entry = NAMED[name]
+    place = locate(name, data_root() if root is None else Path(root), download)
+    train, test, unlabeled, found = entry.read(name, place, image_size)
+    counts = [f"{len(train.images):,} train", f"{len(test.images):,} test"]
+    if unlabeled is not None:
+        counts.append(f"{len(unlabeled.images):,} unlabeled")
+    note = f"{name}: {_join(counts)} {_kind(train)} from {place}"
+    if (len(train.images), len(test.images)) != entry.counts:
+        note += f", where {entry.counts[0]:,} and {entry.counts[1]:,} were published"
+    mean, std = entry.statistics
+    channels = train.images.shape[-1]  # an archive of grey copies has one
+    if len(mean) != channels:
+        from imc.data.statistics import channel_statistics
+
+        mean, std = channel_statistics(train.images)
+    return Dataset(name, train, test, unlabeled, mean, std, "; ".join(filter(None, [note, found])))
+
+
+def _from_path(source: str, image_size: int | None, labels_from_folders: bool) -> Dataset:
+    from imc.data.statistics import channel_statistics
+
+    path = Path(source).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        is_folder = is_file = False
+    name = name_of(source) if is_folder or is_file else ""
+    if is_folder:
+        train, test, found = _read_folder(name, path, image_size, labels_from_folders)
+    elif is_file and path.suffix.lower() in ARRAYS:
+        if labels_from_folders:
+            raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
+        train, test, found = _read_arrays(name, path)
+    elif is_file:
+        raise UserError(f"--data cannot use {source!r}: of files, .npy and .npz are accepted")
+    else:
+        close = difflib.get_close_matches(source, NAMES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"--data {source!r} is not there; accepted are {', '.join(NAMES)}, a folder of images, .npy and .npz{hint}"
+        )
+    mean, std = channel_statistics(train.images)
+    counts = f"{len(train.images):,}" if test is None else f"{len(train.images):,} train and {len(test.images):,} test"
+    note = "; ".join(filter(None, [f"{name}: {counts} {_kind(train)} from {path}", found]))
+    return Dataset(name, train, test, None, mean, std, note)
+
+
+def _read_folder(
+    name: str, path: Path, image_size: int | None, labels_from_folders: bool
+) -> tuple[Images, Images | None, str]:
+    from imc.data.folder_sets import read_own_folder
+    from imc.data.named import NAMED, VARIABLE, published_names
+
+    if names := published_names(path):
+        accepted = " or ".join(
+            f"{known} ({VARIABLE} the folder that holds {NAMED[known].places[0]})" for known in names
+        )
+        raise UserError(f"--data {path} is a published set, which is read by its name: {accepted}")
+    return read_own_folder(name, path, image_size, labels_from_folders)
+
+
+def _read_arrays(name: str, path: Path) -> tuple[Images, Images | None, str]:
+    from imc.data.arrays import read_npy, read_npz
+
+    if path.suffix.lower() == ".npy":
+        return read_npy(name, path), None, ""
+    return *read_npz(name, path), ""
+
+
+def _resized(data: Dataset, size: int) -> Dataset:
+    from imc.data.resize import resized
+
+    def split(images: Images | None) -> Images | None:
+        if images is None or images.images.shape[1:3] == (size, size):
+            return images
+        return dataclasses.replace(images, images=resized(images.images, size))
+
+    train = split(data.train)
+    assert train is not None
+    if train is data.train:
+        return data
+    note = f"{data.note}; resized to {size}x{size}"
+    return dataclasses.replace(data, train=train, test=split(data.test), unlabeled=split(data.unlabeled), note=note)
+
+
+def _kind(images: Images) -> str:
+    _, height, width, channels = images.images.shape
+    return f"{'grey ' if channels == 1 else ''}images of {width}x{height} pixels"
+
+
+def _join(texts: list[str]) -> str:
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"

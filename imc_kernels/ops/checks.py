@@ -10,8 +10,12 @@ from torch import Tensor
 from imc_kernels.backends import FLOATING
 
 
-def floating(operation: str, name: str, tensor: Tensor, layout: str) -> None:
+def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
     """``tensor`` is a non-empty floating tensor whose rank is that of ``layout``, such as "[V, B, K]" or "[..., D]".
+
+    Returns:
+        The tensor, whose memory holds what it says: a lazily negated view (of a conjugate's imaginary part, say) is
+        written out, as kernels read memory.
 
     Raises:
         TypeError: not a tensor, or not a floating dtype.
@@ -27,6 +31,7 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> None:
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
+    return tensor.resolve_neg()
 
 
 def together(operation: str, **tensors: Tensor) -> None:

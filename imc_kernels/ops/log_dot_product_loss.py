@@ -13,7 +13,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def log_dot_product_loss(
         logit_limit: where given, logits beyond +-limit are penalised.
         critic: "log-dot", or of the paper's ablation "dot" (``q_i . q_j``), "negative-l2" (``-|q_i - q_j|^2``) or
             "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
-        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+        group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
@@ -62,7 +62,7 @@ def log_dot_product_loss(
         TypeError: logits is no tensor, or not of a floating dtype.
         ValueError: a wrong shape, an empty input, or a bad option.
     """
-    checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
+    logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
     if logits.shape[1] != 2:
         raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
     if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
@@ -72,20 +72,45 @@ def log_dot_product_loss(
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
     checks.group(NAME, group)
+    if critic != "log-dot" and critic not in CRITICS:
+        raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        numbers = (float(smoothing), float(entropy_weight), logit_limit)
+        return distributed.log_dot_product_loss(logits, *numbers, critic, group, backend)
     offered: tuple[str, ...] = (*LOSS.kernels, "eager")
     form = NAME
     if critic != "log-dot":
-        if critic not in CRITICS:
-            raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
         offered, form = ("eager",), f"{NAME} with critic={critic!r}"
-    elif group is not None:
-        offered, form = ("eager",), f"{NAME} with a group"
     chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
+        everything = (logits, smoothing, entropy_weight, logit_limit, critic)
         return specification(eager.log_dot_product_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
+
+
+def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits = inputs[0].contiguous()
+    heads, _, batch, clusters = logits.shape
+    loss = logits.new_empty(heads, dtype=torch.float32)
+    gradient = gradient_buffer(logits) if needs[0] else None
+    native.call(
+        "_cuda",
+        NAME,
+        [
+            (logits, logits.shape),
+            (loss, (heads,), torch.float32),
+            (gradient, logits.shape, gradient_dtype(logits.dtype)),
+            native.workspace("_cuda", NAME, logits, heads, batch, clusters),
+        ],
+        heads,
+        batch,
+        clusters,
+        *options,
+    )
+    return loss, (gradient,)
 
 
 def _triton(
@@ -119,7 +144,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],

@@ -38,8 +38,8 @@ def prototype_scores(
         TypeError: an input is no tensor, or not of a floating dtype.
         ValueError: shapes, devices or dtypes that do not fit, or an empty input.
     """
-    checks.floating(NAME, "embeddings", embeddings, "[..., D]")
-    checks.floating(NAME, "prototypes", prototypes, "[K, D]")
+    embeddings = checks.floating(NAME, "embeddings", embeddings, "[..., D]")
+    prototypes = checks.floating(NAME, "prototypes", prototypes, "[K, D]")
     checks.together(NAME, embeddings=embeddings, prototypes=prototypes)
     if embeddings.shape[-1] != prototypes.shape[-1]:
         raise ValueError(

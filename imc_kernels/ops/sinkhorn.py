@@ -56,7 +56,7 @@ def sinkhorn(
         TypeError: no tensor, or not of a floating dtype.
         ValueError: wrong rank, an empty dimension, or a bad option.
     """
-    checks.floating(NAME, "scores", scores, "[..., B, K]")
+    scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
     checks.positive(NAME, "epsilon", epsilon)
     if not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
@@ -68,16 +68,18 @@ def sinkhorn(
         scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     form, offered = NAME, tuple(KERNELS)
     if needed or marginals is not None:
         form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
         offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
-    if group is not None:
-        form, offered = f"{NAME} with a group", ()
     chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
-        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
     x = scores if kernels.reads_half else at_least_single(scores)
     epsilon = float(epsilon)
@@ -90,7 +92,7 @@ def sinkhorn(
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     """The marginals divided by their sum, in the precision of the computation."""
-    checks.floating(NAME, "marginals", marginals, "[K]")
+    marginals = checks.floating(NAME, "marginals", marginals, "[K]")
     checks.together(NAME, scores=scores, marginals=marginals)
     if marginals.shape[0] != scores.shape[-1]:
         raise ValueError(
@@ -107,7 +109,7 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
 
 
 def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
-    checks.floating(NAME, "queue", queue, "[..., Q, K]")
+    queue = checks.floating(NAME, "queue", queue, "[..., Q, K]")
     checks.together(NAME, scores=scores, queue=queue)
     if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
         raise ValueError(
@@ -144,24 +146,65 @@ class Kernels(NamedTuple):
 
 def _cuda(
     scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
-) -> tuple[Tensor, None, None]:
-    assert marginals is None
-    assert not potentials
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     scores = scores.contiguous()
-    assignments = torch.empty_like(scores)
     batch, prototypes = scores.shape[-2:]
-    sizes = (scores.shape[:-2].numel(), batch, prototypes)
-    size = native.module("_cuda").sinkhorn_workspace_bytes(*sizes, scores.device.index)
-    workspace = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    problems = scores.shape[:-2].numel()
+    assignments = torch.empty_like(scores)
+    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
+    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
+    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
     native.call(
         "_cuda",
         NAME,
-        [(scores, scores.shape), (assignments, scores.shape), (workspace, (size,), torch.uint8)],
-        *sizes,
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (assignments, scores.shape),
+            (rows, row_shape, torch.float64),
+            (columns, column_shape, torch.float64),
+            native.workspace("_cuda", NAME, scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
         epsilon,
         iterations,
     )
-    return assignments, None, None
+    return assignments, rows, columns
+
+
+def _cuda_backward(
+    scores: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+) -> Tensor:
+    scores = scores.contiguous()
+    gradient = torch.empty_like(scores)
+    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
+    native.call(
+        "_cuda",
+        "sinkhorn_backward",
+        [
+            (scores, scores.shape),
+            (marginals, (prototypes,), torch.float32),
+            (rows, (problems, iterations, batch), torch.float64),
+            (columns, (problems, iterations, prototypes), torch.float64),
+            (grad_output.contiguous(), scores.shape),
+            (gradient, scores.shape),
+            native.workspace("_cuda", "sinkhorn_backward", scores, problems, batch, prototypes),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iterations,
+    )
+    return gradient
 
 
 def _cpu(
@@ -239,7 +282,7 @@ def _triton_backward(*arguments: Any) -> Tensor:
 
 
 KERNELS = {
-    "cuda": Kernels(_cuda, None, reads_half=True),
+    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True, potentials=torch.float64),
     "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
     "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -37,8 +37,8 @@ def swapped_prediction_loss(
         TypeError: an input is no tensor, or not of a floating dtype.
         ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad temperature.
     """
-    checks.floating(NAME, "scores", scores, "[V, B, K]")
-    checks.floating(NAME, "assignments", assignments, "[A, B, K]")
+    scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
+    assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
     checks.together(NAME, scores=scores, assignments=assignments)
     checks.positive(NAME, "temperature", temperature)
     if scores.shape[0] < 2:
@@ -62,6 +62,30 @@ def _triton(
     from imc_kernels.triton.swapped_prediction_loss import swapped_prediction_loss as kernel
 
     return kernel(inputs, options, needs)
+
+
+def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    scores, assignments = (tensor.contiguous() for tensor in inputs)
+    loss = scores.new_empty((), dtype=torch.float32)
+    gradient = gradient_buffer(scores) if needs[0] else None
+    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
+    native.call(
+        "_cuda",
+        NAME,
+        [
+            (scores, (views, batch, prototypes)),
+            (assignments, (assigned, batch, prototypes)),
+            (loss, (), torch.float32),
+            (gradient, (views, batch, prototypes), gradient_dtype(scores.dtype)),
+            native.workspace("_cuda", NAME, scores, batch),
+        ],
+        views,
+        assigned,
+        batch,
+        prototypes,
+        *options,
+    )
+    return loss, (gradient, None)
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -89,7 +113,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tu
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("scores", "assignments"),
     options={"temperature": "float"},
 )

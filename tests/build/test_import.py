@@ -71,7 +71,7 @@ def test_compiled_modules_refuse_what_is_no_address() -> None:
     ("environment", "sentence"),
     [
         ({"IMC_BUILD_CUDA": "1"}, "IMC_BUILD_CUDA=1, but nvcc was found neither in CUDA_HOME nor on the PATH"),
-        ({"IMC_BUILD_CUDA": "yes"}, "IMC_BUILD_CUDA must be auto, 0 or 1, got 'yes'"),
+        ({"IMC_BUILD_CUDA": "yes"}, "IMC_BUILD_CUDA must be auto, 0, 1 or simt, got 'yes'"),
     ],
 )
 def test_a_build_that_cannot_be_is_one_sentence(environment: dict[str, str], sentence: str, tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+// Every CUDA kernel's launch. They are asynchronous on `stream` (a cudaStream_t) of `device`, and take memory from their
+// caller alone. T is float, __nv_bfloat16 or __half. Matrices are contiguous, the last index runs fastest; a null
+// gradient is not computed. A workspace is aligned to 16 bytes, and holds nothing that lasts.
+#pragma once
+
+#include <cstdint>
+
+struct __nv_bfloat16;
+struct __half;
+
+#define IMC_INSTANTIATE_CUDA(kernel)                             \
+  template decltype(kernel<float>) kernel<float>;                 \
+  template decltype(kernel<__nv_bfloat16>) kernel<__nv_bfloat16>; \
+  template decltype(kernel<__half>) kernel<__half>;
+
+namespace imc::cuda {
+
+// A gradient that is still to be scaled: float16, whose range is too small for that, keeps it in float.
+template <typename T>
+struct Gradient {
+  using type = T;
+};
+template <>
+struct Gradient<__half> {
+  using type = float;
+};
+template <typename T>
+using GradientOf = typename Gradient<T>::type;
+
+int64_t sinkhorn_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device);
+
+// rows and columns, where not null, receive the logarithms (base 2) of the scalings after each iteration: in double,
+// since they are as large as the scores and cancel against them.
+template <typename T>
+void sinkhorn(const T* scores,         // [problems, batch, prototypes]
+              const float* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
+              T* assignments,          // [problems, batch, prototypes]
+              double* rows,            // [problems, iterations, batch]
+              double* columns,         // [problems, iterations, prototypes]
+              double* workspace,       // sinkhorn_workspace_bytes(...)
+              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int device,
+              uintptr_t stream);
+
+int64_t sinkhorn_backward_workspace_bytes(int64_t problems, int64_t batch, int64_t prototypes, int device);
+
+template <typename T>
+void sinkhorn_backward(const T* scores,          // [problems, batch, prototypes]
+                       const float* marginals,   // [prototypes] or null
+                       const double* rows,       // [problems, iterations, batch]
+                       const double* columns,    // [problems, iterations, prototypes]
+                       const T* grad_output,     // [problems, batch, prototypes]
+                       T* gradient,              // [problems, batch, prototypes]
+                       double* workspace,        // sinkhorn_backward_workspace_bytes(...)
+                       int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
+                       int device, uintptr_t stream);
+
+int64_t swapped_prediction_loss_workspace_bytes(int64_t batch, int device);
+
+template <typename T>
+void swapped_prediction_loss(const T* scores,          // [views, batch, prototypes]
+                             const T* assignments,     // [assigned, batch, prototypes]
+                             float* loss,              // []
+                             GradientOf<T>* gradient,  // [views, batch, prototypes]
+                             float* workspace,         // swapped_prediction_loss_workspace_bytes(...)
+                             int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
+                             int device, uintptr_t stream);
+
+int64_t log_dot_product_loss_workspace_bytes(int64_t heads, int64_t batch, int64_t clusters, int device);
+
+// logit_limit is infinite for no guard.
+template <typename T>
+void log_dot_product_loss(const T* logits,          // [heads, 2, batch, clusters]
+                          float* loss,              // [heads]
+                          GradientOf<T>* gradient,  // [heads, 2, batch, clusters]
+                          float* workspace,         // log_dot_product_loss_workspace_bytes(...)
+                          int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
+                          double logit_limit, int device, uintptr_t stream);
+
+}  // namespace imc::cuda

@@ -1,0 +1,403 @@
+#include "executor.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+
+#include "state.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#ifndef __x86_64__
+#error "the executor switches fibers in x86-64 assembly"
+#endif
+
+// Saves what a call must preserve and the stack pointer, and goes on where `to` was saved.
+extern "C" void imc_simt_switch(void** from, void* to);
+asm(R"(
+.text
+.p2align 4
+.globl imc_simt_switch
+.hidden imc_simt_switch
+.type imc_simt_switch, @function
+imc_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size imc_simt_switch, .-imc_simt_switch
+)");
+
+namespace simt {
+namespace {
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::size_t kStackBytes = 256 << 10;
+#else
+constexpr std::size_t kStackBytes = 64 << 10;
+#endif
+constexpr std::uint64_t kCanary = 0x5a17c0de5a17c0deull;  // at the end of each stack
+constexpr unsigned kMostThreads = 1024;                   // in a block
+
+const char* describe(Wait wait) {
+  switch (wait) {
+    case Wait::exchange:
+      return "a shuffle or vote";
+    case Wait::warp:
+      return "__syncwarp";
+    case Wait::block:
+      return "__syncthreads";
+    case Wait::cluster:
+      return "cluster.sync";
+    case Wait::grid:
+      return "grid.sync";
+    case Wait::done:
+      return "its end";
+    default:
+      return "nothing";
+  }
+}
+
+struct Stacks {
+  char* base = nullptr;
+  std::size_t bytes = 0;
+
+  void reserve(std::size_t wanted) {
+    if (wanted <= bytes) return;
+    if (base) munmap(base, bytes);
+    void* mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) {
+      base = nullptr;
+      bytes = 0;
+      throw std::runtime_error("simt: no memory for the stacks of a launch's threads");
+    }
+    base = static_cast<char*>(mapped);
+    bytes = wanted;
+  }
+};
+
+std::mutex one_launch;  // at a time
+Stacks stacks;
+
+struct Running {
+  const Launch* launch = nullptr;
+  const std::function<void()>* body = nullptr;
+  void* stack_pointer = nullptr;  // the scheduler's
+  const void* stack = nullptr;
+  std::size_t stack_bytes = 0;
+  void* fake_stack = nullptr;
+  std::string failure;
+};
+thread_local Running running;
+
+void before_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* stack, [[maybe_unused]] std::size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(save, stack, bytes);
+#endif
+}
+
+void after_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** stack, [[maybe_unused]] std::size_t* bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(saved, stack, bytes);
+#endif
+}
+
+void suspend(Wait wait) {
+  Thread* thread = self;
+  thread->wait = wait;
+  const bool last = wait == Wait::done || wait == Wait::failed;
+  before_switch(last ? nullptr : &thread->fake_stack, running.stack, running.stack_bytes);
+  imc_simt_switch(&thread->stack_pointer, running.stack_pointer);
+  after_switch(thread->fake_stack, nullptr, nullptr);
+}
+
+void enter() {
+  after_switch(nullptr, &running.stack, &running.stack_bytes);
+  (*running.body)();
+  suspend(Wait::done);
+  std::abort();
+}
+
+void resume(Thread& thread) {
+  self = &thread;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+  before_switch(&running.fake_stack, thread.stack, kStackBytes);
+  imc_simt_switch(&running.stack_pointer, thread.stack_pointer);
+  after_switch(running.fake_stack, nullptr, nullptr);
+  self = nullptr;
+  std::uint64_t canary;
+  std::memcpy(&canary, thread.stack, sizeof canary);
+  if (canary != kCanary) running.failure = name(thread) + " overflowed its stack";
+  if (!running.failure.empty()) throw std::runtime_error("simt: " + running.failure);
+}
+
+void prepare(Thread& thread, char* stack) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(stack, kStackBytes);  // of an earlier thread that failed
+#endif
+  std::memcpy(stack, &kCanary, sizeof kCanary);
+  void** top = reinterpret_cast<void**>(stack + kStackBytes);
+  *--top = nullptr;  // enter() does not return; and a called function finds the stack 8 bytes off 16
+  *--top = reinterpret_cast<void*>(&enter);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  thread.stack_pointer = top;
+  thread.stack = stack;
+}
+
+[[noreturn]] void diverged(const Thread& one, const Thread& other) {
+  throw std::runtime_error("simt: divergent barrier: " + name(one) + " waits at " + describe(one.wait) + ", " +
+                           name(other) + " has come to " + describe(other.wait));
+}
+
+void release(Thread& thread, Scope widest) {
+  thread.wait = Wait::ready;
+  thread.stamp = 0;
+  for (int scope = 0; scope <= widest; ++scope) ++thread.epochs[scope];
+}
+
+// Each runs its part up to a barrier that is not its own, where all its threads wait, and says which.
+
+Wait run_warp(Block& block, unsigned warp) {
+  Thread* threads = &block.threads[warp * kWarpSize];
+  for (;;) {
+    for (unsigned lane = 0; lane < kWarpSize; ++lane) resume(threads[lane]);
+    const Wait wait = threads[0].wait;
+    for (unsigned lane = 1; lane < kWarpSize; ++lane)
+      if (threads[lane].wait != wait) diverged(threads[0], threads[lane]);
+    if (wait != Wait::exchange && wait != Wait::warp) return wait;
+    for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+      if (wait == Wait::warp) release(threads[lane], kWarpScope);  // a shuffle orders no memory
+      threads[lane].wait = Wait::ready;
+    }
+  }
+}
+
+Wait run_block(Block& block) {
+  for (;;) {
+    for (unsigned warp = 0; warp < block.warps.size(); ++warp) {
+      run_warp(block, warp);
+      const Thread& thread = block.threads[warp * kWarpSize];
+      if (thread.wait != block.threads[0].wait) diverged(block.threads[0], thread);
+    }
+    const Wait wait = block.threads[0].wait;
+    if (wait == Wait::done)
+      for (SharedMemory& memory : block.shared) checks::retire_shared(memory.data, memory.bytes);
+    if (wait != Wait::block) return wait;
+    for (Thread& thread : block.threads) release(thread, kBlockScope);
+  }
+}
+
+// Blocks of one scope, `step` of which make one of the scope below.
+Wait run_blocks(Block* first, unsigned count, Wait own, Scope scope, unsigned step) {
+  for (;;) {
+    for (unsigned i = 0; i < count; i += step) {
+      if (step == 1)
+        run_block(first[i]);
+      else
+        run_blocks(first + i, step, Wait::cluster, kClusterScope, 1);
+      if (first[i].threads[0].wait != first[0].threads[0].wait) diverged(first[0].threads[0], first[i].threads[0]);
+    }
+    const Wait wait = first[0].threads[0].wait;
+    if (wait != own) return wait;
+    for (unsigned i = 0; i < count; ++i)
+      for (Thread& thread : first[i].threads) release(thread, scope);
+  }
+}
+
+char* allocate(std::size_t bytes) {
+  char* data = checks::allocate_shared(bytes);
+  std::memset(data, 0xff, bytes);  // NaN
+  return data;
+}
+
+// Blocks that are on the device together.
+struct Resident {
+  std::vector<Block> blocks;
+
+  Resident(const Launch& launch, unsigned first, unsigned count) : blocks(count) {
+    const Index &size = launch.block, &grid = launch.grid;
+    const unsigned threads = size.x * size.y * size.z;
+    for (unsigned i = 0; i < count; ++i) {
+      Block& block = blocks[i];
+      block.rank = first + i;
+      block.index = {block.rank % grid.x, block.rank / grid.x % grid.y, block.rank / (grid.x * grid.y)};
+      block.cluster = &blocks[i - i % launch.cluster];
+      block.warps.resize(threads / kWarpSize);
+      block.threads.resize(threads);
+      for (unsigned rank = 0; rank < threads; ++rank) {
+        Thread& thread = block.threads[rank];
+        thread.block = &block;
+        thread.rank = rank;
+        thread.index = {rank % size.x, rank / size.x % size.y, rank / (size.x * size.y)};
+        prepare(thread, stacks.base + (std::size_t(i) * threads + rank) * kStackBytes);
+      }
+      if (launch.shared_bytes) block.shared.push_back({nullptr, allocate(launch.shared_bytes), launch.shared_bytes});
+    }
+  }
+
+  ~Resident() {
+    for (Block& block : blocks)
+      for (SharedMemory& memory : block.shared) checks::release_shared(memory.data, memory.bytes);
+  }
+
+  void run(const Launch& launch) {
+    const unsigned count = static_cast<unsigned>(blocks.size());
+    const Wait wait = launch.cooperative
+                          ? run_blocks(blocks.data(), count, Wait::grid, kGridScope, launch.cluster)
+                          : run_blocks(blocks.data(), count, Wait::cluster, kClusterScope, 1);
+    if (wait != Wait::done)
+      throw std::runtime_error(std::string("simt: ") + describe(wait) + " is not for this kind of launch");
+  }
+};
+
+void check(const Launch& launch) {
+  const auto require = [](bool holds, const std::string& otherwise) {
+    if (!holds) throw std::runtime_error("simt: launch refused: " + otherwise);
+  };
+  const Limits& device = limits();
+  const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
+  const std::uint64_t blocks = std::uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+  require(threads > 0 && threads <= kMostThreads && threads % kWarpSize == 0,
+          "a block must have whole warps and at most 1024 threads, not " + std::to_string(threads));
+  require(blocks > 0 && launch.grid.x <= 0x7fffffffu && launch.grid.y <= 65535 && launch.grid.z <= 65535,
+          "a grid is at most 2^31 - 1 by 65535 by 65535 blocks, and not empty");
+  require(static_cast<std::int64_t>(launch.shared_bytes) <= device.shared_per_block,
+          std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory");
+  require(launch.cluster >= 1 && static_cast<int>(launch.cluster) <= device.largest_cluster &&
+              launch.grid.x % launch.cluster == 0,
+          "clusters of " + std::to_string(launch.cluster) + " blocks");
+  const std::uint64_t most = std::uint64_t(device.multiprocessors) * occupancy(threads, launch.shared_bytes);
+  require(!launch.cooperative || blocks <= most,
+          "a cooperative grid of " + std::to_string(blocks) + " blocks where " + std::to_string(most) + " fit");
+}
+
+SharedMemory& find_shared(Block& block, const void* key, std::size_t bytes) {
+  std::size_t used = 0;
+  for (SharedMemory& memory : block.shared) {
+    if (memory.key == key) return memory;
+    used += memory.bytes;
+  }
+  if (static_cast<std::int64_t>(used + bytes) > limits().shared_per_block)
+    fail("the block needs more shared memory than the device has");
+  block.shared.push_back({key, allocate(bytes), bytes});
+  return block.shared.back();
+}
+
+void whole_warp(unsigned mask) {
+  if (mask != ~0u) fail(name(*self) + " names part of a warp in a mask, which this executor does not model");
+}
+
+}  // namespace
+
+Limits& limits() {
+  static Limits device;
+  return device;
+}
+
+int occupancy(unsigned threads, std::size_t shared_bytes) {
+  const auto by_threads = 2048 / static_cast<std::int64_t>(threads);
+  if (shared_bytes == 0) return static_cast<int>(by_threads);
+  const std::int64_t by_shared = limits().shared_per_block / static_cast<std::int64_t>(shared_bytes);
+  return static_cast<int>(by_threads < by_shared ? by_threads : by_shared);
+}
+
+void launch(const Launch& launch, const std::function<void()>& body) {
+  check(launch);
+  ++limits().launches;
+  if (!limits().run) return;
+  const std::lock_guard<std::mutex> lock(one_launch);
+  const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
+  const unsigned together = launch.cooperative ? blocks : launch.cluster;
+  stacks.reserve(std::size_t(together) * launch.block.x * launch.block.y * launch.block.z * kStackBytes);
+  running = {};
+  running.launch = &launch;
+  running.body = &body;
+  blockDim = launch.block;
+  gridDim = launch.grid;
+  checks::begin(launch, stacks.base, stacks.bytes);
+  struct End {
+    ~End() {
+      self = nullptr;
+      checks::end();
+    }
+  } end;
+  for (unsigned first = 0; first < blocks; first += together) Resident(launch, first, together).run(launch);
+}
+
+std::string name(const Thread& thread) {
+  return "thread " + std::to_string(thread.rank) + " of block " + std::to_string(thread.block->rank);
+}
+
+void fail(const std::string& sentence) {
+  running.failure = sentence;
+  suspend(Wait::failed);
+  std::abort();
+}
+
+unsigned lane() { return self->rank % kWarpSize; }
+unsigned cluster_rank() { return static_cast<unsigned>(self->block - self->block->cluster); }
+unsigned cluster_size() { return running.launch->cluster; }
+
+void sync_warp(unsigned mask) {
+  whole_warp(mask);
+  suspend(Wait::warp);
+}
+void sync_block() { suspend(Wait::block); }
+void sync_cluster() { suspend(Wait::cluster); }
+void sync_grid() { suspend(Wait::grid); }
+
+namespace {
+// Two sets of slots in turn: a lane writes into the next one while others still read from the last.
+std::uint64_t* deposit(unsigned mask, std::uint64_t value) {
+  whole_warp(mask);
+  std::uint64_t* slots = self->block->warps[self->rank / kWarpSize].slots[self->exchanges++ % 2];
+  slots[lane()] = value;
+  suspend(Wait::exchange);
+  return slots;
+}
+}  // namespace
+
+std::uint64_t exchange(unsigned mask, std::uint64_t value, unsigned source_lane) {
+  return deposit(mask, value)[source_lane % kWarpSize];
+}
+
+unsigned ballot(unsigned mask, bool vote) {
+  const std::uint64_t* slots = deposit(mask, vote);
+  unsigned votes = 0;
+  for (unsigned i = 0; i < kWarpSize; ++i) votes |= static_cast<unsigned>(slots[i]) << i;
+  return votes;
+}
+
+void* shared_variable(const void* key, std::size_t bytes) { return find_shared(*self->block, key, bytes).data; }
+
+void* dynamic_shared() { return running.launch->shared_bytes ? find_shared(*self->block, nullptr, 0).data : nullptr; }
+
+void* cluster_peer(const void* address, unsigned rank) {
+  const char* place = static_cast<const char*>(address);
+  if (rank >= cluster_size()) fail(name(*self) + " asks for a block outside its cluster");
+  for (const SharedMemory& memory : self->block->shared)
+    if (place >= memory.data && place < memory.data + memory.bytes)
+      return find_shared(self->block->cluster[rank], memory.key, memory.bytes).data + (place - memory.data);
+  fail(name(*self) + " maps an address that is not in its shared memory to another block");
+}
+
+}  // namespace simt

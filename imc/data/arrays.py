@@ -1,0 +1,177 @@
+"""Images in an .npy or .npz file of numpy, read without pickles."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imc.data.cache import memory_mapped
+from imc.data.dataset import Images
+from imc.data.files import refusal
+from imc.errors import UserError
+
+# Names of the arrays in an .npz: images and labels to cluster, images and labels held out.
+TRAIN_IMAGES = ("images", "x", "x_train", "train_images")
+TRAIN_LABELS = ("labels", "y", "y_train", "train_labels")
+TEST_IMAGES = ("test_images", "x_test")
+TEST_LABELS = ("test_labels", "y_test")
+CHANNELS = (1, 3)
+CHUNK = 1024  # images converted at a time
+
+
+def read_npy(name: str, path: Path) -> Images:
+    """The images of an .npy file, without labels. What is uint8 [M, H, W, C] already stays on the disk.
+
+    Raises:
+        UserError: it is damaged, needs a pickle, or holds no images.
+    """
+    try:
+        images = memory_mapped(path)
+    except (TypeError, ValueError):
+        images = None  # a dtype that torch lacks, a byte order, or damage: what numpy says about it decides
+    except Exception as error:
+        raise refusal(path, _reason(error)) from None
+    if images is not None and images.dtype == torch.uint8 and _is_channels_last(tuple(images.shape)):
+        return Images(name, images, None, ())
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise refusal(path, _reason(error)) from None
+    return Images(name, _as_images(path, "the array", array), None, ())
+
+
+def read_npz(name: str, path: Path) -> tuple[Images, Images | None]:
+    """The images of an .npz file, with their labels if it has any, and the held-out images, if it has any.
+
+    Raises:
+        UserError: it is damaged, needs a pickle, holds no images, or more than fits into the memory.
+    """
+    arrays = _load_npz(path)
+    images = _first(arrays, TRAIN_IMAGES)
+    if images is None:
+        found = ", ".join(arrays) or "none"
+        raise refusal(path, f"it has no array named {' or '.join(TRAIN_IMAGES)}, but {found}")
+    pairs = [(images, _first(arrays, TRAIN_LABELS)), (_first(arrays, TEST_IMAGES), _first(arrays, TEST_LABELS))]
+    classes, numbers = _classes(path, [labels for images, labels in pairs if images is not None])
+    splits: list[Images | None] = []
+    for images, labels in pairs:
+        if images is None:
+            splits.append(None)
+            continue
+        key, array = images
+        tensor = _as_images(path, key, array)
+        if labels is not None and len(labels[1]) != len(tensor):
+            raise refusal(path, f"{key} has {len(tensor):,} images, {labels[0]} has {len(labels[1]):,} labels")
+        splits.append(Images(name, tensor, None if labels is None else numbers[labels[0]], classes))
+    train, test = splits
+    assert train is not None
+    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+        shapes = [f"{tuple(split.images.shape[1:])}" for split in (train, test)]
+        raise refusal(path, f"its images of train and test differ in shape: {' and '.join(shapes)}")
+    return train, test
+
+
+Named = tuple[str, NDArray[Any]]
+
+
+def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
+    wanted = {*TRAIN_IMAGES, *TRAIN_LABELS, *TEST_IMAGES, *TEST_LABELS}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 34
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+        total = sum(size for key, size in sizes.items() if key in wanted)
+        if total > memory // 2:
+            raise refusal(
+                path,
+                f"its arrays take {total / 1e9:,.1f} GB, more than half the memory here ({memory / 1e9:,.1f} GB); "
+                "an .npy file is read from the disk",
+            )
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in sizes if key in wanted}
+    except UserError:
+        raise
+    except Exception as error:
+        raise refusal(path, _reason(error)) from None
+    unread = {key: np.empty(0) for key in sizes if key not in wanted}
+    return {key: array for key, array in {**arrays, **unread}.items() if isinstance(array, np.ndarray)}
+
+
+def _first(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> Named | None:
+    return next(((name, arrays[name]) for name in names if name in arrays), None)
+
+
+def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """The class names of all splits together, and the numbers of each array of labels."""
+    present = [entry for entry in labels if entry is not None]
+    flat: dict[str, NDArray[Any]] = {}
+    for key, array in present:
+        values = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
+        if values.ndim != 1 or values.dtype.kind not in "iuU" or not len(values):
+            raise refusal(path, f"{key} must be whole numbers or texts [M], got {array.dtype} {list(array.shape)}")
+        if values.dtype.kind == "i" and values.min() < 0:
+            raise refusal(path, f"{key} must be 0 or more, got {values.min()}")
+        flat[key] = values
+    if len({values.dtype.kind == "U" for values in flat.values()}) > 1:
+        raise refusal(path, f"{' and '.join(flat)} must both be numbers or both be texts")
+    if not flat:
+        return (), {}
+    values, numbers = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+    ends = np.cumsum([len(array) for array in flat.values()])[:-1]
+    split = np.split(numbers.astype(np.int64), ends)
+    return tuple(map(str, values)), {key: torch.from_numpy(part) for key, part in zip(flat, split, strict=True)}
+
+
+def _is_channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[3] in CHANNELS and min(shape) > 0
+
+
+def _as_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:
+    """Any accepted array of images as uint8 [M, H, W, C]."""
+    shape = array.shape
+    grey = len(shape) == 3 and min(shape) > 0
+    channels_first = len(shape) == 4 and not _is_channels_last(shape) and shape[1] in CHANNELS and min(shape) > 0
+    if not (grey or channels_first or _is_channels_last(shape)):
+        raise refusal(
+            path,
+            f"{key} has shape {list(shape)}; accepted are [M, H, W], [M, H, W, C] and [M, C, H, W], C 1 or 3, none 0",
+        )
+    if array.dtype.kind not in "buif":
+        raise refusal(path, f"{key} has dtype {array.dtype}; accepted are whole numbers 0..255 and fractions 0..1")
+    if grey:
+        array = array[..., None]
+    elif channels_first:
+        array = np.moveaxis(array, 1, 3)
+    images = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), CHUNK):
+        images[start : start + CHUNK] = _as_bytes(path, key, array[start : start + CHUNK])
+    return torch.from_numpy(images)
+
+
+def _as_bytes(path: Path, key: str, array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    limit = 1 if array.dtype.kind == "f" else 255
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= limit):  # so written, NaN is refused too
+        kind = "fractions" if limit == 1 else "whole numbers"
+        raise refusal(path, f"{key} has {kind} {low}..{high}; accepted are whole numbers 0..255 and fractions 0..1")
+    return np.rint(array * 255.0).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "allow_pickle" in text or "Python objects" in text:
+        return "it holds Python objects, whose loading could run code; save the images as numbers"
+    if isinstance(error, MemoryError):
+        return "it says that it holds more than fits into the memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is damaged or cut short"

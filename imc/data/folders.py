@@ -1,0 +1,248 @@
+"""A folder of images: found, ordered, decoded to one size and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import statistics
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from imc.data.cache import cached
+from imc.data.decode import SUFFIXES, UnreadableError, decode, read_header
+from imc.data.files import refusal
+
+VERSION = 1  # of what an entry of the cache holds
+SIZES = (32, 64, 96, 128, 224)
+CHUNK = 32  # files per task of a thread
+MAX_FILE = 1 << 30  # bytes; some decoders read a whole file before they look at it
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Skipped:
+    """How many files were left out for each reason, with the first of their names."""
+
+    reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, name: str, reason: str) -> None:
+        count, first = self.reasons.get(reason, (0, name))
+        self.reasons[reason] = (count + 1, first)
+
+    @property
+    def count(self) -> int:
+        """How many files in all."""
+        return sum(count for count, _ in self.reasons.values())
+
+    def __str__(self) -> str:
+        details = (
+            f"{count:,} {reason} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
+        )
+        return f"skipped {self.count:,}: {', '.join(details)}" if self.reasons else ""
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The images of a folder.
+
+    Attributes:
+        images: uint8 [M, size, size, C], over a memory map.
+        files: [M] paths relative to the folder, in natural order.
+        sizes: the size found and the one used, in words.
+        skipped: what was left out.
+    """
+
+    images: Tensor
+    files: tuple[str, ...]
+    sizes: str
+    skipped: Skipped
+
+
+def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] = (".",)) -> FolderImages:
+    """All images under a folder, at any depth, as squares of one size.
+
+    Links are followed, each folder once. Files whose suffix is not that of an image are not opened.
+
+    Args:
+        folder: where the images lie; nothing is written into it.
+        image_size: side in pixels; None: the largest of 32, 64, 96, 128, 224 that the median short side reaches.
+        within: the sub-folders to read.
+
+    Raises:
+        UserError: there is no image that can be read, or the folder of decoded images cannot be written.
+    """
+    skipped = Skipped()
+    listing = _listing(folder, within, skipped)
+    names = [name for name, _, _ in listing]
+    digest = hashlib.sha256()
+    for entry in listing:
+        digest.update(repr(entry).encode("utf-8", "surrogateescape"))
+
+    def build() -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
+        return _build(folder, names, image_size, skipped)
+
+    images, content = cached(folder, f"{image_size} {within}", f"{VERSION} {digest.hexdigest()}", build)
+    skipped.reasons.update({reason: (count, name) for reason, (count, name) in content["skipped"].items()})
+    files = tuple(content["files"])
+    if not files:
+        raise _nothing(folder, skipped)
+    kind = "grey" if images.shape[3] == 1 else "colour"
+    sizes = f"found at {content['median']} pixels (median), used at {images.shape[1]}x{images.shape[2]}, {kind}"
+    return FolderImages(images[: len(files)], files, sizes, skipped)
+
+
+def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The images under a folder one after another, in natural order, a bounded number of them in memory.
+
+    Args:
+        folder: where the images lie; nothing is written into it.
+        size: side in pixels.
+        channels: 1 (grey) or 3 (red, green, blue).
+        skipped: takes what is left out.
+
+    Yields:
+        The path relative to the folder, and uint8 [size, size, channels].
+    """
+    names = [name for name, _, _ in _listing(folder, (".",), skipped)]
+    return _in_threads(lambda name: decode(folder / name, size, channels), names, "predict", skipped)
+
+
+def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, int, int]]:
+    """What :func:`_walk` finds, in natural order."""
+    found = (entry for part in within for entry in _walk(folder, part, skipped))
+    return sorted(found, key=lambda entry: natural_order(entry[0]))
+
+
+def natural_order(path: str) -> tuple[Any, ...]:
+    """The sort key under which img2 comes before img10."""
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split(os.sep)]
+    return tuple(tuple(int(piece) if i % 2 else piece for i, piece in enumerate(part)) for part in parts), path
+
+
+def printable(name: str) -> str:
+    """A file's name with what is not UTF-8 in it escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _nothing(folder: Path, skipped: Skipped) -> Exception:
+    return refusal(folder, f"it holds no image that can be read; {str(skipped) or 'it is empty'}")
+
+
+def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, int, int]]:
+    """Path relative to the folder, size and time of change of each file that may be an image."""
+    visited: set[tuple[int, int]] = set()
+    pending = [os.path.normpath(part)]
+    while pending:
+        name = pending.pop()
+        try:
+            status = os.stat(folder / name)
+            if (status.st_dev, status.st_ino) in visited:
+                skipped.add(name, "folders that a link leads to again")
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    path = os.path.normpath(os.path.join(name, entry.name))
+                    try:
+                        if entry.is_dir():
+                            pending.append(path)
+                        elif not entry.is_file():
+                            skipped.add(path, "broken links or special files")
+                        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                            status = entry.stat()
+                            if status.st_size > MAX_FILE:
+                                skipped.add(path, "over 1 GB")
+                            else:
+                                yield path, status.st_size, status.st_mtime_ns
+                        else:
+                            skipped.add(path, "not images by their suffix")
+                    except OSError:
+                        skipped.add(path, "cannot be opened")
+        except OSError:
+            skipped.add(name, "folders that cannot be opened")
+
+
+def _build(
+    folder: Path, names: Sequence[str], image_size: int | None, before: Skipped
+) -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
+    """Shape, images and content of the cache's entry; see :func:`imc.data.cache.cached`."""
+    skipped = Skipped()
+    headers = dict(_in_threads(lambda name: read_header(folder / name), names, "read sizes", skipped))
+    if not headers:
+        skipped.reasons.update(before.reasons)
+        raise _nothing(folder, skipped)
+    width = statistics.median_low(header.width for header in headers.values())
+    height = statistics.median_low(header.height for header in headers.values())
+    size = image_size or default_size(statistics.median_low(min(h.width, h.height) for h in headers.values()))
+    channels = 1 if all(header.grey for header in headers.values()) else 3
+    files: list[str] = []
+    content = {"median": f"{width}x{height}", "files": files, "skipped": skipped.reasons}
+
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        images = _in_threads(lambda name: decode(folder / name, size, channels), list(headers), "decode", skipped)
+        for name, image in images:
+            files.append(printable(name))
+            yield image[None]
+
+    return (len(headers), size, size, channels), batches(), content
+
+
+def default_size(short_side: int) -> int:
+    """The largest of the usual sizes that does not enlarge an image of this short side, or the smallest of them."""
+    return max((size for size in SIZES if size <= short_side), default=SIZES[0])
+
+
+def _in_threads(
+    work: Callable[[str], Result], names: Sequence[str], verb: str, skipped: Skipped
+) -> Iterator[tuple[str, Result]]:
+    """Names and results in order, those that are unreadable added to ``skipped`` instead.
+
+    Pillow decodes without holding Python's lock, so threads suffice. A bounded number of tasks is in flight.
+    """
+
+    def attempt(name: str) -> Result | UnreadableError:
+        try:
+            return work(name)
+        except UnreadableError as reason:
+            return reason
+
+    def chunk(start: int) -> list[tuple[str, Result | UnreadableError]]:
+        return [(name, attempt(name)) for name in names[start : start + CHUNK]]
+
+    threads = torch.get_num_threads()
+    starts = iter(range(0, len(names), CHUNK))
+    futures: deque[Future[list[tuple[str, Result | UnreadableError]]]] = deque()
+    interval = 0.5 if sys.stderr.isatty() else 15.0
+    bar = tqdm(total=len(names), desc=verb, unit="image", mininterval=interval, maxinterval=interval, delay=2)
+    executor = ThreadPoolExecutor(threads)
+    with warnings.catch_warnings(), bar:
+        warnings.simplefilter("ignore")  # what Pillow says about odd files; the note says what was skipped
+        try:
+            while True:
+                for start in itertools.islice(starts, 4 * threads - len(futures)):
+                    futures.append(executor.submit(chunk, start))
+                if not futures:
+                    return
+                for name, result in futures.popleft().result():
+                    bar.update()
+                    if isinstance(result, UnreadableError):
+                        skipped.add(name, str(result))
+                    else:
+                        yield name, result
+        finally:
+            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in hand only

@@ -1,0 +1,152 @@
+"""The CUDA kernels on the emulator: every form that a device's size leads to, how many launches they take, and what a
+call costs the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from kernels.test_contract import relative
+from operations import OPERATIONS, Operation, Sizes
+from torch import Tensor
+
+from imc_kernels import log_dot_product_loss, native, sinkhorn, swapped_prediction_loss
+
+if native.missing("_cuda") is not None or not native.module("_cuda").emulated():
+    pytest.skip("imc_kernels._cuda is not built on the emulator (make simt)", allow_module_level=True)
+
+cuda = native.module("_cuda")
+cases = [operation for operation in OPERATIONS if "cuda" in operation.backends]
+KIB = 1024
+
+DEVICES = {
+    "clusters": {},
+    "small clusters": {"shared_per_block": 10 * KIB},
+    "a cooperative grid": {"largest_cluster": 1, "multiprocessors": 6},
+    "more blocks than are summed directly": {"largest_cluster": 1, "multiprocessors": 70},
+    "one block a problem": {"largest_cluster": 1, "multiprocessors": 1},
+    "tiles that do not hold all rows": {"largest_cluster": 1, "shared_per_block": 6 * KIB},
+    "no shared memory to speak of": {"largest_cluster": 1, "shared_per_block": 1200},
+}
+SIZES = [
+    Sizes(2, 3, 4, 2, 1),
+    Sizes(3, 45, 129, 5, 3),
+    Sizes(2, 130, 24, 40, 3),
+    Sizes(2, 700, 8, 3, 3, heads=3),
+]
+
+
+@pytest.fixture(autouse=True)
+def usual_device() -> Iterator[None]:
+    yield
+    cuda.emulate()
+
+
+def run(operation: Operation, sizes: Sizes, dtype: torch.dtype, backend: str) -> list[Tensor]:
+    inputs = operation.inputs(sizes, dtype)
+    leaves = [x.requires_grad_(need) for x, need in zip(inputs, operation.differentiable, strict=True)]
+    result = operation(*leaves, backend=backend)
+    result.backward(torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype))
+    return [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def forms() -> list[tuple[Operation, str]]:
+    """Only sinkhorn and log_dot_product_loss ask how large the device is."""
+    return [
+        (operation, device)
+        for operation in cases
+        for device in (DEVICES if operation.name in ("sinkhorn", "log_dot_product_loss") else ["clusters"])
+    ]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("operation", "device"), forms(), ids=str)
+def test_every_size_of_device_gives_the_specification(operation: Operation, device: str, sizes: Sizes) -> None:
+    truth, rival = (run(operation, sizes, dtype, "eager") for dtype in (torch.float64, torch.float32))
+    cuda.emulate(**DEVICES[device])
+    ours = run(operation, sizes, torch.float32, "cuda")
+    for exact, eager, result in zip(truth, rival, ours, strict=True):
+        if exact.norm() < 1e-12:  # zero up to the rounding of the specification itself
+            assert result.abs().max() < 1e-5
+        else:
+            assert relative(result, exact) <= 3 * relative(eager, exact) + 16 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("operation", cases, ids=str)
+def test_the_same_input_gives_the_same_bits(operation: Operation) -> None:
+    sizes = Sizes(3, 45, 129, 5, 3)
+    first, second = (run(operation, sizes, torch.float32, "cuda") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_rows_that_are_not_aligned_to_16_bytes_are_served() -> None:
+    scores = torch.rand(1 + 2 * 24 * 8, generator=torch.Generator().manual_seed(0))[1:].view(2, 24, 8)
+    assert scores.is_contiguous()
+    assert scores.data_ptr() % 16 != 0
+    expected = sinkhorn(scores.double(), backend="eager")
+    torch.testing.assert_close(sinkhorn(scores, backend="cuda").double(), expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.999, 1.001, 2.0, 20.0, 250.0])
+@pytest.mark.parametrize("device", ["clusters", "a cooperative grid"])
+def test_scores_of_any_range(spread: float, device: str) -> None:
+    scores = (torch.rand(2, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1) * spread
+    exact = sinkhorn(scores.double(), backend="eager")
+    cuda.emulate(**DEVICES[device])
+    error = float((sinkhorn(scores, backend="cuda").double() - exact).abs().max())
+    assert error < 4 * (40 * spread) * 2**-24 + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+@pytest.mark.parametrize("device", ["clusters", "a cooperative grid", "tiles that do not hold all rows"])
+def test_marginals(scale: float, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, shares = scale * torch.rand(2, 40, 12, generator=generator), torch.rand(12, generator=generator) + 0.1
+    weights = torch.randn(2, 40, 12, generator=generator)
+    results = []
+    cuda.emulate(**DEVICES[device])
+    for dtype, backend in ((torch.float64, "eager"), (torch.float32, "eager"), (torch.float32, "cuda")):
+        leaf = scores.to(dtype, copy=True).requires_grad_()
+        result = sinkhorn(leaf, marginals=shares.to(dtype), epsilon=0.5, backend=backend)
+        (result * weights.to(dtype)).sum().backward()
+        results.append((result.detach(), leaf.grad))
+    for exact, eager, ours in zip(*results, strict=True):
+        assert relative(ours, exact) <= 3 * relative(eager, exact) + 16 * torch.finfo(torch.float32).eps
+
+
+def launches() -> int:
+    return cuda.emulate()
+
+
+def test_the_losses_of_a_step_take_few_launches() -> None:
+    """Of the parts of an IMC-SwAV step and of a CRLC step that are here, forward and backward."""
+    scores, logits = torch.rand(6, 8, 12, requires_grad=True), torch.rand(3, 2, 8, 5, requires_grad=True)
+    before = launches()
+    assignments = sinkhorn(scores[:2].detach(), backend="cuda")
+    assert launches() - before == 1
+    swapped_prediction_loss(scores, assignments, backend="cuda").backward()
+    assert launches() - before == 3
+    log_dot_product_loss(logits, backend="cuda").sum().backward()
+    assert launches() - before == 4
+
+
+def test_a_call_costs_the_host_little() -> None:
+    """Checks, memory for the result and the launch of an empty kernel."""
+    scores, logits = torch.rand(2, 256, 1000), torch.rand(10, 2, 512, 10)
+    assignments = torch.rand(2, 256, 1000)
+    cuda.emulate(run=False)
+    for call in (
+        lambda: sinkhorn(scores, backend="cuda"),
+        lambda: swapped_prediction_loss(scores, assignments, backend="cuda"),
+        lambda: log_dot_product_loss(logits, backend="cuda"),
+    ):
+        best = float("inf")
+        for _ in range(300):
+            start = time.perf_counter()
+            for _ in range(20):
+                call()
+            best = min(best, (time.perf_counter() - start) / 20)
+        print(f"{1e6 * best:.1f} us a call")
+        assert best < 40e-6
