@@ -121,7 +121,7 @@ def crops(batch: int, size: int, channels: int) -> Call:
     """Two views of images of 32 or 96 pixels, every stage on in all of them."""
     side = 32 if size < 32 else 96
     images, indices = torch.zeros(batch, side, side, channels, dtype=torch.uint8), torch.arange(batch)
-    always = {"jitter_probability": 1.0, "blur_probability": 1.0}
+    always: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0}
     parameters = imc_kernels.draw_crop_parameters(0, 0, indices, views=2, height=side, width=side, **always)
     options: dict[str, Any] = {"size": size, "mean": [0.5] * channels, "std": [0.2] * channels, "dtype": torch.bfloat16}
     boxes = parameters[..., Column.HEIGHT] * parameters[..., Column.WIDTH]

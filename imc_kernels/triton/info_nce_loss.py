@@ -203,7 +203,7 @@ def info_nce_loss(
     )
     if gradient is not None:
         # The tiles of the forward, or smaller ones where registers would spill.
-        narrower = tile | ({"block_columns": 32} if normalise or dim > MOST_DIM else {})
+        narrower = tile | ({"block_columns": 16 if normalise else 32} if normalise or dim > MOST_DIM else {})
         narrower |= {"block_depth": 32} if dim > MOST_DIM else {}
         launch(
             info_nce_gradient_kernel,

@@ -190,7 +190,8 @@ def prototype_scores(x: Tensor, w: Tensor, normalize_prototypes: bool) -> Tensor
         normalize_w=normalize_prototypes,
         block_rows=64,
         block_k=64,
-        block_depth=32 if single else 64,
+        block_depth=16 if single else 64,
+        num_warps=8 if single else 4,
         precision=float32_precision(),
     )
     return scores
