@@ -6,32 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from losses import by_backend
 from operations import Sizes, cosines, measured_backends, normal
-from rivals import ENTROPY_WEIGHT, LOGIT_LIMIT, batched_losses, batched_sinkhorn, released_losses
+from rivals import batched_losses, batched_sinkhorn, released_losses
 from torch import Tensor
 
-from imc_kernels import backends, mutual_information_loss, sinkhorn, swapped_prediction_loss
+from imc_kernels import backends, sinkhorn
 
 SIZES = Sizes(views=6, batch=256, prototypes=1000, clusters=10, dim=128)  # the paper's, CIFAR-10
-
-
-def fused(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
-    def losses(scores: Tensor, logits: Tensor) -> Tensor:
-        with backends.backend(backend):
-            constant = scores.detach()
-            swapped = swapped_prediction_loss(scores, sinkhorn(constant[:2]))
-            information = mutual_information_loss(
-                logits, constant, entropy_weight=ENTROPY_WEIGHT, logit_limit=LOGIT_LIMIT
-            )
-            return swapped + information
-
-    return losses
 
 
 def forms() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     compiled = torch.compile(batched_losses, fullgraph=True)
     rivals = {"released form": released_losses, "batched": batched_losses, "batched, torch.compile": compiled}
-    return {name: fused(name) for name in measured_backends()} | rivals
+    return {name: by_backend(name) for name in measured_backends()} | rivals
 
 
 @pytest.fixture(scope="module")

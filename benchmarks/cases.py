@@ -14,6 +14,7 @@ from typing import Any
 
 import rivals
 import torch
+from losses import imc_swav_losses
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -211,16 +212,11 @@ def _multi_crop(batch: int, side: int, crops: tuple[tuple[int, int, tuple[float,
 
 
 def _imc_swav_step(views: int, batch: int, clusters: int, prototypes: int, size: str) -> Case:
-    def losses(scores: Tensor, logits: Tensor) -> Tensor:
-        constant = scores.detach()
-        swapped = imc_kernels.swapped_prediction_loss(scores, imc_kernels.sinkhorn(constant[:2]))
-        return swapped + imc_kernels.mutual_information_loss(logits, constant, logit_limit=rivals.LOGIT_LIMIT)
-
     return Case(
         "losses of an IMC-SwAV step",
         f"V{views} B{batch} K{prototypes} C{clusters} {size}",
         _all(_uniform((views, batch, prototypes), gradient=True), _normal((views, batch, clusters))),
-        losses,
+        imc_swav_losses,
         {"released": rivals.released_losses, "batched": rivals.batched_losses},
         bytes=4 * views * batch * 2 * (prototypes + clusters),
         operations=2 * 2 * views * clusters * batch * views * prototypes,

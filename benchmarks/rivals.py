@@ -18,6 +18,8 @@ SMOOTHING, HEAD_LOGIT_LIMIT = 0.01, 25.0  # CRLC
 def released_sinkhorn(scores: Tensor) -> Tensor:
     """One view [B, K]: the whole matrix is rescaled at every half iteration."""
     q = torch.exp(scores / EPSILON).T
+    if q.isinf().sum() > 0:  # the authors' check; on a GPU it waits for the device
+        raise OverflowError("exp(scores / epsilon) overflows")
     prototypes, batch = q.shape
     q /= q.sum()
     for _ in range(ITERATIONS):

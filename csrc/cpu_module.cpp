@@ -110,11 +110,19 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", &instruction_set_name);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
+  IMC_DEFINE(sinkhorn_sweep);
+  IMC_DEFINE(sinkhorn_backward_sweep);
   IMC_DEFINE(prototype_scores);
   IMC_DEFINE(prototype_scores_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(mutual_information_loss);
+  IMC_DEFINE(mutual_information_loss_sums);
+  IMC_DEFINE(mutual_information_loss_finish);
   IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(log_dot_product_loss_sums);
+  IMC_DEFINE(log_dot_product_loss_parts);
   IMC_DEFINE(info_nce_loss);
+  IMC_DEFINE(info_nce_loss_rows);
+  IMC_DEFINE(info_nce_loss_gradient);
   IMC_DEFINE_WITH_HALF(multi_crop);
 }

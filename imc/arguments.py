@@ -1,4 +1,4 @@
-"""Command-line flags from the fields of :class:`imc.config.Config`."""
+"""Command-line flags from the fields of a dataclass of options (:mod:`imc.options`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from imc.config import Config, flag
 from imc.errors import UserError
+from imc.options import check, flag
+
+Options = TypeVar("Options")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -17,50 +19,69 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
-def parse(argv: Sequence[str], *, program: str, description: str) -> Config:
-    """The configuration that the flags ask for, validated.
+def parse(options: type[Options], argv: Sequence[str], *, program: str, description: str) -> Options:
+    """The options that the flags ask for, each value checked.
+
+    Args:
+        options: a dataclass of :func:`imc.options.option` and :func:`imc.options.argument` fields.
+        argv: the arguments after the command.
+        program, description: for ``--help``.
 
     Raises:
         UserError: an unknown flag, or a value that is not accepted.
     """
+    entries = {entry.name: entry for entry in fields(options)}  # type: ignore[arg-type]
+    hints = get_type_hints(options)
+    positional = {name: entry for name, entry in entries.items() if "metavar" in entry.metadata}
     parser = _Parser(
         prog=program,
-        usage=f"{program} [options]",
+        usage=" ".join([program, *(_usage(entry, hints[name]) for name, entry in positional.items()), "[options]"]),
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    for name, entry in positional.items():
+        nargs: dict[str, Any] = {"nargs": "+"} if get_origin(hints[name]) is tuple else {}
+        parser.add_argument(name, metavar=entry.metadata["metavar"], help=entry.metadata["help"], **nargs)
     groups: dict[str, Any] = {}
-    hints = get_type_hints(Config)
-    for entry in fields(Config):
+    for entry in (entry for name, entry in entries.items() if name not in positional):
         group = entry.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         groups[group].add_argument(flag(entry.name), **_settings(entry, hints[entry.name]))
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(unknown[0]))
+        parser.error(_unknown(unknown[0], list(entries)))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(known).items()
     }
-    return Config(**values).validate()
+    result = options(**values)
+    check(result)
+    return result
+
+
+def _usage(entry: Field[Any], hint: Any) -> str:
+    metavar = entry.metadata["metavar"]
+    return f"{metavar} [{metavar} ...]" if get_origin(hint) is tuple else metavar
 
 
 def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
     """The keyword arguments of ``add_argument`` for a field of this type."""
     help = entry.metadata["help"].replace("%", "%%")
+    if hint is bool and entry.default is None:
+        return {"action": argparse.BooleanOptionalAction, "help": help}
     if hint is bool:
         return {"action": "store_true", "help": help}
-    members = [member for member in get_args(hint) if member is not type(None)] or [hint]
+    members = [member for member in get_args(hint) if member not in (type(None), Ellipsis)] or [hint]
     default = " ".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
     settings: dict[str, Any] = {
         "default": entry.default,
         "type": _reader(members[0]),
-        "metavar": {int: "N", float: "X", str: "TEXT"}[members[0]],
+        "metavar": "|".join(entry.metadata["choices"]) or {int: "N", float: "X", str: "TEXT"}[members[0]],
         "help": help if default is None else f"{help} (default: {default})",
     }
-    if isinstance(entry.default, tuple):
-        settings["nargs"] = "+" if Ellipsis in members else len(members)
+    if get_origin(hint) is tuple:
+        settings["nargs"] = "+" if Ellipsis in get_args(hint) else len(members)
     return settings
 
 
@@ -75,9 +96,9 @@ def _reader(kind: type) -> Callable[[str], Any]:
     return read
 
 
-def _unknown(argument: str) -> str:
+def _unknown(argument: str, names: list[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     name = argument.split("=")[0]
-    close = difflib.get_close_matches(name, [flag(entry.name) for entry in fields(Config)], n=1)
+    close = difflib.get_close_matches(name, [flag(known) for known in names], n=1)
     return f"unknown flag {name}" + (f"; did you mean {close[0]}?" if close else "")

@@ -11,6 +11,9 @@ from imc.errors import Error, UserError
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
+    "evaluate": "score runs: accuracy of clusters and encoder, per class, with figures; mean over several",
+    "predict": "the cluster of every image in a folder, as a CSV; embeddings; images sorted by cluster",
+    "report": "one HTML page of a run: curves, clusters, confusion, embeddings, configuration",
 }
 HELP_FLAGS = ("-h", "--help")
 INTERRUPTED = 130  # 128 + SIGINT, what shells use

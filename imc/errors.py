@@ -13,5 +13,11 @@ class UserError(Error):
     exit_code = 2
 
 
+class StoppedError(Error):
+    """The run was told to stop, and has left a checkpoint."""
+
+    exit_code = 130  # 128 + SIGINT, what shells use
+
+
 class RunError(Error):
     """What was asked for was valid, but the run failed, such as a loss that became NaN."""

@@ -1,18 +1,23 @@
-"""The figures of a report, as PNG files."""
+"""Figures, as PNG files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 DPI = 150
 GALLERY_ROWS = 50  # beyond this many clusters, the largest are shown
 GALLERY_COLUMNS = 10
 ANNOTATED_CLUSTERS = 20  # beyond this many, counts do not fit into the cells
+Panel = tuple[str, Sequence[str], str]
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 
 
@@ -78,10 +83,7 @@ def save_gallery(
     height, width = images.shape[1] + 1, images.shape[2] + 1
     canvas = np.full((len(rows) * height - 1, (2 * GALLERY_COLUMNS + 1) * width - 1, images.shape[3]), 255, np.uint8)
     for position, cluster in enumerate(rows):
-        members = np.flatnonzero(clusters == cluster)
-        members = members[np.argsort(-confidence[members], kind="stable")]
-        left = members[:GALLERY_COLUMNS]
-        right = members[len(left) :][-GALLERY_COLUMNS:]
+        left, right = most_and_least_certain(clusters, confidence, cluster, GALLERY_COLUMNS)
         for start, chosen in ((0, left), (2 * GALLERY_COLUMNS + 1 - len(right), right)):
             for column, index in enumerate(chosen, start):
                 top, edge = position * height, column * width
@@ -110,11 +112,162 @@ def save_gallery(
     _save(figure, path)
 
 
-def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
+def most_and_least_certain(
+    clusters: NDArray[np.int64], confidence: NDArray[np.float32], cluster: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The indices of a cluster's ``count`` most certain images and, of the others, of its ``count`` least certain ones.
+
+    Both are in the order of falling confidence [M] and hold fewer where the cluster does.
+    """
+    members = np.flatnonzero(clusters == cluster)
+    members = members[np.argsort(-confidence[members], kind="stable")]
+    return members[:count], members[count:][-count:]
+
+
+def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> None:
+    """Draw what metrics.jsonl records over the epochs, one panel under the other.
+
+    Args:
+        path: the PNG file.
+        metrics: one mapping per epoch, with ``epoch`` and numbers.
+        panels: (title, names of the numbers, unit); names that no epoch has are left out, and panels without any.
+    """
+    present = {name for line in metrics for name in line}
+    shown = [(title, [name for name in names if name in present], unit) for title, names, unit in panels]
+    shown = [panel for panel in shown if panel[1]]
+    figure, axes = _figure(7, 0.5 + 2.0 * len(shown), rows=len(shown))
+    for panel, (title, names, unit) in zip(np.atleast_1d(axes), shown, strict=True):
+        for position, name in enumerate(names):
+            points = [(line["epoch"], line[name]) for line in metrics if name in line]
+            marker = "o" if len(points) == 1 else None
+            panel.plot(*zip(*points, strict=True), color=f"C{position}", label=name, linewidth=1.6, marker=marker)
+        panel.set_title(title, loc="left", fontsize=11, color=INK)
+        panel.set_ylabel(unit)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(color="#e6e6e6", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=9)
+    np.atleast_1d(axes)[-1].set_xlabel("epoch")
+    _save(figure, path)
+
+
+def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str) -> None:
+    """Draw how many images each of many items (prototypes, clusters) holds, the largest first.
+
+    Args:
+        path: the PNG file.
+        counts: [K].
+        title: of the figure.
+        item: what is counted, for the axis.
+    """
+    figure, axes = _figure(7, 2.8)
+    axes.bar(range(len(counts)), np.sort(counts)[::-1], width=1.0, color="C0", edgecolor="white", linewidth=0.2)
+    axes.axhline(counts.sum() / len(counts), color=MUTED, linewidth=1, linestyle="--", label="all alike")
+    axes.set_xlim(-0.5, len(counts) - 0.5)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel(f"{item}, the most used first")
+    axes.set_ylabel("images")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def save_scatter(
+    path: Path, points: NDArray[np.floating[Any]], colourings: Sequence[tuple[str, NDArray[np.int64], Sequence[str]]]
+) -> None:
+    """Draw points of the plane once per colouring, such as by cluster and by class.
+
+    Args:
+        path: the PNG file.
+        points: [M, 2].
+        colourings: (title, group of each point [M], name of each group). Up to 20 names go into a legend.
+    """
+    figure, axes = _figure(7, 6 * len(colourings), rows=len(colourings))
+    for panel, (title, groups, names) in zip(np.atleast_1d(axes), colourings, strict=True):
+        colours = _palette(len(names))
+        size = np.clip(12000 / max(len(points), 1), 3, 30)
+        for group, name in enumerate(names):
+            panel.scatter(*points[groups == group].T, s=size, color=colours[group], label=name, linewidths=0, alpha=0.8)
+        panel.set_title(title, loc="left", fontsize=12, color=INK)
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_color("#d0d0d0")
+        if len(names) <= ANNOTATED_CLUSTERS:
+            panel.legend(
+                loc="upper center", bbox_to_anchor=(0.5, 0), ncols=5, frameon=False, fontsize=9, markerscale=2.5
+            )
+    _save(figure, path)
+
+
+def save_heatmaps(
+    path: Path, rows: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.float32], Sequence[str]]]
+) -> None:
+    """Draw images, each above itself under its heat-map.
+
+    Args:
+        path: the PNG file.
+        rows: (title, images [N, H, W, C], heat [N, h, w] in 0..1, captions [N]).
+    """
+    columns = max(len(images) for _, images, _, _ in rows)
+    figure = Figure(figsize=(1.15 * columns, 2.75 * len(rows)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)
+    for part, (title, images, heat, captions) in zip(parts.flat, rows, strict=True):
+        part.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for column, (image, warmth, caption) in enumerate(zip(images, heat, captions, strict=True)):
+            grey = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
+            extent = (0, grey.shape[1], grey.shape[0], 0)
+            for axis in axes[:, column]:
+                axis.imshow(grey, interpolation="nearest", extent=extent)
+            axes[1, column].imshow(
+                warmth, cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent
+            )
+            axes[0, column].set_title(caption, fontsize=7, color=MUTED, pad=2)
+    _save(figure, path)
+
+
+def save_accuracy_by_images(path: Path, runs: Sequence[tuple[int, float]], title: str) -> None:
+    """Draw accuracy against the number of training images: each run a dot, the mean of each number a line.
+
+    Args:
+        path: the PNG file.
+        runs: (number of training images, accuracy in 0..1) of each run.
+        title: of the figure.
+    """
+    numbers = sorted({images for images, _ in runs})
+    means = [float(np.mean([accuracy for images, accuracy in runs if images == number])) for number in numbers]
+    figure, axes = _figure(6, 3.6)
+    axes.plot(numbers, means, color="C0", linewidth=1.6, label="mean")
+    axes.scatter(*zip(*runs, strict=True), s=18, color="C0", alpha=0.6, linewidths=0, label="one run")
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_title(title, loc="left", fontsize=12, color=INK)
+    axes.set_xlabel("training images")
+    axes.set_ylabel("accuracy")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _palette(count: int) -> list[Any]:
+    if count <= 10:
+        return list(colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]
+    if count <= 20:
+        return list(colormaps["tab20"].colors[:count])  # type: ignore[attr-defined]
+    return list(colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):  # type: ignore[no-untyped-def]
     # Not pyplot: it would keep every figure in a global list and choose a display.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(rows, columns)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+SCORES = ("acc", "nmi", "ari")
 
 Integers = NDArray[np.int64]
 
@@ -40,3 +45,30 @@ def clustering_scores(labels: Integers, clusters: Integers) -> dict[str, float]:
         "nmi": float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
         "ari": float(adjusted_rand_score(labels, clusters)),
     }
+
+
+def per_class_table(matrix: Integers, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """How well the cluster matched to each class finds it.
+
+    Args:
+        matrix: [classes, clusters], of :func:`confusion_matrix`.
+        class_names: one per row.
+
+    Returns:
+        One dict per class: ``class``, ``images``, ``cluster`` (by :func:`best_matching`), ``precision``, ``recall``.
+        A class without a cluster has None, 0 and 0; a precision over no images is 0.
+    """
+    clusters = dict(best_matching(matrix))
+    rows = []
+    for label, name in enumerate(class_names):
+        cluster, images = clusters.get(label), int(matrix[label].sum())
+        found = 0 if cluster is None else int(matrix[label, cluster])
+        members = 0 if cluster is None else int(matrix[:, cluster].sum())
+        precision, recall = found / max(members, 1), found / max(images, 1)
+        rows.append({"class": name, "images": images, "cluster": cluster, "precision": precision, "recall": recall})
+    return rows
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1 in the denominator; 0 for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

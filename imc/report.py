@@ -1,136 +1,193 @@
-"""What a run writes at its end. The only place that reads the labels."""
+"""One page about a run, for the eye: curves, the images of every cluster, confusion, embeddings, the machine.
+
+    imc report runs/birds                      # writes runs/birds/report.html and its figures under runs/birds/figures/
+    imc report runs/birds --data other-birds   # the same run on other images
+
+report.html stands alone: it can be mailed, and opens without a network, on a phone too. Labels are used where the data
+set has them; nothing needs them.
+"""
 
 from __future__ import annotations
 
-import csv
-import platform
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
-import torch
 from numpy.typing import NDArray
 
-from imc import __version__, figures
-from imc.config import Config
-from imc.data import Images
-from imc.evaluation import kmeans_on_pixels
-from imc.metrics import best_matching, clustering_scores, confusion_matrix
-from imc.run_folder import FILES, RESULT, write_json
+from imc import arguments, cli, page
+from imc.data import Dataset, Images
+from imc.distributed import DEVICES, choose_device
+from imc.evaluation import BATCH, Outputs, outputs
+from imc.figures import most_and_least_certain
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
+from imc.options import argument, check, option
+from imc.run_data import clustered, other_data
+from imc.run_figures import (
+    Drawn,
+    describe,
+    draw_confusion,
+    draw_counts,
+    draw_curves,
+    draw_heatmaps,
+    draw_plane,
+    prototype_winners,
+)
+from imc.run_folder import FIGURES, RESULT, LoadedRun, load_run
+
+PAGE = "report.html"
+SHOWN = 12  # images of a cluster that are most, and that are least certain
+SHOWN_CLUSTERS = 100  # beyond this many, the largest are shown
 
 
-def write_report(
-    folder: Path,
-    config: Config,
-    data: Images,
-    clusters: NDArray[np.int64],
-    confidence: NDArray[np.float32],
-    train_seconds: float,
-) -> dict[str, Any]:
-    """Score the clusters and write labels.csv, confusion.png (with labels), gallery.png and result.json.
+@dataclass(frozen=True)
+class Options:
+    """The options of ``imc report``."""
+
+    run: str = argument("RUN", "folder of a trained run")
+    data: str | None = option(None, "report", "data set to show; default: what the run was trained on")
+    labels_from_folders: bool = option(False, "report", "take the names of a folder's sub-folders as labels")
+    device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
+    batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command: a run in, a page out."""
+    print(report(arguments.parse(Options, argv, program="imc report", description=__doc__ or "")))
+
+
+def report(options: Options, data: Dataset | None = None) -> Path:
+    """Write report.html and its figures into the folder of a run.
 
     Args:
-        folder: where to.
-        config: the resolved configuration.
-        data: the images with their labels, if there are any.
-        clusters, confidence: [M], of :func:`imc.evaluation.assign`.
-        train_seconds: wall time of the training loop.
+        options: those of the command.
+        data: the data set to use instead of loading it.
 
     Returns:
-        The content of result.json. Without labels the scores are None and k-means does not run.
+        The page.
+
+    Raises:
+        UserError: the folder holds no trained run, or its data set is not there.
     """
-    labels = None if data.labels is None else data.labels.numpy()
-    names = ("acc", "nmi", "ari")
-    own: dict[str, float | None] = dict.fromkeys(names)
-    baseline: dict[str, float | None] = dict.fromkeys(names)
-    assert config.clusters is not None
-    if labels is not None:
-        own.update(clustering_scores(labels, clusters))
-        baseline.update(clustering_scores(labels, kmeans_on_pixels(data.images, config.clusters, config.seed)))
-    result: dict[str, Any] = {
-        **own,
-        **{f"kmeans_{name}": value for name, value in baseline.items()},
-        "train_seconds": round(train_seconds, 3),
-        "clusters": config.clusters,
-        "clusters_used": len(np.unique(clusters)),
-        "images": len(clusters),
-        "data": data.name,
-        "name": config.name,
-        "backend": config.backend,
-        "seed": config.seed,
-        "threads": config.threads,
-        "versions": versions(),
-    }
-    _write_labels(folder / "labels.csv", clusters, confidence, labels)
-    _draw(folder, data, config.clusters, clusters, confidence, labels, own["acc"])
-    write_json(folder / RESULT, result)
-    return result
+    check(options)
+    folder = Path(options.run)
+    run = load_run(folder, choose_device(options.device))
+    if data is None:
+        data = other_data(run.config, options.data, options.labels_from_folders)
+    images = clustered(run.config, data)
+    result = outputs(run, images.images, batch_size=options.batch_size)
+    pictures = folder / FIGURES
+    pictures.mkdir(exist_ok=True)
+    seed, total = run.config.seed, result.probabilities.shape[1]
+
+    sections = [("Clusters", _clusters(images, result))]
+    if images.labels is not None:
+        confusion = draw_confusion(pictures / "confusion-train.png", images, result.clusters, total)
+        sections.append(("Classes", _figure(confusion) + _classes(images, result)))
+    scatter = draw_plane(pictures / "embeddings.png", images, result, seed)
+    sections.append(("Embeddings", _figure(scatter, "t-SNE of the encoder's features: near points look alike to it.")))
+    evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
+    caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
+    sections.append(("Evidence", _figure(evidence, caption)))
+    sections.append(("Training", _training(folder, pictures)))
+    sections.append(("Use", _use(pictures, run, images, result)))
+    sections.append(("Configuration", _configuration(folder, run)))
+    path = folder / PAGE
+    name = run.config.name or folder.resolve().name
+    path.write_text(page.page(f"{name}: {images.name}", _lead(data.note, images, result), sections), encoding="utf-8")
+    return path
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide a result."""
-    return {
-        "imc": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-    }
+def _lead(note: str, images: Images, result: Outputs) -> str:
+    clusters, total = result.clusters, result.probabilities.shape[1]
+    tiles = [(f"{len(clusters):,}", "images"), (f"{len(np.unique(clusters))} of {total}", "clusters in use")]
+    if images.labels is not None:
+        scores = clustering_scores(images.labels.numpy(), clusters)
+        tiles += [(f"{scores[score]:.3f}", score.upper()) for score in SCORES]
+    tiles.append((f"{result.confidence.mean():.0%}", "mean confidence"))
+    return page.paragraph(note, muted=True) + page.numbers(tiles)
 
 
-def table(result: dict[str, Any], folder: Path) -> str:
-    """The end of a run as text: the scores beside those of k-means, the time, and the files written."""
-    lines = []
-    if result["acc"] is not None:
-        lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
-        for title, prefix in (("IMC-SwAV", ""), ("k-means on pixels", "kmeans_")):
-            scores = "".join(f"{result[prefix + name]:8.3f}" for name in ("acc", "nmi", "ari"))
-            lines.append(f"{title:20}{scores}")
-    lines.append(
-        f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "
-        f"{result['threads']} threads, {result['clusters_used']} of {result['clusters']} clusters used"
+def _figure(drawn: Drawn, caption: str = "") -> str:
+    return page.figure(drawn.path, drawn.alt, caption)
+
+
+def _clusters(images: Images, result: Outputs) -> str:
+    clusters, confidence = result.clusters, result.confidence
+    texts = describe(images, clusters, result.probabilities.shape[1])
+    sizes = np.bincount(clusters, minlength=len(texts))
+    shown = np.sort(np.argsort(-sizes, kind="stable")[:SHOWN_CLUSTERS])
+    parts = [page.paragraph("Of each cluster its most certain images, then its least certain ones.")]
+    if len(shown) < len(texts):
+        parts.append(page.paragraph(f"The {len(shown)} largest of {len(texts)} clusters.", muted=True))
+    for cluster in shown:
+        most, least = most_and_least_certain(clusters, confidence, cluster, SHOWN)
+        body = page.tag("h3", f"Cluster {cluster}: {page.escape(texts[cluster])}")
+        for heading, members in (("most certain", most), ("least certain", least)):
+            if len(members):
+                caption = f"{heading}, {confidence[members[0]]:.0%} to {confidence[members[-1]]:.0%}"
+                body += page.tag("p", caption, class_="muted") + _thumbnails(images, confidence, members)
+        parts.append(page.tag("div", body, class_="cluster"))
+    return "\n".join(parts)
+
+
+def _thumbnails(images: Images, confidence: NDArray[np.float32], members: NDArray[np.int64]) -> str:
+    def name(index: int) -> str:
+        known = f"image {index}" if images.files is None else images.files[index]
+        label = "" if images.labels is None else f", class {images.class_names[int(images.labels[index])]}"
+        return f"{known}{label}, confidence {confidence[index]:.0%}"
+
+    return page.thumbnails((images.images[index].numpy(), name(index)) for index in members.tolist())
+
+
+def _classes(images: Images, result: Outputs) -> str:
+    assert images.labels is not None
+    shape = {"num_classes": len(images.class_names), "num_clusters": result.probabilities.shape[1]}
+    table = per_class_table(confusion_matrix(images.labels.numpy(), result.clusters, **shape), images.class_names)
+    rows = [
+        (row["class"], row["images"], row["cluster"], f"{row['precision']:.1%}", f"{row['recall']:.1%}")
+        for row in table
+    ]
+    return page.table(["class", "images", "cluster", "precision", "recall"], rows)
+
+
+def _training(folder: Path, pictures: Path) -> str:
+    path = folder / "metrics.jsonl"
+    metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not metrics:
+        return ""
+    seconds = sum(line.get("seconds", 0) for line in metrics)
+    return _figure(draw_curves(pictures / "curves.png", metrics), f"{len(metrics)} epochs in {seconds:,.0f} seconds.")
+
+
+def _use(pictures: Path, run: LoadedRun, images: Images, result: Outputs) -> str:
+    total = result.probabilities.shape[1]
+    body = _figure(draw_counts(pictures / "cluster-use.png", result.clusters, total, "clusters"))
+    winners = prototype_winners(run, images.images)
+    if winners is not None:
+        body += _figure(draw_counts(pictures / "prototype-use.png", *winners, "prototypes"))
+    return body
+
+
+def _configuration(folder: Path, run: LoadedRun) -> str:
+    path = folder / RESULT
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    machine = {**result.get("machine", {}), **result.get("versions", {}), "backend": result.get("backend")}
+    config = [(name, _text(value)) for name, value in asdict(run.config).items() if value is not None]
+    return (
+        page.tag("h3", "The machine of the training")
+        + page.table(["what", "value"], [(name, _text(value)) for name, value in machine.items()])
+        + page.tag("details", page.tag("summary", "Every option of the run") + page.table(["option", "value"], config))
     )
-    lines.append(f"{folder}: {' '.join(name for name in FILES if (folder / name).exists())}")
-    return "\n".join(lines)
 
 
-def _write_labels(
-    path: Path, clusters: NDArray[np.int64], confidence: NDArray[np.float32], labels: NDArray[np.int64] | None
-) -> None:
-    columns: dict[str, list[Any]] = {
-        "index": list(range(len(clusters))),
-        "cluster": clusters.tolist(),
-        "confidence": [f"{value:.6f}" for value in confidence],
-    }
-    if labels is not None:
-        columns["label"] = labels.tolist()
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _draw(
-    folder: Path,
-    data: Images,
-    num_clusters: int,
-    clusters: NDArray[np.int64],
-    confidence: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
-    accuracy: float | None,
-) -> None:
-    sizes = np.bincount(clusters, minlength=num_clusters)
-    captions = [f"cluster {cluster}: {size or 'empty'}" for cluster, size in enumerate(sizes)]
-    if labels is not None:
-        matrix = confusion_matrix(labels, clusters, num_classes=len(data.class_names), num_clusters=num_clusters)
-        matched = [cluster for _, cluster in best_matching(matrix)]
-        columns = matched + [cluster for cluster in range(num_clusters) if cluster not in matched]
-        title = f"{data.name}: {len(clusters):,} images, accuracy {accuracy:.1%}"
-        figures.save_confusion(folder / "confusion.png", matrix, data.class_names, columns, title)
-        for cluster in np.flatnonzero(sizes):
-            majority = int(matrix[:, cluster].argmax())
-            share = matrix[majority, cluster] / sizes[cluster]
-            captions[cluster] = f"cluster {cluster}: {sizes[cluster]}, {share:.0%} “{data.class_names[majority]}”"
-    title = f"{data.name}: {len(clusters):,} images in {num_clusters} clusters"
-    figures.save_gallery(folder / "gallery.png", data.images.numpy(), clusters, confidence, captions, title)
+if __name__ == "__main__":
+    sys.exit(cli.main(["report", *sys.argv[1:]]))

@@ -5,27 +5,34 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from imc.config import Config
-from imc.data import name_of
+from imc.data import name_of, views
 from imc.errors import UserError
+from imc.methods import build_model
+from imc.methods.method import Method
 
 RUNS = Path("runs")
 RESULT = "result.json"
-FILES = ("config.json", "metrics.jsonl", "model.pt", "labels.csv", "confusion.png", "gallery.png", RESULT)
+FIGURES = "figures"  # a folder
+CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
+FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "labels.csv", "confusion.png", "gallery.png", RESULT)
 
 
 def open_run_folder(config: Config) -> Path:
     """The folder that this run writes to, created.
 
     With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
-    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result, or with
-    ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two runs. Other files are
-    left alone.
+    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result and no
+    checkpoint, or with ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two
+    runs. Other files are left alone.
 
     Raises:
         UserError: the folder holds a result, or cannot be created.
@@ -33,9 +40,11 @@ def open_run_folder(config: Config) -> Path:
     try:
         if config.out is None and config.name is None and not config.overwrite:
             return _next_free(RUNS / name_of(config.data))
-        folder = Path(config.out) if config.out is not None else RUNS / (config.name or name_of(config.data))
+        folder = run_folder(config)
         if (folder / RESULT).exists() and not config.overwrite:
             raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
+        if (folder / CHECKPOINT).exists() and not config.overwrite:
+            raise UserError(f"{folder} holds an unfinished run; continue it with --resume, or pass --overwrite")
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
@@ -44,6 +53,11 @@ def open_run_folder(config: Config) -> Path:
     except OSError as error:
         where = config.out or RUNS
         raise UserError(f"--out must be a folder that can be written: {error.strerror} ({where})") from None
+
+
+def run_folder(config: Config) -> Path:
+    """The folder that ``out`` or ``name`` asks for."""
+    return RUNS / (config.name or name_of(config.data)) if config.out is None else Path(config.out)
 
 
 def _next_free(folder: Path) -> Path:
@@ -55,9 +69,65 @@ def _next_free(folder: Path) -> Path:
     return free
 
 
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and its resolved configuration."""
+
+    config: Config
+    model: Method
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""
+        return views.prepare(images, self.config)
+
+
+def load_run(
+    folder: Path | str, device: torch.device | str = "cpu", encoder: torch.nn.Module | None = None
+) -> LoadedRun:
+    """The model that a run left, in evaluation mode.
+
+    Args:
+        folder: of a run that has ended.
+        device: where the model goes.
+        encoder: the module given to :func:`imc.train.train`, for a run with one.
+
+    Raises:
+        UserError: no such run, or its files do not fit together.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        state = load_file(folder / MODEL, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no finished run: {MODEL}: {error}") from None
+    model = build_model(config, encoder)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {error}") from None
+    return LoadedRun(config, cast(Method, model.to(device).eval()))
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved configuration of the run in this folder.
+
+    Raises:
+        UserError: there is none, or another version wrote it.
+    """
+    try:
+        return Config.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError):
+        raise UserError(f"{folder} is not the folder of a run: it holds no readable {CONFIG}") from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, indented, by way of a temporary file."""
-    _replace(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:
@@ -66,14 +136,24 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content) + "\n")
 
 
-def save_model(path: Path, state: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Write ``{"model": state dict, "config": dict}``, loadable with ``torch.load(path, weights_only=True)``."""
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save({"model": state, "config": config}, temporary)
-    os.replace(temporary, path)
+def keep_json_lines(path: Path, epochs: int) -> None:
+    """Keep the lines of the first ``epochs`` epochs: what was written after a checkpoint is written again."""
+    lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() else []
+    write_file(path, "".join(lines).encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def save_model(path: Path, model: torch.nn.Module) -> None:
+    """Write the parameters and buffers in the format of safetensors, by way of a temporary file."""
+    # Contiguous, since the format has no other order; clones, since it refuses tensors that share memory.
+    state = {name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}
+    write_file(path, save(state))
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that at any moment, also of a power cut, it holds the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

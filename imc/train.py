@@ -1,149 +1,195 @@
-"""Train IMC-SwAV: cluster a data set without its labels.
+"""Train IMC-SwAV or CRLC: cluster a data set without its labels.
 
-    python -m imc.train                          # the digits, everything at its default; writes runs/digits/
-    python -m imc.train --seed 1 --out my/run    # another seed, another folder
-    python -m imc.train --epochs 5               # a quick look
-    python -m imc.train --backend eager          # plain PyTorch instead of the fused kernels
+    python -m imc.train                               # the digits; writes runs/digits/
+    python -m imc.train --seed 1 --out my/run         # another seed, another folder
+    python -m imc.train --data cifar10 --download     # the paper's settings for CIFAR-10
+    python -m imc.train --data my/photos --clusters 20
+    python -m imc.train --out my/run --resume         # continue after an interruption
+    torchrun --nproc-per-node 8 -m imc.train --data cifar10 --batch-size 2048
+
+Options whose line gives no default take that of the method and the data set: --print-config shows what a run would use.
 
 The run folder holds
 
-    config.json     the configuration, everything resolved
-    metrics.jsonl   one line per epoch: loss terms, use of prototypes and clusters, learning rate at its end, speed
-    model.pt        {"model": state dict, "config": dict}; torch.load(..., weights_only=True) reads it
-    labels.csv      index, cluster, confidence and, where there are labels, label
-    confusion.png   classes against clusters, where there are labels
-    gallery.png     the most and least certain images of each cluster
-    result.json     ACC, NMI, ARI beside those of k-means on the pixels, time, backend, seed, versions
+    config.json         the configuration, everything resolved
+    metrics.jsonl       one line per epoch: loss terms, use of prototypes and clusters, learning rate at its end, speed
+    checkpoint.pt       what --resume continues from
+    model.safetensors   the trained model
+    labels.csv          index, cluster, confidence and, where there are labels, label
+    confusion.png       classes against clusters, where there are labels
+    gallery.png         the most and least certain images of each cluster
+    result.json         ACC, NMI, ARI beside those of k-means on the pixels, time, backend, seed, versions
 
 From Python: ``train(Config(seed=1))`` returns what result.json holds.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from imc import arguments, cli
+from imc import arguments, cli, presets
+from imc.checkpoint import read_checkpoint, resumed_config
 from imc.config import Config
-from imc.data import Images, load
-from imc.data.views import Crops, Views, unit_scale
+from imc.data import Dataset, Images
+from imc.data.views import unit_scale
+from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
-from imc.evaluation import assign
-from imc.methods.imc_swav import ImcSwav
-from imc.models.encoders import DigitsEncoder
-from imc.monitor import EpochMonitor, collapse_warnings
-from imc.report import table, write_report
-from imc.run_folder import append_json_line, open_run_folder, save_model, write_json
+from imc.evaluation import outputs
+from imc.loop import Loop, compile_encoder, warn
+from imc.methods import build_model
+from imc.methods.method import Method
+from imc.models.batch_norm import synchronise
+from imc.pretrained import load_pretrained
+from imc.results import table, write_results
+from imc.run_data import clustered, run_data
+from imc.run_folder import CONFIG, MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
 from imc_kernels import backends
 
 
 def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
-    config = arguments.parse(argv, program="imc train", description=__doc__ or "")
+    config = arguments.parse(Config, argv, program="imc train", description=__doc__ or "").validate()
+    if config.print_config:
+        print(json.dumps(plan(config).to_dict(), indent=2))
+        return
     result = train(config)
-    print(table(result, Path(result["out"])))
+    if result is not None:
+        print(table(result, Path(result["out"])))
 
 
-def train(config: Config, data: Images | None = None) -> dict[str, Any]:
+def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
+    """The configuration that :func:`train` would run with on this machine, everything resolved."""
+    return _resolve(config.validate(), run_data(config, data), encoder, choose_device(config.device))
+
+
+def train(
+    config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None
+) -> dict[str, Any] | None:
     """Train, evaluate and write the run folder.
 
-    Sets torch's number of threads and seeds its global generator.
+    Sets torch's number of threads and seeds its global generator. Under torchrun every process calls this.
 
     Args:
-        config: what to run.
+        config: what to run; what it leaves open, :mod:`imc.presets` fills in.
         data: the images to use instead of loading ``config.data``.
+        encoder: a module from images [B, C, H, W] to features [B, F], instead of ``config.encoder``.
 
     Returns:
-        The content of result.json, and ``out``, the run folder.
+        The content of result.json, and ``out``, the run folder. None in all processes but the first.
 
     Raises:
         UserError: a value that is not accepted.
-        RunError: a loss became NaN.
+        RunError: a loss became NaN, or another process died.
+        StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
     config.validate()
-    data = load(config.data).train if data is None else data
-    config = _resolve(config, data)
-    folder = open_run_folder(config)
-    config = replace(config, name=config.name or folder.name, out=str(folder))
-    write_json(folder / "config.json", asdict(config))
+    device = choose_device(config.device)
+    with ranks(device, config.rank_timeout) as processes:
+        checkpoint = read_checkpoint(run_folder(config)) if config.resume else None
+        if checkpoint is not None:
+            config = resumed_config(config, checkpoint["config"]).validate()
+        elif config.resume and processes.first:
+            warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
+        dataset = _load_in_turn(config, data, processes)
+        asked, config = config, _resolve(config, dataset, encoder, device)
+        folder = _folder(config, resume=checkpoint is not None, processes=processes)
+        if processes.first and dataset.note:
+            print(dataset.note, file=sys.stderr)
+        config = replace(config, name=config.name or folder.name, out=str(folder))
 
-    torch.manual_seed(config.seed)
-    model = build_model(config, channels=data.images.shape[-1])
-    model = model.to(data.images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with backends.backend(config.backend):
-        try:
-            seconds = _fit(model, data.images, config, folder / "metrics.jsonl")
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {folder} holds the metrics of the epochs so far") from None
-    save_model(folder / "model.pt", model.state_dict(), asdict(config))
-    assert config.pixel_scale is not None
-    clusters, confidence = assign(model, data.images, config.large_size, config.pixel_scale)
-    result = write_report(folder, config, data, clusters, confidence, seconds)
-    empty = result["clusters"] - result["clusters_used"]
-    if empty:
-        _warn(f"{empty} of {result['clusters']} clusters are empty; a higher --entropy-weight evens them out")
+        torch.manual_seed(config.seed)
+        model = build_model(config, encoder)
+        if config.init is not None and checkpoint is None:
+            matched = load_pretrained(model.encoder, Path(config.init))
+            if processes.first:
+                print(f"--init {config.init}: {matched}", file=sys.stderr)
+        config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
+        if processes.first:
+            write_json(folder / CONFIG, config.to_dict())
+        _place(model, config, device, processes)
+        # A form of an operation that the named backend lacks may fall back only if the choice was automatic.
+        with backends.backend(None if asked.backend == "auto" else asked.backend):
+            loop = Loop(model, _parts(config, dataset), config, folder, processes)
+            if checkpoint is not None:
+                loop.load(checkpoint)
+            loop.run()
+            if not processes.first:
+                return None
+            save_model(folder / MODEL, model)
+            result = _report(model, config, clustered(config, dataset), folder, loop.seconds)
     return {**result, "out": str(folder)}
 
 
-def build_model(config: Config, channels: int) -> ImcSwav:
-    """The untrained model of a resolved configuration, for images of this many channels."""
-    assert config.clusters is not None
-    encoder = DigitsEncoder(
-        channels,
-        widths=config.widths,
-        pool_after=config.pool_after,
-        pooled_size=config.pooled_size,
-        feature_dim=config.feature_dim,
-        bn_momentum=config.bn_momentum,
+def _load_in_turn(config: Config, data: Dataset | Images | None, processes: Ranks) -> Dataset:
+    """The data set; the first process alone may write to the disk."""
+    dataset, failure = None, None
+    if processes.first:
+        try:
+            dataset = run_data(config, data)
+        except UserError as error:
+            failure = str(error)
+    failure = processes.share(failure)
+    if failure is not None:
+        raise UserError(failure)
+    return run_data(config, data) if dataset is None else dataset
+
+
+def _parts(config: Config, data: Dataset) -> list[Tensor]:
+    """The images that are trained on, those that are clustered first."""
+    parts = [data.train.images]
+    if config.train_on == "train+test":
+        if data.test is None:
+            raise UserError(f"--train-on train+test: {data.name} has no test split")
+        parts = [torch.cat([data.train.images, data.test.images])]
+    if data.unlabeled is not None and config.bank:
+        parts.append(data.unlabeled.images)
+    return parts
+
+
+def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: torch.device) -> Config:
+    """Replace what stands for "chosen by the run", and check what depends on the data and the machine."""
+    if encoder is not None:
+        config = replace(config, encoder="custom")
+    images = data.train.images
+    if min(images.shape[:3]) < 1:
+        raise UserError(f"{data.name} holds no images")
+    count = len(images) + (len(data.test.images) if config.train_on == "train+test" and data.test is not None else 0)
+    config = presets.resolve(
+        config,
+        name=data.name,
+        side=min(images.shape[1:3]),
+        channels=images.shape[3],
+        count=count,
+        classes=len(data.train.class_names),
     )
-    return ImcSwav(
-        encoder,
-        projection_hidden=config.projection_hidden,
-        embedding_dim=config.embedding_dim,
-        projection_bias=config.projection_bias,
-        prototypes=config.prototypes,
-        clusters=config.clusters,
-        classifier_widths=config.classifier_widths,
-        bn_momentum=config.bn_momentum,
-        sinkhorn_epsilon=config.sinkhorn_epsilon,
-        sinkhorn_iterations=config.sinkhorn_iterations,
-        temperature=config.temperature,
-        entropy_weight=config.entropy_weight,
-        logit_limit=config.logit_limit,
-    )
-
-
-def learning_rate(update: int, updates: int, peak: float, warmup: int) -> float:
-    """The rate of the update with this number, from 0: linear to ``peak`` over the warm-up, then a half cosine to 0."""
-    if update < warmup:
-        return peak * (update + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (updates - warmup)))
-
-
-def _resolve(config: Config, data: Images) -> Config:
-    """Replace what stands for "chosen by the run", and check what depends on the data."""
-    count = len(data.images)
-    if config.batch_size > count:
-        raise UserError(f"--batch-size must be at most {count}, the images of {data.name}, got {config.batch_size}")
-    if config.clusters is None and not data.class_names:
-        raise UserError(f"--clusters must say how many to find: {data.name} has no labels to take the number from")
-    clusters = len(data.class_names) if config.clusters is None else config.clusters
-    if clusters > count:
-        raise UserError(f"--clusters must be at most {count}, the images of {data.name}, got {clusters}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    backend = _resolve_backend(config.backend, data.images.device)
-    scale = unit_scale(data.images) if config.pixel_scale is None else config.pixel_scale
-    return replace(config, clusters=clusters, backend=backend, threads=torch.get_num_threads(), pixel_scale=scale)
+    if config.pixel_scale is None:
+        config = replace(config, pixel_scale=unit_scale(images) if config.augmentation == "affine" else 1 / 255)
+    channels = images.shape[3]
+    mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
+    amp = {"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp)
+    return replace(
+        config,
+        mean=mean if config.mean is None else config.mean,
+        std=std if config.std is None else config.std,
+        amp=amp,
+        channels_last="off" if config.channels_last == "off" else "on",
+        backend=_resolve_backend(config.backend, device),
+        device=str(device) if config.device != "auto" else device.type,
+        threads=torch.get_num_threads(),
+        print_config=False,
+        resume=False,
+        overwrite=False,
+    )
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
@@ -161,71 +207,48 @@ def _resolve_backend(name: str, device: torch.device) -> str:
     return chosen
 
 
-def _fit(model: ImcSwav, images: Tensor, config: Config, metrics: Path) -> float:
-    """Train ``model`` on uint8 images [M, H, W, C], one line of ``metrics`` per epoch; the seconds it took."""
-    generator = torch.Generator(images.device).manual_seed(config.seed)
-    views = _views(images, config, generator)
-    classifier = {id(parameter) for parameter in model.classifier.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in classifier], "peak": config.lr},
-        {"params": list(model.classifier.parameters()), "peak": config.classifier_lr},
-    ]
-    optimizer = torch.optim.Adam(
-        groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
-    steps = len(images) // config.batch_size
-    updates = config.epochs * steps
-    assert config.clusters is not None
-    start, update = time.perf_counter(), 0
-    interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; a log file gets few
-    with tqdm(total=updates, desc="train", unit="step", mininterval=interval, maxinterval=interval) as bar:
-        for epoch in range(1, config.epochs + 1):
-            epoch_start = time.perf_counter()
-            monitor = EpochMonitor(config.prototypes, config.clusters, images.device)
-            order = torch.randperm(len(images), generator=generator, device=images.device)
-            for indices in order[: steps * config.batch_size].split(config.batch_size):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(update, updates, group["peak"], config.warmup_updates)
-                step = model(views(indices))
-                optimizer.zero_grad()
-                step.loss.backward()
-                if update < config.warmup_updates:
-                    model.drop_prototype_gradient()
-                optimizer.step()
-                monitor.update(step)
-                update += 1
-                bar.update()
-            summary = monitor.summary(first_update=update - steps)
-            seconds = time.perf_counter() - epoch_start
-            speed = steps * config.batch_size / seconds
-            timing = {"images_per_second": round(speed, 1), "seconds": round(seconds, 4)}
-            append_json_line(metrics, {"epoch": epoch, **summary, "lr": optimizer.param_groups[0]["lr"], **timing})
-            bar.set_postfix(loss=f"{summary['loss']:.3f}", prototypes=f"{summary['prototype_use']:.0%}", refresh=False)
-            if epoch in (config.epochs // 2, config.epochs) and update > config.warmup_updates:
-                for sentence in collapse_warnings(summary, config.prototypes):
-                    _warn(f"epoch {epoch}: {sentence}")
-    return time.perf_counter() - start
+def _folder(config: Config, *, resume: bool, processes: Ranks) -> Path:
+    """The run folder, made by the first process."""
+    made, failure = None, None
+    if processes.first:
+        try:
+            made = run_folder(config) if resume else open_run_folder(config)
+        except UserError as error:
+            failure = str(error)
+    made, failure = processes.share((None if made is None else str(made), failure))
+    if failure is not None:
+        raise UserError(failure)
+    return Path(made)
 
 
-def _views(images: Tensor, config: Config, generator: torch.Generator) -> Views:
-    assert config.pixel_scale is not None
-    crops = [Crops(config.large_crops, config.large_size, config.large_area)]
-    if config.small_crops:
-        crops.append(Crops(config.small_crops, config.small_size, config.small_area))
-    return Views(
-        images,
-        crops,
-        scale=config.pixel_scale,
-        rotation=config.rotation,
-        shear=config.shear,
-        gain=config.gain,
-        noise=config.noise,
-        generator=generator,
-    )
+def _place(model: Method, config: Config, device: torch.device, processes: Ranks) -> None:
+    """Put the model on its device, in the form in which this run trains it."""
+    model.to(device)
+    if config.channels_last == "on":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.amp, model.per_size = config.amp == "bf16", config.bn == "per-size"
+    model.group = processes.group
+    if config.freeze_encoder:
+        model.frozen = True
+        model.encoder.requires_grad_(False)
+    if config.sync_bn:
+        if config.encoder == "custom":
+            raise UserError("--sync-bn is for the encoders of this package; convert yours before you pass it")
+        # A bank's batch is whole in every process.
+        synchronise(model.encoder if config.bank else model, processes.group)
+    same_start(model, processes.group)
+    if config.compile:
+        compile_encoder(model.encoder)
+    model.train()
 
 
-def _warn(sentence: str) -> None:
-    tqdm.write(f"warning: {sentence}", file=sys.stderr)
+def _report(model: Method, config: Config, data: Images, folder: Path, seconds: float) -> dict[str, Any]:
+    final = outputs(LoadedRun(config, model), data.images, amp=config.amp == "bf16")
+    result = write_results(folder, config, data, final.clusters, final.confidence, seconds)
+    empty = result["clusters"] - result["clusters_used"]
+    if empty:
+        warn(f"{empty} of {result['clusters']} clusters are empty; a higher --entropy-weight evens them out")
+    return result
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 // maximum and its sum of exponentials. Backward: the products are computed again and become, in place, the weights W of
 //   dZ_i = sum_{j != i} W_ij z_j / (N temperature),  W_ij = exp(S_ij - lse_i) + exp(S_ij - lse_j) - 2 [j = pair(i)],
 // whose product with Z is added up block by block. Norms are applied where Z is copied for the products.
+//
+// A batch spread over processes: each has all rows as columns and only its own as rows; between forward and backward the
+// maxima and sums are exchanged (imc_kernels/ops/distributed/info_nce_loss.py).
 #include <cstdint>
 
 #include "gemm.h"
@@ -117,44 +120,96 @@ void differentiate(const RowBlock<T>& block, const T* packed_rows, T* gradient) 
   if (p.scale) project(p.embeddings + offset, p.scale + block.first, gradient, block.rows, p.dim, 1);
 }
 
+// The products' operands, and the blocks of the rows of some samples, in both views.
+template <typename T>
+class Contrast {
+ public:
+  Contrast(const T* embeddings, int64_t batch, int64_t dim, int64_t first, int64_t samples, T* statistics,
+           double temperature, bool normalise, int threads)
+      : first_(first), samples_(samples), scale_(2 * batch), columns_(packed_size<T>(dim, 2 * batch)),
+        workers_(useful_threads(2 * samples * 2 * batch * dim / 16, threads)), threads_(threads),
+        products_(workers_ * kProducts), tiles_(workers_ * kTileSize),
+        problem_{embeddings, batch, dim, 2 * batch, normalise ? scale_.get() : nullptr, static_cast<T>(1 / temperature),
+                 columns_.get(), statistics, statistics + 2 * batch} {
+    if (normalise) inverse_norms(embeddings, scale_.get(), 2 * batch, dim, threads);
+    pack_columns(embeddings, problem_.scale, dim, 2 * batch, columns_.get(), threads);
+    for (int64_t i = 0; i < workers_ * kTileSize; ++i) tiles_[i] = 0;
+  }
+
+  // The sum of the losses of the rows, whose statistics are written.
+  double forward() {
+    Scratch<double> losses(2 * samples_);
+    for_blocks([&](const RowBlock<T>& block, int64_t out) { contrast(block, &losses[out]); });
+    double total = 0;
+    for (int64_t i = 0; i < 2 * samples_; ++i) total += losses[i];
+    return total;
+  }
+
+  // From the statistics of all rows. gradient: [2, samples, dim]
+  void backward(T* gradient) {
+    const int64_t rows = problem_.rows, dim = problem_.dim;
+    Scratch<T> packed(packed_size<T>(rows, dim));
+    pack_rows(problem_.embeddings, problem_.scale, rows, dim, packed.get(), threads_);
+    for_blocks([&](const RowBlock<T>& block, int64_t out) { differentiate(block, packed.get(), gradient + out * dim); });
+  }
+
+ private:
+  static constexpr int64_t kProducts = kBlockRows * kBlockColumns<T>;
+
+  // body(block, number of its first row among those of the samples)
+  template <typename Body>
+  void for_blocks(const Body& body) {
+    // Few rows are cut into smaller blocks, so that there is work for several threads.
+    const int64_t height = 2 * samples_ < 8 * kBlockRows ? kBlockRows / 4 : kBlockRows;
+    const int64_t blocks = ceil_div(samples_, height);
+    parallel_for(2 * blocks, workers_, [&](int64_t item, int worker) {
+      const int64_t view = item / blocks, sample = item % blocks * height;
+      body(RowBlock<T>{problem_, view * problem_.batch + first_ + sample,
+                       samples_ - sample < height ? samples_ - sample : height, &products_[worker * kProducts],
+                       &tiles_[worker * kTileSize]},
+           view * samples_ + sample);
+    });
+  }
+
+  int64_t first_, samples_;
+  Scratch<T> scale_, columns_;
+  int workers_, threads_;
+  Scratch<T> products_, tiles_;
+  Problem<T> problem_;
+};
+
 }  // namespace
 
 template <typename T>
 void info_nce_loss(const T* embeddings, T* loss, T* gradient, int64_t batch, int64_t dim, double temperature,
                    bool normalise, int threads) {
-  const int64_t rows = 2 * batch;
-  Scratch<T> scale(rows), columns(packed_size<T>(dim, rows)), high(rows), inverse_sum(rows);
-  if (normalise) inverse_norms(embeddings, scale.get(), rows, dim, threads);
-  const T* scale_or_null = normalise ? scale.get() : nullptr;
-  pack_columns(embeddings, scale_or_null, dim, rows, columns.get(), threads);
-  const Problem<T> problem{embeddings,    batch,      dim,       rows, scale_or_null, static_cast<T>(1 / temperature),
-                           columns.get(), high.get(), inverse_sum.get()};
+  Scratch<T> statistics(4 * batch);
+  Contrast<T> contrast(embeddings, batch, dim, 0, batch, statistics.get(), temperature, normalise, threads);
+  *loss = static_cast<T>(contrast.forward() / static_cast<double>(2 * batch));
+  if (gradient) contrast.backward(gradient);
+}
 
-  // Few rows are cut into smaller blocks, so that there is work for several threads.
-  const int64_t block_rows = rows < 8 * kBlockRows ? kBlockRows / 4 : kBlockRows;
-  const int workers = useful_threads(rows * rows * dim / 16, threads);
-  constexpr int64_t products_size = kBlockRows * kBlockColumns<T>;
-  Scratch<T> products(workers * products_size), tiles(workers * kTileSize);
-  for (int64_t i = 0; i < workers * kTileSize; ++i) tiles[i] = 0;
-  const auto for_blocks = [&](const auto& body) {
-    parallel_for(ceil_div(rows, block_rows), workers, [&](int64_t item, int worker) {
-      const int64_t first = item * block_rows;
-      body(RowBlock<T>{problem, first, rows - first < block_rows ? rows - first : block_rows,
-                       &products[worker * products_size], &tiles[worker * kTileSize]});
-    });
-  };
+template <typename T>
+void info_nce_loss_rows(const T* embeddings, double* loss, T* statistics, int64_t batch, int64_t dim,
+                        int64_t first_sample, int64_t samples, double temperature, bool normalise, int threads) {
+  Scratch<T> all(4 * batch);
+  Contrast<T> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
+  *loss = contrast.forward();
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < samples; ++j) statistics[i * samples + j] = all[i * batch + first_sample + j];
+}
 
-  Scratch<double> losses(rows);
-  for_blocks([&](const RowBlock<T>& block) { contrast(block, &losses[block.first]); });
-  double total = 0;
-  for (int64_t i = 0; i < rows; ++i) total += losses[i];
-  *loss = static_cast<T>(total / static_cast<double>(rows));
-  if (!gradient) return;
-  Scratch<T> packed_rows(packed_size<T>(rows, dim));
-  pack_rows(embeddings, scale_or_null, rows, dim, packed_rows.get(), threads);
-  for_blocks([&](const RowBlock<T>& block) { differentiate(block, packed_rows.get(), gradient + block.first * dim); });
+template <typename T>
+void info_nce_loss_gradient(const T* embeddings, const T* statistics, T* gradient, int64_t batch, int64_t dim,
+                            int64_t first_sample, int64_t samples, double temperature, bool normalise, int threads) {
+  Scratch<T> all(4 * batch);
+  for (int64_t i = 0; i < 4 * batch; ++i) all[i] = statistics[i];
+  Contrast<T> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
+  contrast.backward(gradient);
 }
 
 IMC_INSTANTIATE(info_nce_loss)
+IMC_INSTANTIATE(info_nce_loss_rows)
+IMC_INSTANTIATE(info_nce_loss_gradient)
 
 }  // namespace imc::IMC_ISA

@@ -29,6 +29,34 @@ void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
                        int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
                        int threads);
 
+// A batch over processes: one sweep of it, between exchanges of column sums. Sweep 0 starts; each later one applies the
+// column scalings; the last, iteration `iterations`, leaves the assignments, which until then hold the kernel's state.
+template <typename T>
+void sinkhorn_sweep(const T* scores,        // [problems, batch, prototypes]
+                    const T* extremes,      // [2, problems]: the largest score of the whole batch, minus the smallest
+                    T* assignments,         // [problems, batch, prototypes]
+                    const double* columns,  // [problems, prototypes]: logarithms of the column scalings
+                    double* rows,           // [problems, batch]: out, those of the row scalings
+                    double* log_sums,       // [problems, prototypes]: out, those of this process's column sums
+                    int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iteration, bool last,
+                    int threads);
+
+// Its way back: from the gradient of one iteration's column scalings (null: from grad_output, where the gradient
+// begins) to this process's part of the gradient of those of the iteration before.
+template <typename T>
+void sinkhorn_backward_sweep(const T* scores,                 // [problems, batch, prototypes]
+                             const T* extremes,               // [2, problems]
+                             const T* marginals,              // [prototypes] or null
+                             const T* assignments,            // [problems, batch, prototypes]
+                             const T* grad_output,            // [problems, batch, prototypes]
+                             const double* columns,           // [problems, prototypes], of the iteration
+                             const double* earlier_rows,      // [problems, batch], of the one before; null: there is none
+                             const double* earlier_columns,   // [problems, prototypes], the same
+                             const T* columns_gradient,       // [problems, prototypes] or null
+                             T* gradient,                     // [problems, batch, prototypes], which it goes on with
+                             T* sums,                         // [problems, prototypes]: out
+                             int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int threads);
+
 template <typename T>
 void prototype_scores(const T* embeddings,  // [rows, dim]
                       const T* prototypes,  // [prototype_count, dim]
@@ -62,6 +90,27 @@ void mutual_information_loss(const T* logits,     // [views, batch, clusters]
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
                              double entropy_weight, double logit_limit, bool symmetric, int threads);
 
+// A batch over processes. Sums over this process's samples: of y.T u for all pairs of views, of y, of the logits' excess
+// over the limit, and of 1.
+template <typename T>
+void mutual_information_loss_sums(const T* logits,  // [views, batch, clusters]
+                                  const T* scores,  // [views, batch, prototypes]
+                                  T* sums,          // [views clusters, views prototypes], [views clusters], [], []
+                                  int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                  double temperature, double logit_limit, int threads);
+
+// The loss of the whole batch from its sums, which are overwritten, and the gradients of this process's samples.
+template <typename T>
+void mutual_information_loss_finish(const T* logits,     // [views, batch, clusters]
+                                    const T* scores,     // [views, batch, prototypes]
+                                    T* sums,             // as above
+                                    T* loss,             // []
+                                    T* logits_gradient,  // [views, batch, clusters]
+                                    T* scores_gradient,  // [views, batch, prototypes]
+                                    int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                    double temperature, double entropy_weight, double logit_limit, bool symmetric,
+                                    int threads);
+
 // Both views of sample b are a pair. logit_limit is infinite for no guard.
 template <typename T>
 void log_dot_product_loss(const T* logits,  // [heads, 2, batch, clusters]
@@ -70,11 +119,47 @@ void log_dot_product_loss(const T* logits,  // [heads, 2, batch, clusters]
                           int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
                           double logit_limit, int threads);
 
+// A batch over processes: for each cluster the largest of this process's smoothed predictions, the sum of the others,
+// and per view the sum of the unsmoothed ones.
+template <typename T>
+void log_dot_product_loss_sums(const T* logits,  // [heads, 2, batch, clusters]
+                               double* sums,     // [heads, clusters, 4]
+                               int64_t heads, int64_t batch, int64_t clusters, double smoothing, int threads);
+
+// Given these sums of the whole batch: without quotients, this process's part of the losses and of the quotients, of
+// which the largest and the sum of the others; given those of the whole batch too, the gradient.
+template <typename T>
+void log_dot_product_loss_parts(const T* logits,                // [heads, 2, batch, clusters]
+                                const double* sums,             // [heads, clusters, 4]
+                                const double* samples,          // []: of the whole batch
+                                const double* whole_quotients,  // [heads, clusters, 2] or null
+                                double* losses,                 // [heads]
+                                double* quotients,              // [heads, clusters, 2]
+                                T* gradient,                    // [heads, 2, batch, clusters]
+                                int64_t heads, int64_t batch, int64_t clusters, double smoothing,
+                                double entropy_weight, double logit_limit, int threads);
+
 template <typename T>
 void info_nce_loss(const T* embeddings,  // [2, batch, dim]
                    T* loss,              // []
                    T* gradient,          // [2, batch, dim]
                    int64_t batch, int64_t dim, double temperature, bool normalise, int threads);
+
+// A batch over processes, whose embeddings each holds; its own samples begin at first_sample. The loss is the sum over
+// their rows; the statistics of a row are its largest product with another and 1 / the sum of exponentials.
+template <typename T>
+void info_nce_loss_rows(const T* embeddings,  // [2, batch, dim]
+                        double* loss,         // []
+                        T* statistics,        // [2, 2, samples]: statistic, view
+                        int64_t batch, int64_t dim, int64_t first_sample, int64_t samples, double temperature,
+                        bool normalise, int threads);
+
+template <typename T>
+void info_nce_loss_gradient(const T* embeddings,  // [2, batch, dim]
+                            const T* statistics,  // [2, 2, batch]
+                            T* gradient,          // [2, samples, dim]
+                            int64_t batch, int64_t dim, int64_t first_sample, int64_t samples, double temperature,
+                            bool normalise, int threads);
 
 // Crops of 8-bit images. Out is float, double, bfloat16 or float16; the columns of the parameters are those of
 // imc_kernels/ops/crop_parameters.py, and the boxes and indices are taken to be inside the images.

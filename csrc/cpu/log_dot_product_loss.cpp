@@ -5,6 +5,9 @@
 // Three sweeps over blocks of kBlock samples: softmax and the parts of S and of the mean prediction; d, r, the loss and
 // the parts of sum q / d; the gradient. A head has few clusters, so a block lies transposed, [cluster][sample], and
 // vectors run over samples. Parts are added in the order of the blocks: bitwise the same for any number of threads.
+//
+// A batch spread over processes runs the sweeps one call at a time: between them the callers exchange the sums of each
+// head and cluster (imc_kernels/ops/distributed/log_dot_product_loss.py).
 #include <cstdint>
 
 #include "instantiate.h"
@@ -61,11 +64,19 @@ T safe_log(T x) {
   return log_normal(x < smallest_normal(T()) ? smallest_normal(T()) : x);
 }
 
+struct PerView {
+  double views[2];
+
+  void add(const PerView& other) {
+    for (int64_t view = 0; view < 2; ++view) views[view] += other.views[view];
+  }
+};
+
 // What a head's rows have in common, for one cluster.
 template <typename T>
 struct ClusterSums {
   PeakAndRest<T> q, q_over_d;
-  double mean[2];  // per view: the sum of the unsmoothed predictions, at last the gradient of the entropy term
+  PerView mean;  // the sum of the unsmoothed predictions, at last the gradient of the entropy term
 };
 
 template <typename T>
@@ -74,8 +85,9 @@ struct Problem {
   T* gradient;
   int64_t heads, batch, clusters;
   double smoothing, entropy_weight, limit;
+  int64_t whole_batch = batch;  // of all processes
   int64_t blocks = ceil_div(batch, kBlock), matrix = clusters * kBlock;
-  T inverse_rows = T(1) / static_cast<T>(2 * batch);
+  T inverse_rows = T(1) / static_cast<T>(2 * whole_batch);
   Scratch<T> p{heads * blocks * 2 * matrix}, q{heads * blocks * 2 * matrix};  // [head, block, view, cluster, sample]
   Scratch<T> weights{heads * blocks * 3 * kBlock};            // 1 / N d for both views and 2 / N r of each sample
   Scratch<ClusterSums<T>> parts{heads * blocks * clusters};
@@ -179,7 +191,7 @@ void predict(const Block<T>& block) {
   for (int64_t c = 0; c < problem.clusters; ++c) {
     ClusterSums<T>& part = block.parts()[c];
     part.q = peak_and_rest(block.q(0) + c * kBlock, block.q(1) + c * kBlock);
-    for (int64_t view = 0; view < 2; ++view) part.mean[view] = sum_block(block.p(view) + c * kBlock);
+    for (int64_t view = 0; view < 2; ++view) part.mean.views[view] = sum_block(block.p(view) + c * kBlock);
   }
 }
 
@@ -237,7 +249,7 @@ void differentiate(const Block<T>& block, T* dp) {
       const ClusterSums<T>& sums = block.sums()[c];
       const T peak = sums.q.peak, rest = static_cast<T>(sums.q.rest);
       const T over_peak = sums.q_over_d.peak, over_rest = static_cast<T>(sums.q_over_d.rest);
-      const T entropy = static_cast<T>(sums.mean[view]);
+      const T entropy = static_cast<T>(sums.mean.views[view]);
 #pragma omp simd
       for (int64_t i = 0; i < kBlock; ++i) {
         const int64_t at = c * kBlock + i;
@@ -263,58 +275,136 @@ void differentiate(const Block<T>& block, T* dp) {
   }
 }
 
-// Adds up a head's sums of the predictions. Returns the weighted entropy of its mean predictions.
-template <typename T>
-double add_predictions(Problem<T>& problem, int64_t head) {
-  double entropy = 0;
+// sums[cluster] of a head += the parts of its blocks, in the member `which`.
+template <typename T, typename Member>
+void add_parts(Problem<T>& problem, int64_t head, Member ClusterSums<T>::*which) {
   for (int64_t c = 0; c < problem.clusters; ++c) {
-    ClusterSums<T>& sums = problem.sums[head * problem.clusters + c];
-    sums = problem.part(head, 0, c);
-    for (int64_t block = 1; block < problem.blocks; ++block) {
-      const ClusterSums<T>& part = problem.part(head, block, c);
-      sums.q.add(part.q);
-      for (int64_t view = 0; view < 2; ++view) sums.mean[view] += part.mean[view];
+    Member& sum = problem.sums[head * problem.clusters + c].*which;
+    sum = problem.part(head, 0, c).*which;
+    for (int64_t block = 1; block < problem.blocks; ++block) sum.add(problem.part(head, block, c).*which);
+  }
+}
+
+// Returns the weighted entropy of a head's mean predictions, whose sums become its gradient.
+template <typename T>
+double entropy(Problem<T>& problem, int64_t head) {
+  const double smallest = static_cast<double>(smallest_normal(T())), batch = static_cast<double>(problem.whole_batch);
+  double sum = 0;
+  for (int64_t c = 0; c < problem.clusters; ++c)
+    for (double& mean : problem.sums[head * problem.clusters + c].mean.views) {
+      const double p = mean / batch, log_p = __builtin_log(p < smallest ? smallest : p);
+      sum -= p * log_p / 2;
+      mean = problem.entropy_weight / (2 * batch) * log_p;
     }
-    for (double& mean : sums.mean) {
-      const double p = mean / static_cast<double>(problem.batch);
-      const double smallest = static_cast<double>(smallest_normal(T()));
-      const double log_p = __builtin_log(p < smallest ? smallest : p);
-      entropy -= p * log_p / 2;
-      mean = problem.entropy_weight / static_cast<double>(2 * problem.batch) * log_p;
+  return problem.entropy_weight * sum;
+}
+
+// The three sweeps.
+template <typename T>
+struct Sweeps {
+  Problem<T>& problem;
+  int threads = 1;
+  int64_t items = problem.heads * problem.blocks;
+
+  void predict_all() const {
+    parallel_for(items, threads, [&](int64_t item, int) { predict(Block<T>{problem, item}); });
+    for (int64_t head = 0; head < problem.heads; ++head) {
+      add_parts(problem, head, &ClusterSums<T>::q);
+      add_parts(problem, head, &ClusterSums<T>::mean);
     }
   }
-  return problem.entropy_weight * entropy;
-}
+
+  void compare_all() const {
+    parallel_for(items, threads, [&](int64_t item, int) { compare(Block<T>{problem, item}); });
+  }
+
+  void add_quotients() const {
+    for (int64_t head = 0; head < problem.heads; ++head) add_parts(problem, head, &ClusterSums<T>::q_over_d);
+  }
+
+  void differentiate_all() const {
+    Scratch<T> dp(threads * problem.matrix);
+    parallel_for(items, threads, [&](int64_t item, int worker) {
+      differentiate(Block<T>{problem, item}, &dp[worker * problem.matrix]);
+    });
+  }
+
+  // The sum of a head's terms and of its guard.
+  double loss(int64_t head) const {
+    double total = 0;
+    for (int64_t block = 0; block < problem.blocks; ++block) total += problem.losses[head * problem.blocks + block];
+    return total;
+  }
+};
 
 }  // namespace
 
 template <typename T>
 void log_dot_product_loss(const T* logits, T* loss, T* gradient, int64_t heads, int64_t batch, int64_t clusters,
                           double smoothing, double entropy_weight, double logit_limit, int threads) {
-  threads = useful_threads(heads * 2 * batch * clusters, threads);
   Problem<T> problem{logits, gradient, heads, batch, clusters, smoothing, entropy_weight, logit_limit};
-  const int64_t items = heads * problem.blocks;
-  parallel_for(items, threads, [&](int64_t item, int) { predict(Block<T>{problem, item}); });
+  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
+  sweeps.predict_all();
   Scratch<double> entropies(heads);
-  for (int64_t head = 0; head < heads; ++head) entropies[head] = add_predictions(problem, head);
-  parallel_for(items, threads, [&](int64_t item, int) { compare(Block<T>{problem, item}); });
-  for (int64_t head = 0; head < heads; ++head) {
-    double total = 0;
-    for (int64_t block = 0; block < problem.blocks; ++block) total += problem.losses[head * problem.blocks + block];
-    loss[head] = static_cast<T>(total / static_cast<double>(2 * batch) - entropies[head]);
-  }
-  if (!gradient) return;
+  for (int64_t head = 0; head < heads; ++head) entropies[head] = entropy(problem, head);
+  sweeps.compare_all();
   for (int64_t head = 0; head < heads; ++head)
-    for (int64_t c = 0; c < clusters; ++c) {
-      PeakAndRest<T>& sum = problem.sums[head * clusters + c].q_over_d;
-      sum = problem.part(head, 0, c).q_over_d;
-      for (int64_t block = 1; block < problem.blocks; ++block) sum.add(problem.part(head, block, c).q_over_d);
-    }
-  Scratch<T> dp(threads * problem.matrix);
-  parallel_for(items, threads,
-               [&](int64_t item, int worker) { differentiate(Block<T>{problem, item}, &dp[worker * problem.matrix]); });
+    loss[head] = static_cast<T>(sweeps.loss(head) / static_cast<double>(2 * batch) - entropies[head]);
+  if (!gradient) return;
+  sweeps.add_quotients();
+  sweeps.differentiate_all();
+}
+
+template <typename T>
+void log_dot_product_loss_sums(const T* logits, double* sums, int64_t heads, int64_t batch, int64_t clusters,
+                               double smoothing, int threads) {
+  Problem<T> problem{logits, nullptr, heads, batch, clusters, smoothing, 0, __builtin_inf()};
+  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
+  sweeps.predict_all();
+  for (int64_t i = 0; i < heads * clusters; ++i) {
+    const ClusterSums<T>& of = problem.sums[i];
+    const double four[] = {static_cast<double>(of.q.peak), of.q.rest, of.mean.views[0], of.mean.views[1]};
+    for (int64_t j = 0; j < 4; ++j) sums[4 * i + j] = four[j];
+  }
+}
+
+template <typename T>
+void log_dot_product_loss_parts(const T* logits, const double* sums, const double* samples,
+                                const double* whole_quotients, double* losses, double* quotients, T* gradient,
+                                int64_t heads, int64_t batch, int64_t clusters, double smoothing,
+                                double entropy_weight, double logit_limit, int threads) {
+  // compare() forms the quotients where there is a gradient.
+  Scratch<T> unused(1);
+  Problem<T> problem{logits,    gradient ? gradient : unused.get(), heads,       batch, clusters,
+                     smoothing, entropy_weight,                     logit_limit, static_cast<int64_t>(*samples)};
+  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
+  sweeps.predict_all();
+  for (int64_t i = 0; i < heads * clusters; ++i) {
+    ClusterSums<T>& of = problem.sums[i];
+    of.q = {static_cast<T>(sums[4 * i]), sums[4 * i + 1]};
+    of.mean = {{sums[4 * i + 2], sums[4 * i + 3]}};
+    if (whole_quotients) of.q_over_d = {static_cast<T>(whole_quotients[2 * i]), whole_quotients[2 * i + 1]};
+  }
+  Scratch<double> entropies(heads);
+  for (int64_t head = 0; head < heads; ++head) entropies[head] = entropy(problem, head);
+  sweeps.compare_all();
+  if (whole_quotients) {
+    sweeps.differentiate_all();
+    return;
+  }
+  sweeps.add_quotients();
+  for (int64_t i = 0; i < heads * clusters; ++i) {
+    quotients[2 * i] = static_cast<double>(problem.sums[i].q_over_d.peak);
+    quotients[2 * i + 1] = problem.sums[i].q_over_d.rest;
+  }
+  // The entropies belong to no process: each gives its samples' share of them.
+  const double share = static_cast<double>(batch) / *samples;
+  for (int64_t head = 0; head < heads; ++head)
+    losses[head] = sweeps.loss(head) / (2 * *samples) - share * entropies[head];
 }
 
 IMC_INSTANTIATE(log_dot_product_loss)
+IMC_INSTANTIATE(log_dot_product_loss_sums)
+IMC_INSTANTIATE(log_dot_product_loss_parts)
 
 }  // namespace imc::IMC_ISA

@@ -31,7 +31,10 @@ double sum_of(int64_t n, const Term& term) {
       for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
 #pragma omp simd
     for (int64_t j = 0; j < end - i; ++j) lanes[j] += term(i + j);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    int64_t width = kLanes / 2;
+    if (n < kLanes)  // of a short row most sums are 0
+      while (width >= n && width > 0) width /= 2;
+    for (; width > 0; width /= 2)
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
     total += lanes[0];
@@ -44,19 +47,16 @@ double dot(const T* x, const T* y, int64_t n) {
   return sum_of<T>(n, [=](int64_t i) { return x[i] * y[i]; });
 }
 
-template <typename T>
-T row_min(const T* x, int64_t n) {
-  T low = x[0];
-#pragma omp simd reduction(min : low)
-  for (int64_t i = 0; i < n; ++i) low = x[i] < low ? x[i] : low;
-  return low;
-}
-
 // p = exp(scale (x - max x)); returns the sum of p. An infinity in x makes it NaN, as NaN does: the maximum alone would
 // let -infinity pass as a probability of zero.
 template <typename T>
 T exp_row(const T* x, T* p, int64_t n, T scale) {
-  const T high = row_max(x, n), low = row_min(x, n);
+  T high = x[0], low = x[0];
+#pragma omp simd reduction(max : high) reduction(min : low)
+  for (int64_t i = 0; i < n; ++i) {
+    high = x[i] > high ? x[i] : high;
+    low = x[i] < low ? x[i] : low;
+  }
   const double sum = sum_of<T>(n, [=](int64_t i) { return p[i] = exp_bounded((x[i] - high) * scale); });
   return static_cast<T>(sum) + (low - low);
 }

@@ -44,12 +44,16 @@ class Skipped:
         count, first = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (count + 1, first)
 
+    @property
+    def count(self) -> int:
+        """How many files in all."""
+        return sum(count for count, _ in self.reasons.values())
+
     def __str__(self) -> str:
-        total = sum(count for count, _ in self.reasons.values())
         details = (
             f"{count:,} {reason} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
         )
-        return f"skipped {total:,}: {', '.join(details)}" if total else ""
+        return f"skipped {self.count:,}: {', '.join(details)}" if self.reasons else ""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,7 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
         UserError: there is no image that can be read, or the folder of decoded images cannot be written.
     """
     skipped = Skipped()
-    listing = sorted(
-        (entry for part in within for entry in _walk(folder, part, skipped)), key=lambda entry: natural_order(entry[0])
-    )
+    listing = _listing(folder, within, skipped)
     names = [name for name, _, _ in listing]
     digest = hashlib.sha256()
     for entry in listing:
@@ -102,6 +104,28 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
     kind = "grey" if images.shape[3] == 1 else "colour"
     sizes = f"found at {content['median']} pixels (median), used at {images.shape[1]}x{images.shape[2]}, {kind}"
     return FolderImages(images[: len(files)], files, sizes, skipped)
+
+
+def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The images under a folder one after another, in natural order, a bounded number of them in memory.
+
+    Args:
+        folder: where the images lie; nothing is written into it.
+        size: side in pixels.
+        channels: 1 (grey) or 3 (red, green, blue).
+        skipped: takes what is left out.
+
+    Yields:
+        The path relative to the folder, and uint8 [size, size, channels].
+    """
+    names = [name for name, _, _ in _listing(folder, (".",), skipped)]
+    return _in_threads(lambda name: decode(folder / name, size, channels), names, "predict", skipped)
+
+
+def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, int, int]]:
+    """What :func:`_walk` finds, in natural order."""
+    found = (entry for part in within for entry in _walk(folder, part, skipped))
+    return sorted(found, key=lambda entry: natural_order(entry[0]))
 
 
 def natural_order(path: str) -> tuple[Any, ...]:

@@ -1,17 +1,47 @@
-"""Views of small images: random affine crops, gain and noise; no flips, which would change a digit.
+"""Random views of a batch of images, as a pure function of the seed, the number of the update and the samples.
 
-A crop of area a (a fraction of the image's, possibly above 1) is a square of side sqrt(a), rotated and sheared, at a
-uniform position from edge to edge. Outside the image is 0. Every view of every image draws its own numbers.
+So a resumed run, or one on another number of ranks, sees the views that the uninterrupted one sees. Every view of every
+image draws its own numbers. There are two kinds:
+
+    crops   random resized crops with flips and colour jitter, for natural images (imc_kernels.multi_crop)
+    affine  rotated and sheared crops with gain and noise, for signs, which a flip would change
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from imc.config import Config
+from imc_kernels import draw_crop_parameters, multi_crop
+
+
+def derived_seed(*path: int) -> int:
+    """A seed of 32 bits, well mixed, from integers such as (seed, purpose, update)."""
+    return int(np.random.SeedSequence(path).generate_state(1)[0])
+
+
+class Batch(NamedTuple):
+    """One rank's part of a batch.
+
+    Attributes:
+        images: uint8 [M, H, W, C] on the device: the data set, or the batch's images alone.
+        positions: int64 [B], where the batch's images are in ``images``.
+        samples: int64 [B], their numbers in the data set.
+        start, total: the part begins at row ``start`` of the ``total`` rows of all ranks.
+    """
+
+    images: Tensor
+    positions: Tensor
+    samples: Tensor
+    start: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -23,68 +53,152 @@ class Crops:
     area: tuple[float, float]
 
 
-class Views:
-    """The views of a batch of images.
+class Views(Protocol):
+    """What makes the views of a batch."""
+
+    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
+        """For each size a tensor [V, B, C, s, s], in channels-last order as [V*B, C, s, s] where that was asked for."""
+
+
+class CropViews:
+    """Views for natural images.
 
     Args:
-        images: uint8 [M, H, W, C]; stays on its device.
-        crops: the crops of each size, largest first.
-        scale: factor on the pixels.
-        rotation: up to +-this, degrees.
-        shear: up to +-this, horizontal displacement per height.
-        gain: range of the factor on the pixels.
-        noise: standard deviation of the normal noise, on the scaled pixels.
-        generator: source of all randomness, on the images' device.
+        config: resolved.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        crops: list[Crops],
-        *,
-        scale: float,
-        rotation: float,
-        shear: float,
-        gain: tuple[float, float],
-        noise: float,
-        generator: torch.Generator,
-    ) -> None:
-        self.images = images
-        self.scale = scale
-        self.crops = crops
-        self.rotation = math.radians(rotation)
-        self.shear = shear
-        self.gain = gain
-        self.noise = noise
-        self.generator = generator
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.crops = crops_of(config)
 
-    def __call__(self, indices: Tensor) -> list[Tensor]:
-        """Views of the images ``indices`` (int64 [B]): for each size a float32 tensor [V, B, C, s, s]."""
-        images = as_float(self.images[indices], self.scale)
-        return [self._views(images, crops) for crops in self.crops]
+    def parameters(self, batch: Batch, update: int) -> list[Tensor]:
+        """The random numbers of each size's crops: [V, B, columns]."""
+        config, drawn, first = self.config, [], 0
+        for crops in self.crops:
+            drawn.append(
+                draw_crop_parameters(
+                    config.seed,
+                    update,
+                    batch.samples,
+                    views=crops.count,
+                    first_view=first,
+                    height=batch.images.shape[1],
+                    width=batch.images.shape[2],
+                    scale=crops.area,
+                    flip=config.flip,
+                    jitter_probability=config.jitter_probability,
+                    brightness=config.brightness,
+                    contrast=config.contrast,
+                    saturation=config.saturation,
+                    hue=config.hue,
+                    grayscale=config.grayscale,
+                    blur_probability=config.blur_probability,
+                    blur_sigma=config.blur_sigma,
+                )
+            )
+            first += crops.count
+        return drawn
 
-    def _views(self, images: Tensor, crops: Crops) -> Tensor:
-        count = crops.count * len(images)
-        theta = self._transforms(count, crops.area)
+    def render(self, images: Tensor, positions: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+        """The crops of these parameters."""
+        config = self.config
+        # bfloat16 crops would save the encoder's first cast, and cost what 8 bits of mantissa cannot hold of a pixel.
+        order = torch.contiguous_format if config.channels_last == "off" else torch.channels_last
+        return [
+            multi_crop(images, positions, drawn, size=crops.size, mean=config.mean, std=config.std, memory_format=order)
+            for crops, drawn in zip(self.crops, parameters, strict=True)
+        ]
+
+    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
+        return self.render(batch.images, batch.positions, self.parameters(batch, update))
+
+
+class AffineViews:
+    """Views for small images of signs.
+
+    A crop of area a (a fraction of the image's, possibly above 1) is a square of side sqrt(a), rotated and sheared, at
+    a uniform position from edge to edge. Outside the image is 0.
+
+    Args:
+        config: resolved.
+        device: that of the images.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.crops = crops_of(config)
+        self.rotation = math.radians(config.rotation)
+        self.generator = torch.Generator(device)
+
+    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
+        self.generator.manual_seed(derived_seed(self.config.seed, VIEWS, update))
+        images = as_float(batch.images[batch.positions], self.config.pixel_scale)
+        return [self._views(images, crops, batch) for crops in self.crops]
+
+    def _views(self, images: Tensor, crops: Crops, batch: Batch) -> Tensor:
+        rows = slice(batch.start, batch.start + len(images))
+        theta = self._transforms(crops.count, batch.total, crops.area)[:, rows].flatten(0, 1)
         repeated = images.expand(crops.count, *images.shape).flatten(0, 1)
-        views = sample(repeated, theta, crops.size)
-        views = views * self._uniform(count, *self.gain).view(count, 1, 1, 1)
-        noise = torch.randn(views.shape, generator=self.generator, device=views.device)
-        views = views.add_(noise, alpha=self.noise).contiguous(memory_format=torch.channels_last)
-        return views.unflatten(0, (crops.count, len(images)))
+        views = sample(repeated, theta, crops.size).unflatten(0, (crops.count, -1))
+        views = views * self._uniform(crops.count, batch.total, *self.config.gain)[:, rows, None, None, None]
+        shape = (crops.count, batch.total, *views.shape[2:])
+        noise = torch.randn(shape, generator=self.generator, device=views.device)[:, rows]
+        views = views.add_(noise, alpha=self.config.noise)
+        if self.config.channels_last == "off":
+            return views.contiguous()
+        return views.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, views.shape[:2])
 
-    def _transforms(self, count: int, area: tuple[float, float]) -> Tensor:
-        """Random maps from crop to image coordinates, both in -1..1: [count, 2, 3]."""
-        side = self._uniform(count, *area).sqrt()
-        angle = self._uniform(count, -self.rotation, self.rotation)
-        shear = self._uniform(count, -self.shear, self.shear)
+    def _transforms(self, views: int, total: int, area: tuple[float, float]) -> Tensor:
+        """Random maps from crop to image coordinates, both in -1..1: [views, total, 2, 3]."""
+        side = self._uniform(views, total, *area).sqrt()
+        angle = self._uniform(views, total, -self.rotation, self.rotation)
+        shear = self._uniform(views, total, -self.config.shear, self.config.shear)
         cosine, sine = side * angle.cos(), side * angle.sin()
-        x, y = ((1 - side) * self._uniform(count, -1, 1) for _ in range(2))
+        x, y = ((1 - side) * self._uniform(views, total, -1, 1) for _ in range(2))
         rows = [cosine, shear * cosine - sine, x, sine, shear * sine + cosine, y]
-        return torch.stack(rows, dim=1).view(count, 2, 3)
+        return torch.stack(rows, dim=-1).view(views, total, 2, 3)
 
-    def _uniform(self, count: int, low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=self.generator, device=self.images.device) * (high - low) + low
+    def _uniform(self, views: int, total: int, low: float, high: float) -> Tensor:
+        drawn = torch.rand(views, total, generator=self.generator, device=self.generator.device)
+        return drawn * (high - low) + low
+
+
+VIEWS, ORDER = 1, 2  # purposes of a derived seed
+
+
+def crops_of(config: Config) -> list[Crops]:
+    """The crops of each size that a configuration asks for, the large ones first."""
+    crops = [Crops(config.large_crops, config.large_size, config.large_area)]
+    if config.small_crops:
+        crops.append(Crops(config.small_crops, config.small_size, config.small_area))
+    return crops
+
+
+def make_views(config: Config, device: torch.device) -> CropViews | AffineViews:
+    """The views of a resolved configuration."""
+    return AffineViews(config, device) if config.augmentation == "affine" else CropViews(config)
+
+
+def epoch_order(config: Config, count: int, epoch: int) -> Tensor:
+    """The samples 0 .. count - 1 in the order of this epoch, counted from 0: int64 [count] on the host."""
+    generator = torch.Generator().manual_seed(derived_seed(config.seed, ORDER, epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def prepare(images: Tensor, config: Config) -> Tensor:
+    """The whole images as a trained model takes them, without augmentation.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        config: resolved.
+
+    Returns:
+        float32 [B, C, s, s]: for crops the images at their size, normalised; for affine views resized to a large crop.
+    """
+    if config.augmentation == "affine":
+        return resize(images, config.large_size, config.pixel_scale)
+    mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in (config.mean, config.std))
+    return as_float(images, 1 / 255).sub_(mean).div_(std)
 
 
 def unit_scale(images: Tensor) -> float:

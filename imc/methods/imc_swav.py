@@ -10,36 +10,28 @@ One step on the views x_v, of which the first A are large crops:
     L = swapped_prediction(s, Q) + mutual_information(y, s), s constant in the second term
 
 so the first term trains encoder, projection and prototypes, the second (with its guard on the logits) the classifier.
+
+On a data set with unlabelled images for the encoder alone (STL-10), the second term runs on a bank of z and s of the
+other images, whenever a batch of them has been collected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imc.methods.memory import Bank, Queue, gather_rows
+from imc.methods.method import LabelledRows, Method, Step
 from imc.models.batch_norm import PerViewBatchNorm
 from imc_kernels import mutual_information_loss, prototype_scores, sinkhorn, swapped_prediction_loss
 
-
-class Step(NamedTuple):
-    """What one step gives.
-
-    Attributes:
-        loss: scalar, carries the gradient.
-        terms: the detached scalars that add up to ``loss``.
-        scores: detached, [A, B, K]: the prototype scores of the large crops.
-        logits: detached, [A, B, C]: the cluster logits of the large crops.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
-    scores: Tensor
-    logits: Tensor
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Classifier(nn.Module):
@@ -57,7 +49,7 @@ class Classifier(nn.Module):
         return last(features)
 
 
-class ImcSwav(nn.Module):
+class ImcSwav(Method):
     """Encoder, heads and loss of IMC-SwAV.
 
     Args:
@@ -71,6 +63,10 @@ class ImcSwav(nn.Module):
         sinkhorn_epsilon, sinkhorn_iterations: see :func:`imc_kernels.sinkhorn`.
         temperature: divides the scores in both terms.
         entropy_weight, logit_limit: see :func:`imc_kernels.mutual_information_loss`.
+        bank: rows that the clustering term waits for where a step names the labelled ones; 0: it takes every batch.
+        queue: number N of earlier embeddings of each large crop, over all processes, that join Sinkhorn-Knopp once
+            there are so many; a multiple of the number of processes. 0: none.
+        queue_start_epoch: epoch from which the queue is filled, counted from 0.
     """
 
     def __init__(
@@ -89,10 +85,12 @@ class ImcSwav(nn.Module):
         temperature: float,
         entropy_weight: float,
         logit_limit: float,
+        bank: int = 0,
+        queue: int = 0,
+        queue_start_epoch: int = 15,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
-        self.encoder = encoder
         self.projection = nn.Sequential(
             nn.Linear(feature_dim, projection_hidden, bias=projection_bias),
             nn.Linear(projection_hidden, embedding_dim, bias=projection_bias),
@@ -104,43 +102,103 @@ class ImcSwav(nn.Module):
         self.temperature = temperature
         self.entropy_weight = entropy_weight
         self.logit_limit = logit_limit
+        self.bank = Bank(bank) if bank else None
+        self.queue = Queue(queue) if queue else None
+        self.queue_start_epoch = queue_start_epoch
+        self.queue_open = False
 
-    def forward(self, crops: Sequence[Tensor]) -> Step:
-        """The loss of one step.
-
-        Args:
-            crops: for each crop size [V_size, B, C, s, s]; those of the first are the large crops.
-        """
+    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
         self.normalize_prototypes()
         views, large = sum(len(size) for size in crops), len(crops[0])
-        features = torch.cat([self.encoder(size.flatten(0, 1), len(size)) for size in crops])
+        features = self.encode(crops)
 
         embeddings = self.projection(features).unflatten(0, (views, -1))
         scores = prototype_scores(embeddings, self.prototypes.weight, normalize_prototypes=False)
         constant = scores.detach()
-        assignments = sinkhorn(constant[:large], epsilon=self.sinkhorn_epsilon, iterations=self.sinkhorn_iterations)
+        assignments = self._assign(embeddings.detach()[:large], constant[:large])
         swapped = swapped_prediction_loss(scores, assignments, temperature=self.temperature)
+        terms = {"swapped_prediction": swapped.detach()}
 
-        logits = self.classifier(features.detach(), views).unflatten(0, (views, -1))
-        information = mutual_information_loss(
+        features = features.detach()
+        if self.bank is None or labelled is None:
+            logits = self.classifier(features, views).unflatten(0, (views, -1))
+            information = self._information(logits, constant, self.group)
+        else:
+            features = features.unflatten(0, (views, -1))
+            rows = (gather_rows(x[:, labelled.local], labelled.counts, self.group) for x in (features, constant))
+            batch = self.bank.add(*rows)
+            if batch is None:
+                return Step(swapped, terms, constant[:large], self._logits_for_the_record(features[:large]))
+            # Every process holds the whole batch of the bank, so its loss and gradient are those of one process.
+            logits = self.classifier(batch[0].flatten(0, 1), views).unflatten(0, (views, -1))
+            information = self._information(logits, batch[1], None)
+        terms["mutual_information"] = information.detach()
+        return Step(swapped + information, terms, constant[:large], logits.detach()[:large])
+
+    def _assign(self, embeddings: Tensor, scores: Tensor) -> Tensor:
+        """Soft assignments [A, B, K] of the large crops: embeddings [A, B, D], scores [A, B, K], both constants."""
+        queued = None
+        if self.queue is not None and self.queue_open:
+            if self.queue.full:
+                queued = self.queue.part(self.group) @ self.prototypes.weight.detach().T
+            counts = (embeddings.shape[1],) * (1 if self.group is None else self.group.size())
+            self.queue.push(gather_rows(functional.normalize(embeddings, dim=-1), counts, self.group))
+        return sinkhorn(
+            scores,
+            epsilon=self.sinkhorn_epsilon,
+            iterations=self.sinkhorn_iterations,
+            queue=queued,
+            group=self.group,
+        )
+
+    def _information(self, logits: Tensor, scores: Tensor, group: ProcessGroup | None) -> Tensor:
+        return mutual_information_loss(
             logits,
-            constant,
+            scores,
             temperature=self.temperature,
             entropy_weight=self.entropy_weight,
             logit_limit=self.logit_limit,
+            group=group,
         )
-        terms = {"swapped_prediction": swapped.detach(), "mutual_information": information.detach()}
-        return Step(swapped + information, terms, constant[:large], logits.detach()[:large])
+
+    @torch.no_grad()
+    def _logits_for_the_record(self, features: Tensor) -> Tensor:
+        """Logits [A, B, C] of features [A, B, F] that leave the running statistics as they are."""
+        mode = self.classifier.training
+        self.classifier.eval()
+        logits = self.classifier(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        self.classifier.train(mode)
+        return logits
 
     def predict(self, images: Tensor) -> Tensor:
-        """Cluster logits [B, C] of images [B, channels, s, s]."""
-        return self.classifier(self.encoder(images))
+        return self.classifier(self._features(images, 1))
+
+    def embed(self, images: Tensor) -> Tensor:
+        return functional.normalize(self.projection(self._features(images, 1)), dim=1)
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        return list(self.classifier.parameters())
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.queue_open = epoch >= self.queue_start_epoch
+        if self.bank is not None:
+            self.bank.clear()
+
+    def training_state(self) -> dict[str, Any]:
+        kept = {"bank": self.bank, "queue": self.queue}
+        return {"queue_open": self.queue_open, **{name: x.state() for name, x in kept.items() if x is not None}}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        device = self.prototypes.weight.device
+        self.queue_open = state["queue_open"]
+        for name, kept in (("bank", self.bank), ("queue", self.queue)):
+            if kept is not None and name in state:
+                kept.load(state[name], device)
 
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
         """Scale each prototype to length 1, in place."""
         self.prototypes.weight.copy_(functional.normalize(self.prototypes.weight, dim=1))
 
-    def drop_prototype_gradient(self) -> None:
-        """Keep the next optimiser step from changing the prototypes, as the warm-up does."""
+    def freeze_prototypes(self) -> None:
         self.prototypes.weight.grad = None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from imc_kernels.eager.distributed import sum_over
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PerViewBatchNorm(_BatchNorm):
@@ -13,7 +20,13 @@ class PerViewBatchNorm(_BatchNorm):
 
     Equal to one pass of the standard module per view, in order: values, gradients, and running statistics, which are
     updated once per view. Parameters and buffers have the standard module's names.
+
+    Attributes:
+        group: where set, the statistics of a view are those of its rows in all processes of the group, which must hold
+            equally many.
     """
+
+    group: ProcessGroup | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
@@ -27,12 +40,44 @@ class PerViewBatchNorm(_BatchNorm):
         if len(input) % views:
             raise ValueError(f"PerViewBatchNorm: {len(input)} rows are not {views} views of equal size")
         assert self.momentum is not None, "PerViewBatchNorm has no cumulative average: it needs a momentum"
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(views)
+        if self.group is not None:
+            return self._over_group(input, views, self.group)
         parts = [
             functional.batch_norm(
                 part, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
             )
             for part in input.chunk(views)
         ]
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(views)
         return torch.cat(parts)
+
+    def _over_group(self, input: Tensor, views: int, group: ProcessGroup) -> Tensor:
+        x = input.float().unflatten(0, (views, -1))  # [V, B, C] or [V, B, C, H, W]
+        rest = [dim for dim in range(1, x.dim()) if dim != 2]
+        # Two passes: the mean of squares minus the square of the mean would cancel.
+        mean = sum_over(x.mean(dim=rest, keepdim=True), group) / group.size()
+        centred = x - mean
+        variance = sum_over(centred.square().mean(dim=rest, keepdim=True), group) / group.size()
+        normalised = centred * (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            shape = (-1, *[1] * (x.dim() - 3))
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        count = x.numel() // (views * x.shape[2]) * group.size()
+        with torch.no_grad():
+            for running, values in (
+                (self.running_mean, mean.detach().view(views, -1)),
+                (self.running_var, variance.detach().view(views, -1) * (count / (count - 1))),
+            ):
+                if running is not None:
+                    for value in values:
+                        running.lerp_(value.to(running.dtype), momentum)
+        return normalised.flatten(0, 1).to(input.dtype)
+
+
+def synchronise(model: nn.Module, group: ProcessGroup | None) -> None:
+    """Let every :class:`PerViewBatchNorm` of the model have the statistics of all processes of the group."""
+    for module in model.modules():
+        if isinstance(module, PerViewBatchNorm):
+            module.group = group

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imc.config import Config
+from imc.errors import UserError
 from imc.models.batch_norm import PerViewBatchNorm
+from imc.models.resnet import ResNet
 
 
 class DigitsEncoder(nn.Module):
@@ -65,3 +69,51 @@ class DigitsEncoder(nn.Module):
                 x = functional.max_pool2d(x, 2)
         features = self.linear(functional.adaptive_avg_pool2d(x, self.pooled_size).flatten(1))
         return self.output_norm(features, views)
+
+
+class CustomEncoder(nn.Module):
+    """Any module from images [B, C, H, W] to features [B, F] or maps [B, F, 1, 1].
+
+    The views pass it one after the other, so whatever batch normalisation it has sees one view at a time.
+
+    Attributes:
+        feature_dim: number of features F, found by one image.
+    """
+
+    def __init__(self, module: nn.Module, in_channels: int, side: int) -> None:
+        super().__init__()
+        self.module = module
+        mode = module.training
+        module.eval()
+        try:
+            example = next((p for p in module.parameters()), torch.empty(0))
+            with torch.no_grad():
+                features = self(torch.zeros(1, in_channels, side, side, device=example.device))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"the encoder must take images [B, {in_channels}, {side}, {side}]: {error}") from error
+        finally:
+            module.train(mode)
+        self.feature_dim = features.shape[1]
+
+    def forward(self, images: Tensor, views: int = 1) -> Tensor:
+        """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
+        chunks = images.chunk(views) if self.module.training else (images,)
+        return torch.cat([self.module(view).flatten(1) for view in chunks])
+
+
+def build_encoder(config: Config, custom: nn.Module | None = None) -> nn.Module:
+    """The untrained encoder of a resolved configuration, or ``custom`` as one."""
+    if custom is not None:
+        return CustomEncoder(custom, config.channels, config.large_size)
+    if config.encoder == "custom":
+        raise UserError("--encoder custom is a module given from Python: train(config, encoder=module)")
+    if config.encoder == "digits":
+        return DigitsEncoder(
+            config.channels,
+            widths=config.widths,
+            pool_after=config.pool_after,
+            pooled_size=config.pooled_size,
+            feature_dim=config.feature_dim,
+            bn_momentum=config.bn_momentum,
+        )
+    return ResNet(config.encoder, config.channels, stem=config.stem, bn_momentum=config.bn_momentum)

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def mean_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The mean of ``x`` over the processes; ``x`` itself without a group. Assumes equal batches."""
+def sum_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum of ``x`` over the processes; ``x`` itself without a group."""
     if group is None:
         return x
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(x, group=group) / group.size()
+    return all_reduce(x, group=group)
+
+
+def samples_over(x: Tensor, group: ProcessGroup | None, dim: int) -> int:
+    """How many samples ``x`` has along ``dim``, over all processes."""
+    return x.shape[dim] if group is None else sum(_sizes(x, group, dim))
 
 
 def logsumexp_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -31,7 +36,17 @@ def logsumexp_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def rows_of(x: Tensor, group: ProcessGroup | None, dim: int) -> Tensor:
     """The rows of all processes along ``dim``, in the order of their ranks; ``x`` itself without a group."""
-    return x if group is None else torch.cat(_gather(x, group), dim=dim)
+    if group is None:
+        return x
+    sizes = _sizes(x, group, dim)
+    rows = x.movedim(dim, 0)
+    padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
+    parts = [part[:size] for part, size in zip(_gather(padded, group), sizes, strict=True)]
+    return torch.cat(parts).movedim(0, dim)
+
+
+def _sizes(x: Tensor, group: ProcessGroup, dim: int) -> list[int]:
+    return torch.stack(_gather(torch.tensor(x.shape[dim], device=x.device), group)).tolist()
 
 
 def _gather(x: Tensor, group: ProcessGroup) -> tuple[Tensor, ...]:

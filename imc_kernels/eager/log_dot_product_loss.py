@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from imc_kernels.eager.distributed import mean_over, rows_of
+from imc_kernels.eager.distributed import rows_of, samples_over, sum_over
 from imc_kernels.eager.mutual_information_loss import entropy, softmax
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def log_dot_product_loss(
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """Logits [H, 2, B, C] -> [H]: contrast of the smoothed predictions - entropy_weight times that of their mean."""
-    clusters = logits.shape[-1]
+    clusters, batch = logits.shape[-1], samples_over(logits, group, dim=2)
     p = softmax(logits)
     q = rows_of((1 - smoothing) * p + smoothing / clusters, group, dim=2)
-    h = entropy(mean_over(p.mean(dim=2), group), dim=(2,)).mean(dim=1)
+    h = entropy(sum_over(p.sum(dim=2), group) / batch, dim=(2,)).mean(dim=1)
     loss = contrast(q.flatten(1, 2), critic) - entropy_weight * h
     if logit_limit is None:
         return loss
     excess = torch.relu(logits.abs() - logit_limit)
-    return loss + 0.01 / 2 * mean_over((excess.square() / 2).sum(dim=(1, 3)).mean(dim=1), group)
+    return loss + 0.01 / 2 * sum_over((excess.square() / 2).sum(dim=(1, 2, 3)), group) / batch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from imc_kernels.eager.distributed import mean_over
+from imc_kernels.eager.distributed import samples_over, sum_over
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,11 +23,6 @@ def softmax(x: Tensor) -> Tensor:
     return torch.softmax(x + 0 * x.amin(dim=-1, keepdim=True), dim=-1)
 
 
-def logit_guard(logits: Tensor, limit: float) -> Tensor:
-    """0.01 times the sum over clusters of the excess of |logit| over the limit, mean over views and samples."""
-    return 0.01 * torch.relu(logits.abs() - limit).sum(dim=-1).mean()
-
-
 def mutual_information_loss(
     logits: Tensor,
     scores: Tensor,
@@ -38,16 +33,19 @@ def mutual_information_loss(
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """Logits [V, B, C] and scores [V, B, K] -> mean over the V x V view pairs of H(Y|U) - entropy_weight H(Y)."""
-    batch = logits.shape[1]
+    views, batch = logits.shape[0], samples_over(logits, group, dim=1)
     y = softmax(logits)
     u = softmax(scores / temperature)
-    joint = mean_over(torch.einsum("jbc,ibk->jick", y, u) / batch, group)
+    joint = sum_over(torch.einsum("jbc,ibk->jick", y, u), group) / batch
     if symmetric:
         joint = (joint + joint.transpose(2, 3)) / 2
         h_u = h_y = entropy(joint.sum(dim=3), dim=(2,))  # [V, V]: both marginals are the same
     else:
-        h_u = entropy(mean_over(u.mean(dim=1), group), dim=(1,))  # [V], of the second view
-        h_y = entropy(mean_over(y.mean(dim=1), group), dim=(1,))  # [V], of the first
+        h_u = entropy(sum_over(u.sum(dim=1), group) / batch, dim=(1,))  # [V], of the second view
+        h_y = entropy(sum_over(y.sum(dim=1), group) / batch, dim=(1,))  # [V], of the first
     conditional = entropy(joint, dim=(2, 3)) - h_u  # [V, V]: H(Y, U) - H(U) = H(Y | U)
     loss = conditional.mean() - entropy_weight * h_y.mean()
-    return loss if logit_limit is None else loss + mean_over(logit_guard(logits, logit_limit), group)
+    if logit_limit is None:
+        return loss
+    excess = torch.relu(logits.abs() - logit_limit).sum()
+    return loss + 0.01 * sum_over(excess, group) / (views * batch)

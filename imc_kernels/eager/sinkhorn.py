@@ -21,11 +21,13 @@ def sinkhorn(
     marginals: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Scores [..., B, K] -> soft assignments [..., B, K]: prototypes scaled to their mass, then samples, in turn."""
-    batch, prototypes = scores.shape[-2:]
-    log_mass = -math.log(prototypes) if marginals is None else marginals.log()
+    """Scores [..., B, K] -> soft assignments [..., B, K]: prototypes scaled to their mass, then samples, in turn.
+
+    The samples are scaled to 1 each, not to 1/B: the next scaling of the prototypes makes up for the difference.
+    """
+    log_mass = -math.log(scores.shape[-1]) if marginals is None else marginals.log()
     log_q = scores / epsilon + 0 * scores.amin(dim=(-2, -1), keepdim=True)  # -inf gives NaN, not an excluded entry
     for _ in range(iterations):
         log_q = log_q - logsumexp_over(torch.logsumexp(log_q, dim=-2, keepdim=True), group) + log_mass
-        log_q = log_q - torch.logsumexp(log_q, dim=-1, keepdim=True) - math.log(batch)
-    return torch.exp(log_q + math.log(batch))
+        log_q = log_q - torch.logsumexp(log_q, dim=-1, keepdim=True)
+    return torch.exp(log_q)

@@ -43,7 +43,7 @@ _WORDS = 16  # 64-bit words a crop, each two uniform numbers of 24 bits
 
 def draw_crop_parameters(
     seed: int,
-    step: int,
+    step: int | Tensor,
     indices: Tensor,
     *,
     views: int,
@@ -70,7 +70,8 @@ def draw_crop_parameters(
     whole image. Sources: Inception crops, arXiv 1409.4842; jitter, grayscale and blur, SimCLR, arXiv 2002.05709.
 
     Args:
-        seed, step: integers of 64 bits.
+        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a captured
+            CUDA graph can advance it.
         indices: int64 [B], the samples' numbers in the data set.
         views: number V of views drawn.
         first_view: number of the first; views of another size or scale take other numbers.
@@ -86,9 +87,11 @@ def draw_crop_parameters(
         float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
 
     Raises:
-        TypeError: indices are no int64 tensor.
+        TypeError: indices are no int64 tensor, or step is a tensor of another dtype.
         ValueError: indices of another rank, or an option out of its range.
     """
+    if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.dim() > 0):
+        raise TypeError(f"{NAME}: step must be an integer or an int64 tensor [], got {step.dtype} {list(step.shape)}")
     _check(indices, views, (height, width), (scale, ratio, blur_sigma), (brightness, contrast, saturation, hue))
     for name, probability in (
         ("flip", flip),
@@ -165,12 +168,19 @@ def _mix_(z: Tensor) -> Tensor:
     return z
 
 
-def _uniforms(seed: int, step: int, indices: Tensor, first_view: int, views: int) -> Tensor:
+def _view_keys(seed: int, step: int | Tensor, views: range, device: torch.device) -> Tensor:
+    """int64 [V], one hash of (seed, step, view) each. From a step in a tensor by the same arithmetic there."""
+    if isinstance(step, Tensor):
+        key = _mix_(step + _signed(_mix(seed)))
+        return _mix_(key + torch.arange(views.start, views.stop, device=device))
+    whole = _mix(_mix(seed) + step)
+    return torch.tensor([_signed(_mix(whole + view)) for view in views], device=device)
+
+
+def _uniforms(seed: int, step: int | Tensor, indices: Tensor, first_view: int, views: int) -> Tensor:
     """Uniform numbers in [0, 1), multiples of 2^-24, as float64 [2 * _WORDS, V, B]."""
-    key = _mix(_mix(seed) + step)
-    view_keys = [_signed(_mix(key + view)) for view in range(first_view, first_view + views)]
-    keys = torch.tensor(view_keys, device=indices.device)[:, None]
-    keys = _mix_(keys + indices)  # [V, B]: for one (seed, step, view) no two samples share a key
+    keys = _view_keys(seed, step, range(first_view, first_view + views), indices.device)
+    keys = _mix_(keys[:, None] + indices)  # [V, B]: for one (seed, step, view) no two samples share a key
     counters = torch.tensor([_signed(k * _INCREMENT) for k in range(1, _WORDS + 1)], device=indices.device)
     words = _mix_(keys + counters[:, None, None])
     uniform = torch.empty(2, *words.shape, dtype=torch.float64, device=indices.device)

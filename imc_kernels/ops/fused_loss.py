@@ -124,11 +124,11 @@ class _FusedLoss(torch.autograd.Function):
         # comparison would wait for the device.
         if grad_output.device.type == "cpu" and bool((grad_output == 1).all()):
             return None, None, None, *(None if g is None else g.to(dtype) for g, dtype in gradients)
-        return None, None, None, *(None if g is None else _scaled(g, grad_output, dtype) for g, dtype in gradients)
+        return None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
 
 
-def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * factor in ``dtype``, in one launch."""
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient times that of its losses, which have the gradient's first dimensions or none, in one launch."""
     result = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     return torch.mul(gradient, _beside(factor, gradient), out=result)
 

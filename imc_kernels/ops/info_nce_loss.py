@@ -41,7 +41,7 @@ def info_nce_loss(
         embeddings: [2, B, D], float32, float64, bfloat16 or float16, taken as they are given: usually of norm 1.
         temperature: divides the dot products, above 0.
         normalise: divide each embedding by its norm first; the gradient goes through that.
-        group: where given, the samples of all its processes are one batch (of equal parts) and negatives of each other,
+        group: where given, the samples of all its processes are one batch and negatives of each other,
             and every process gets its loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
@@ -57,10 +57,13 @@ def info_nce_loss(
     if embeddings.shape[0] != 2:
         raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
     checks.group(NAME, group)
-    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
-    chosen = backends.choose(form, offered, embeddings.device.type, embeddings.dtype, backend)
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
+    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":
-        return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
+        return specification(eager.info_nce_loss, embeddings, temperature, normalise)
     return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
 
 

@@ -51,7 +51,7 @@ def log_dot_product_loss(
         logit_limit: where given, logits beyond +-limit are penalised.
         critic: "log-dot", or of the paper's ablation "dot" (``q_i . q_j``), "negative-l2" (``-|q_i - q_j|^2``) or
             "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
-        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+        group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
@@ -72,17 +72,20 @@ def log_dot_product_loss(
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
     checks.group(NAME, group)
+    if critic != "log-dot" and critic not in CRITICS:
+        raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        numbers = (float(smoothing), float(entropy_weight), logit_limit)
+        return distributed.log_dot_product_loss(logits, *numbers, critic, group, backend)
     offered: tuple[str, ...] = (*LOSS.kernels, "eager")
     form = NAME
     if critic != "log-dot":
-        if critic not in CRITICS:
-            raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
         offered, form = ("eager",), f"{NAME} with critic={critic!r}"
-    elif group is not None:
-        offered, form = ("eager",), f"{NAME} with a group"
     chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
+        everything = (logits, smoothing, entropy_weight, logit_limit, critic)
         return specification(eager.log_dot_product_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))

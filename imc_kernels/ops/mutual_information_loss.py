@@ -51,7 +51,7 @@ def mutual_information_loss(
         symmetric: average each joint distribution with its transpose, for two classifiers of the same clusters (K = C).
             With ``scores=logits, temperature=1, entropy_weight=1`` this is the negative mutual information of IIC
             (arXiv 1807.06653, equation 3), over all pairs of views.
-        group: where given, the samples of all its processes are one batch (of equal parts), and every process gets its
+        group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
         backend: see :mod:`imc_kernels.backends`.
 
@@ -81,10 +81,14 @@ def mutual_information_loss(
             f"{list(logits.shape)}"
         )
     checks.group(NAME, group)
-    form, offered = (NAME, (*LOSS.kernels, "eager")) if group is None else (f"{NAME} with a group", ("eager",))
-    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
+        return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
+    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
     if chosen == "eager":
-        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
+        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric)
         return specification(eager.mutual_information_loss, *everything)
     limit = math.inf if logit_limit is None else float(logit_limit)
     options = (float(temperature), float(entropy_weight), limit, bool(symmetric))

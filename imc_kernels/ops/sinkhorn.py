@@ -68,16 +68,18 @@ def sinkhorn(
         scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     form, offered = NAME, tuple(KERNELS)
     if needed or marginals is not None:
         form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
         offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
-    if group is not None:
-        form, offered = f"{NAME} with a group", ()
     chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
     if chosen == "eager":
-        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
     x = scores if kernels.reads_half else at_least_single(scores)
     epsilon = float(epsilon)

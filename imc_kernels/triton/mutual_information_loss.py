@@ -32,51 +32,62 @@ MOST_COLUMNS = 4096
 
 
 @triton.jit
-def row_log_sum(x, k: tl.constexpr, block: tl.constexpr, scale):
-    """The natural log-sum of exp(scale x) of a row; NaN where the row holds an infinity."""
+def load_rows(x, rows, at, count, k: tl.constexpr):
+    """These rows and columns of x [count, k], 0 outside, and what is inside."""
+    inside = (rows[:, None] < count) & (at[None, :] < k)
+    return tl.load(x + rows[:, None] * k + at[None, :], mask=inside, other=0.0).to(tl.float32), inside
+
+
+@triton.jit
+def row_log_sums(x, rows, count, k: tl.constexpr, block: tl.constexpr, scale):
+    """The maxima of rows of scale x, and their natural log-sums above them; NaN for a row that holds an infinity."""
     at = tl.arange(0, block)
-    high = -float("inf")
-    poison = 0.0
-    for first in range(0, k, block):
-        s = tl.load(x + first + at, mask=first + at < k, other=-float("inf")).to(tl.float32) * scale
-        high = tl.maximum(high, tl.max(s, axis=0))
-        poison += tl.sum(tl.where(first + at < k, s * 0.0, 0.0), axis=0)
-    total = 0.0
-    for first in range(0, k, block):
-        s = tl.load(x + first + at, mask=first + at < k, other=-float("inf")).to(tl.float32) * scale
-        total += tl.sum(tl.exp(s - high), axis=0)
+    s, inside = load_rows(x, rows, at, count, k)
+    s *= scale
+    high = tl.max(tl.where(inside, s, -float("inf")), axis=1)
+    poison = tl.sum(s * 0.0, axis=1)
+    for first in range(block, k, block):
+        more, more_inside = load_rows(x, rows, first + at, count, k)
+        high = tl.maximum(high, tl.max(tl.where(more_inside, more * scale, -float("inf")), axis=1))
+        poison += tl.sum(more * 0.0, axis=1)
+    total = tl.sum(tl.where(inside, tl.exp(s - high[:, None]), 0.0), axis=1)
+    for first in range(block, k, block):
+        more, more_inside = load_rows(x, rows, first + at, count, k)
+        total += tl.sum(tl.where(more_inside, tl.exp(more * scale - high[:, None]), 0.0), axis=1)
     return high, tl.log(total) + poison
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["count"])
 def rows_kernel(
-    logits,  # [views, batch, clusters]
-    scores,  # [views, batch, k]
-    predictions,  # P [views, batch, clusters] float32
-    log_sums,  # [views, batch, 2] float32: maximum of a row of scores, log-sum above it
-    guards,  # [views * batch] float32: a row's part of the guard
-    batch,
+    logits,  # [views batch, clusters]
+    scores,  # [views batch, k]
+    predictions,  # P [views batch, clusters] float32
+    log_sums,  # [views batch, 2] float32: maximum of a row of scores, log-sum above it
+    guards,  # [programs] float32: the rows' part of the guard
+    count,  # views batch
     inverse_temperature,
     limit,
     guard_weight,
     clusters: tl.constexpr,
     k: tl.constexpr,
+    row_block: tl.constexpr,
     cluster_block: tl.constexpr,
     block: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    high, log_total = row_log_sum(scores + row * k, k, block, inverse_temperature)
-    tl.store(log_sums + 2 * row, high)
-    tl.store(log_sums + 2 * row + 1, log_total)
-    high, log_total = row_log_sum(logits + row * clusters, clusters, cluster_block, 1.0)
-    excess = 0.0
+    rows = tl.program_id(0).to(tl.int64) * row_block + tl.arange(0, row_block)
+    high, log_total = row_log_sums(scores, rows, count, k, block, inverse_temperature)
+    tl.store(log_sums + 2 * rows, high, mask=rows < count)
+    tl.store(log_sums + 2 * rows + 1, log_total, mask=rows < count)
+    high, log_total = row_log_sums(logits, rows, count, clusters, cluster_block, 1.0)
+    guard = 0.0
     for first in range(0, clusters, cluster_block):
         c = first + tl.arange(0, cluster_block)
-        x = tl.load(logits + row * clusters + c, mask=c < clusters, other=0.0).to(tl.float32)
-        tl.store(predictions + row * clusters + c, tl.exp(x - high - log_total), mask=c < clusters)
+        x, inside = load_rows(logits, rows, c, count, clusters)
+        p = tl.exp(x - high[:, None] - log_total[:, None])
+        tl.store(predictions + rows[:, None] * clusters + c[None, :], p, mask=inside)
         beyond = tl.abs(x) - limit
-        excess += tl.sum(tl.where((beyond > 0) & (c < clusters), beyond, 0.0), axis=0)
-    tl.store(guards + row, excess * guard_weight)
+        guard += tl.sum(tl.sum(tl.where((beyond > 0) & inside, beyond, 0.0), axis=1), axis=0)
+    tl.store(guards + tl.program_id(0), guard * guard_weight)
 
 
 @triton.jit
@@ -254,24 +265,27 @@ def logits_gradient_kernel(
     views: tl.constexpr,
     clusters: tl.constexpr,
     cluster_block: tl.constexpr,
+    sample_block: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    view = row // batch
-    sample = row % batch
+    blocks = tl.cdiv(batch, sample_block)
+    view = (tl.program_id(0) // blocks).to(tl.int64)
+    b = tl.program_id(0) % blocks * sample_block + tl.arange(0, sample_block)
     c = tl.arange(0, cluster_block)
-    inside = c < clusters
-    d = tl.zeros((cluster_block,), tl.float32)
+    inside = (b[:, None] < batch) & (c[None, :] < clusters)
+    d = tl.zeros((sample_block, cluster_block), tl.float32)
     for other in range(views):
-        at = (other * batch.to(tl.int64) + sample) * (views * clusters) + view * clusters + c
+        at = (other * batch.to(tl.int64) + b[:, None]) * (views * clusters) + view * clusters + c[None, :]
         d += tl.load(partials + at, mask=inside, other=0.0)
     d *= pair_weight
     if log_means is not None:
-        d += tl.load(log_means + view * clusters + c, mask=inside, other=0.0) * marginal_weight
-    p = tl.load(predictions + row * clusters + c, mask=inside, other=0.0)
-    d = p * (d - tl.sum(p * d, axis=0))
-    x = tl.load(logits + row * clusters + c, mask=inside, other=0.0).to(tl.float32)
+        log_mean = tl.load(log_means + view * clusters + c, mask=c < clusters, other=0.0)
+        d += log_mean[None, :] * marginal_weight
+    at = (view * batch + b[:, None]) * clusters + c[None, :]
+    p = tl.load(predictions + at, mask=inside, other=0.0)
+    d = p * (d - tl.sum(p * d, axis=1)[:, None])
+    x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
     d += tl.where(x > limit, guard_weight, tl.where(x < -limit, -guard_weight, 0.0))
-    tl.store(gradient + row * clusters + c, rounded(d, gradient.dtype.element_ty), mask=inside)
+    tl.store(gradient + at, rounded(d, gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -348,7 +362,10 @@ def mutual_information_loss(
     cluster_blocks = -(-all_clusters // cluster_block)
     tiles = cluster_blocks * views * -(-k // prototype_block)
     cells = all_clusters * views * k
-    terms = (views * views if symmetric else tiles, 0 if symmetric else cluster_blocks, rows)
+    block = block_of(k, MOST_COLUMNS)
+    row_block = min(16, MOST_COLUMNS // block)
+    row_programs = -(-rows // row_block)
+    terms = (views * views if symmetric else tiles, 0 if symmetric else cluster_blocks, row_programs)
     partial_sums, predictions, log_sums, log_means, joint, logarithms, partials = workspace(
         logits,
         sum(terms),
@@ -362,17 +379,17 @@ def mutual_information_loss(
     entropies, marginals, guards = partial_sums[: sum(terms)].split(terms)
     sizes = {"views": views, "clusters": clusters}
     tile = {"cluster_block": cluster_block, "prototype_block": prototype_block}
-    row_block = block_of(clusters, MOST_COLUMNS)
 
     launch(
         rows_kernel,
-        (rows,),
-        *(logits, scores, predictions, log_sums, guards, batch, inverse_temperature, limit, GUARD_WEIGHT / rows),
+        (row_programs,),
+        *(logits, scores, predictions, log_sums, guards, rows, inverse_temperature, limit, GUARD_WEIGHT / rows),
         clusters=clusters,
         k=k,
-        cluster_block=row_block,
-        block=block_of(k, MOST_COLUMNS),
-        num_warps=warps_for(block_of(k, MOST_COLUMNS)),
+        row_block=row_block,
+        cluster_block=block_of(clusters, 256),
+        block=block,
+        num_warps=warps_for(row_block * block, 16),
     )
     launch(
         joint_kernel,
@@ -383,6 +400,7 @@ def mutual_information_loss(
         symmetric=symmetric,
         **tile,
         sample_block=SAMPLES,
+        num_warps=8,
     )
     if symmetric:
         launch(
@@ -399,10 +417,10 @@ def mutual_information_loss(
         launch(marginals_kernel, (cluster_blocks,), *arguments, **sizes, cluster_block=cluster_block, sample_block=64)
     launch(total_kernel, (1,), partial_sums, loss, sum(terms), block=1024)
     if gradients[0] is not None:
-        samples = -(-batch // SAMPLES)
+        samples = block_of(1024 // block_of(clusters, 1024), 64)
         launch(
             predictions_gradient_kernel,
-            (samples * views * cluster_blocks,),
+            (-(-batch // SAMPLES) * views * cluster_blocks,),
             *(scores, log_sums, logarithms, partials, batch, inverse_temperature),
             **sizes,
             k=k,
@@ -411,12 +429,12 @@ def mutual_information_loss(
         )
         launch(
             logits_gradient_kernel,
-            (rows,),
+            (views * -(-batch // samples),),
             *(logits, predictions, partials, None if symmetric else log_means, gradients[0], batch, limit),
             *(-1 / (views * rows), 1 / rows, GUARD_WEIGHT / rows),
             **sizes,
             cluster_block=block_of(clusters, 2 * clusters),
-            num_warps=warps_for(row_block),
+            sample_block=samples,
         )
     if gradients[1] is not None:
         launch(

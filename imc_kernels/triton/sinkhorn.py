@@ -26,7 +26,7 @@ from imc_kernels.triton.launch import block_of, launch, warps_for, workspace
 from imc_kernels.triton.primitives import rounded
 
 LOG2_E = math.log2(math.e)
-ON_CHIP = 32768  # elements that one program holds: 64 a thread
+ON_CHIP = 16384  # elements that one program holds: 32 a thread
 TILE = 8192  # elements of the rows that a program of a sweep holds at a time
 MOST_COLUMNS = 4096
 PROGRAMS = 512  # of a sweep: a few for every multiprocessor
@@ -294,8 +294,10 @@ class Plan(NamedTuple):
 
 
 def on_chip_rows(batch: int, k: int) -> int | None:
-    """Rows of the tile that holds a problem, or None. Four lengths in all, so that batch sizes share compilations."""
-    fitting = (rows for rows in (16, 64, 256, 1024) if rows >= batch and rows * block_of(k, 2 * ON_CHIP) <= ON_CHIP)
+    """Rows of the tile that holds a problem, or None. Five lengths in all, so that batch sizes share compilations."""
+    fitting = (
+        rows for rows in (16, 64, 128, 256, 1024) if rows >= batch and rows * block_of(k, 2 * ON_CHIP) <= ON_CHIP
+    )
     return next(fitting, None)
 
 
@@ -313,7 +315,7 @@ def sinkhorn(
     scale = LOG2_E / epsilon
     if (row_block := on_chip_rows(batch, k)) is not None:
         fixed |= {"row_block": row_block, "block": block_of(k, ON_CHIP)}
-        fixed["num_warps"] = warps_for(row_block * fixed["block"], 64)
+        fixed["num_warps"] = warps_for(row_block * fixed["block"], 32)
         launch(on_chip_kernel, (problems,), scores, marginals, assignments, a, c, batch, scale, **fixed)
         return assignments, a, c
 

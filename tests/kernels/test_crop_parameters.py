@@ -42,6 +42,21 @@ def test_is_the_same_today_and_tomorrow() -> None:
     torch.testing.assert_close(row, torch.tensor(expected), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("seed", [0, -1, 2**63 + 1])
+@pytest.mark.parametrize("step", [0, 5, 2**62, -3])
+def test_a_step_in_a_tensor_draws_the_same(seed: int, step: int) -> None:
+    """Also once it is advanced in place, as a captured graph does."""
+    counter, indices = torch.tensor(step - 1), torch.tensor([4, 9, 2**40])
+    counter += 1
+    drawn = draw_crop_parameters(seed, counter, indices, views=3, first_view=2, **SIDES)
+    assert torch.equal(drawn, draw_crop_parameters(seed, step, indices, views=3, first_view=2, **SIDES))
+
+
+def test_a_step_in_another_tensor_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"step must be an integer or an int64 tensor \[\], got torch.float32 \[\]"):
+        draw_crop_parameters(0, torch.tensor(1.0), torch.arange(2), views=1, **SIDES)
+
+
 def test_threads_change_nothing() -> None:
     threads = torch.get_num_threads()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from operations import OPERATIONS, Sizes
+from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 
-DISTRIBUTED = {
-    "info_nce_loss",
-    "log_dot_product_loss",
-    "sinkhorn",
-    "sinkhorn-logarithmic",
-    "mutual_information_loss",
-    "mutual_information_loss-guarded",
-    "mutual_information_loss-symmetric",
-}
-CASES = [operation for operation in OPERATIONS if str(operation) in DISTRIBUTED]
-SIZES = Sizes(3, 12, 9, 4, 5)
+from imc_kernels import backends, info_nce_loss, log_dot_product_loss, sinkhorn
+from imc_kernels.ops import distributed
 
-
-def part(inputs: tuple[Tensor, ...], rank: int, world: int) -> tuple[Tensor, ...]:
-    """The rank's samples of every input [..., B, n], as leaves."""
-    return tuple(x.chunk(world, dim=-2)[rank].clone().requires_grad_() for x in inputs)
+GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "sinkhorn"}
+CASES = [operation for operation in OPERATIONS if operation.name in GROUPED]
+SIZES = Sizes(3, 13, 9, 4, 5)
+PARTS = {2: (8, 5), 3: (4, 8, 1)}  # samples of each process: unequal, as the last batch of an epoch may be
+BACKENDS = [name for name in ("cpu", "eager") if name in backends.available()]
 
 
 def weights(result: Tensor) -> Tensor:
@@ -35,41 +29,142 @@ def weights(result: Tensor) -> Tensor:
     return torch.ones_like(result) if result.dim() < 2 else torch.arange(result.numel()).reshape(result.shape) % 7 - 3.0
 
 
-def process(rank: int, world: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def with_gradients(
+    operation: Operation, inputs: Sequence[Tensor], weight: Tensor | None = None, factor: float = 1, **where: Any
+) -> tuple[Tensor, list[Tensor]]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    result = operation.function(*leaves, **operation.options, **where)
+    (result * (weights(result) if weight is None else weight) * factor).sum().backward()
+    return result.detach(), [leaf.grad for leaf in leaves]  # type: ignore[misc]
+
+
+def every_operation(rank: int, world: int, backend: str) -> dict[str, Any]:
+    """Its results for this process's samples; the losses are weighted by 1, 2, ... in the processes."""
     saved: dict[str, Any] = {}
     for operation in CASES:
-        inputs = part(operation.inputs(SIZES), rank, world)
-        result = operation.function(*inputs, **operation.options, group=dist.group.WORLD)
-        whole = weights(operation.function(*operation.inputs(SIZES), **operation.options, backend="eager"))
-        weight = whole if result.dim() < 2 else whole.chunk(world, dim=-2)[rank]
-        (result * weight).sum().backward()
-        saved[str(operation)] = (result.detach(), [x.grad for x in inputs])
+        inputs = operation.inputs(SIZES)
+        own = [x.split(PARTS[world], dim=-2)[rank] for x in inputs]
+        whole = weights(operation(*inputs, backend="eager"))
+        weight = whole if whole.dim() < 2 else whole.split(PARTS[world], dim=-2)[rank]
+        factor = rank + 1 if whole.dim() < 2 else 1
+        saved[str(operation)] = with_gradients(operation, own, weight, factor, group=dist.group.WORLD, backend=backend)
+    return saved
+
+
+def other_forms(rank: int, world: int, backend: str) -> dict[str, Any]:
+    """What fits no table: poisoned scores, marginals with a queue, half precision, torch.compile."""
+    group = dist.group.WORLD
+    scores = torch.rand(2, 4 * world, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own, queue = scores.chunk(world, dim=1)[rank], scores.flip(1).chunk(world, dim=1)[rank]
+    marginals = torch.arange(1.0, 7, dtype=torch.float64)
+    poisoned = own.clone()
+    poisoned[0, 0, 0] = torch.inf if rank == world - 1 else 0.5
+    saved = {
+        "queue": sinkhorn(own, marginals=marginals, queue=queue, group=group, backend=backend),
+        "poisoned": sinkhorn(poisoned, group=group, backend=backend),
+        "half": sinkhorn(own.bfloat16(), group=group, backend=backend),
+    }
+
+    def form(x: Tensor) -> Tensor:
+        return sinkhorn(x, group=group, backend=backend)
+
+    for fullgraph in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(form, fullgraph=fullgraph, backend="eager")
+        try:
+            saved[f"fullgraph={fullgraph}"] = compiled(own)
+        except torch._dynamo.exc.Unsupported as error:
+            saved[f"fullgraph={fullgraph}"] = str(error)
+    return saved
+
+
+def memory(rank: int, world: int, backend: str) -> dict[str, int]:
+    """Bytes by which the peak of this process grows at N = 16,384 rows, whose N x N form takes a GiB."""
+    if backend == "eager":
+        return {}
+    embeddings = torch.randn(2, 8192 // world, 8, requires_grad=True)
+    logits = torch.randn(2, 2, 8192 // world, 10, requires_grad=True)
+    grown = {}
+    for name, loss, x in (("info_nce", info_nce_loss, embeddings), ("log_dot", log_dot_product_loss, logits)):
+        loss(x[..., :8, :].detach(), group=dist.group.WORLD, backend=backend)  # what is set up once
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loss(x, group=dist.group.WORLD, backend=backend).sum().backward()
+        grown[name] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return grown
+
+
+def process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    works = (every_operation, other_forms, memory) if world == 2 else (every_operation,)
+    saved = {(work.__name__, backend): work(rank, world, backend) for backend in BACKENDS for work in works}
     torch.save(saved, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_equals_one_process(world: int, tmp_path: Path) -> None:
-    mp.start_processes(process, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
-    saved = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
-    for operation in CASES:
-        inputs = tuple(x.requires_grad_() for x in operation.inputs(SIZES))
-        result = operation(*inputs, backend="eager")
-        (result * weights(result)).sum().backward()
-        results = [of_rank[str(operation)][0] for of_rank in saved]
-        gradients = [torch.cat(parts, dim=-2) for parts in zip(*(r[str(operation)][1] for r in saved), strict=True)]
-        if result.dim() < 2:
-            for of_rank in results:
-                torch.testing.assert_close(of_rank, result.detach())
-            gradients = [gradient / world for gradient in gradients]  # what averaging over processes does
-        else:
-            torch.testing.assert_close(torch.cat(results, dim=-2), result.detach())
-        for gradient, leaf in zip(gradients, inputs, strict=True):
-            torch.testing.assert_close(gradient, leaf.grad)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    """Number of processes -> what each of them saved."""
+    found = {}
+    for world in PARTS:
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        mp.start_processes(process, args=(world, str(folder)), nprocs=world, start_method="spawn")
+        found[world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operation", CASES, ids=str)
+@pytest.mark.parametrize("world", PARTS)
+def test_equals_one_process(world: int, operation: Operation, backend: str, results: dict[int, list[Any]]) -> None:
+    saved = [of_rank["every_operation", backend][str(operation)] for of_rank in results[world]]
+    value, expected = with_gradients(operation, operation.inputs(SIZES), backend="eager")
+    values = [of_rank[0] for of_rank in saved]
+    gradients = [torch.cat(parts, dim=-2) for parts in zip(*(of_rank[1] for of_rank in saved), strict=True)]
+    if value.dim() < 2:
+        torch.testing.assert_close(values[0], value)
+        assert all(torch.equal(of_rank, values[0]) for of_rank in values)
+        gradients = [gradient / (world * (world + 1) / 2) for gradient in gradients]  # the sum of the factors
+    else:
+        torch.testing.assert_close(torch.cat(values, dim=-2), value)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_forms_of_sinkhorn(backend: str, results: dict[int, list[Any]]) -> None:
+    saved = [of_rank["other_forms", backend] for of_rank in results[2]]
+    scores = torch.rand(2, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    marginals = torch.arange(1.0, 7, dtype=torch.float64)
+    expected = sinkhorn(scores, marginals=marginals, queue=scores.flip(1), backend="eager")
+    torch.testing.assert_close(torch.cat([of_rank["queue"] for of_rank in saved], dim=1), expected)
+    half = torch.cat([of_rank["half"] for of_rank in saved], dim=1)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, sinkhorn(scores.bfloat16(), backend="eager"))
+    assert all(of_rank["poisoned"][0].isnan().all() and of_rank["poisoned"][1].isfinite().all() for of_rank in saved)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_compiler_breaks_its_graph_or_says_why_it_cannot(backend: str, results: dict[int, list[Any]]) -> None:
+    saved = [of_rank["other_forms", backend] for of_rank in results[2]]
+    scores = torch.rand(2, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = torch.cat([of_rank["fullgraph=False"] for of_rank in saved], dim=1)
+    torch.testing.assert_close(whole, sinkhorn(scores, backend="eager"))
+    assert all("an operation with group= exchanges numbers" in of_rank["fullgraph=True"] for of_rank in saved)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")
+def test_no_process_holds_an_n_by_n_matrix(results: dict[int, list[Any]]) -> None:
+    for of_rank in results[2]:
+        assert max(of_rank["memory", "cpu"].values()) < 2**26
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
+def test_a_group_is_served_wherever_the_operation_is_on_the_cpu(name: str) -> None:
+    assert "cpu" in getattr(distributed, name).__globals__["PHASES"]
 
 
 @pytest.mark.parametrize("operation", CASES, ids=str)
-def test_what_is_no_group_is_refused(operation: Any) -> None:
+def test_what_is_no_group_is_refused(operation: Operation) -> None:
     with pytest.raises(TypeError, match=r"group must be a torch\.distributed\.ProcessGroup, got str"):
         operation.function(*operation.inputs(SIZES), group="world")

@@ -12,6 +12,7 @@ from torch import Tensor
 from imc_kernels import mutual_information_loss
 
 BACKENDS = all_backends("mutual_information_loss", torch.float64)
+SINGLE = all_backends("mutual_information_loss")  # those that serve float32
 LOGITS = torch.tensor([[[1.0, 0.0], [0.5, -0.5], [-1.0, 2.0]]], dtype=torch.float64)
 SCORES = torch.tensor([[[0.9, 0.1, -0.3, 0.0], [0.8, 0.2, 0.1, -0.5], [-0.2, 0.7, 0.3, 0.1]]], dtype=torch.float64)
 
@@ -63,13 +64,13 @@ def test_information_lies_between_zero_and_log_c(
     assert -1e-5 <= information <= math.log(clusters) + 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_uniform_predictions(backend: str) -> None:
     loss = mutual_information_loss(torch.zeros(6, 16, 10), torch.zeros(6, 16, 50), backend=backend)
     assert loss.item() == pytest.approx(-3 * math.log(10), rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_certain_and_balanced_predictions_reach_the_bound(backend: str) -> None:
     classes = torch.arange(10).repeat(4)
     one_hot = torch.nn.functional.one_hot(classes, 10).float() * 1e4
@@ -77,7 +78,7 @@ def test_certain_and_balanced_predictions_reach_the_bound(backend: str) -> None:
     assert loss.item() == pytest.approx(-4 * math.log(10), rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_underflow_gives_the_limit(backend: str) -> None:
     """Joint probabilities of exactly zero: 0 log 0 = 0, and no gradient is NaN."""
     logits = torch.tensor([[[1e4, 0.0, -1e4], [0.0, 1e4, -1e4]]]).requires_grad_()

@@ -9,6 +9,7 @@ from operations import all_backends
 from imc_kernels import swapped_prediction_loss
 
 BACKENDS = all_backends("swapped_prediction_loss", torch.float64)
+SINGLE = all_backends("swapped_prediction_loss")  # those that serve float32
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -47,7 +48,7 @@ def test_adding_a_constant_to_a_row_changes_nothing(backend: str) -> None:
     torch.testing.assert_close(swapped_prediction_loss(shifted, targets, backend=backend), result)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SINGLE)
 def test_extreme_scores_stay_finite(backend: str) -> None:
     scores = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]]).requires_grad_()
     loss = swapped_prediction_loss(scores, torch.tensor([[[0.0, 1.0, 0.0]]]), backend=backend)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
 from imc.config import Config
-from imc.data import Images, load
+from imc.data import Dataset, Images, load
+from imc.data.statistics import channel_statistics
+from imc.train import train
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +19,38 @@ def digits() -> Images:
     return dataclasses.replace(data, images=data.images[:192], labels=data.labels[:192])
 
 
+@pytest.fixture(scope="session")
+def split_digits(digits: Images) -> Dataset:
+    """The same digits as a train split, the next 96 as a test split."""
+    data = load("digits").train
+    test = dataclasses.replace(data, images=data.images[192:288], labels=data.labels[192:288])
+    mean, std = channel_statistics(digits.images)
+    return Dataset("digits", digits, test, unlabeled=None, mean=mean, std=std, note="192 and 96 digits")
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run; a test that writes into it works on a copy."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(tiny_config(folder), digits)
+    return folder
+
+
 @pytest.fixture
-def tiny(tmp_path: Path) -> Config:
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def tiny_config(out: Path) -> Config:
     """Two epochs of three updates on a network that trains in a fraction of a second."""
     return Config(
-        out=str(tmp_path / "run"),
+        out=str(out),
         backend="eager",
         epochs=2,
         batch_size=64,
         warmup_updates=2,
+        freeze_updates=2,
         small_crops=2,
         widths=(4, 8),
         pool_after=1,
@@ -34,3 +60,8 @@ def tiny(tmp_path: Path) -> Config:
         prototypes=12,
         classifier_widths=(16,),
     )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    return tiny_config(tmp_path / "run")

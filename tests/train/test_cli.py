@@ -108,4 +108,4 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--batch-size N" in text
     assert "python -m imc.train" in text
-    assert f"(default: {Config().lr})" in text
+    assert f"(default: {Config().log_every})" in text

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from imc.config import Config
-from imc.methods import imc_swav
+from imc.data import Images
+from imc.methods import build_model, imc_swav
 from imc.methods.imc_swav import ImcSwav
-from imc.train import build_model
+from imc.methods.method import LabelledRows, Method
+from imc.train import plan
 from imc_kernels import backends
 
 CLUSTERS = 10
@@ -23,9 +25,9 @@ def eager():
 
 
 @pytest.fixture
-def model(tiny: Config) -> ImcSwav:
+def model(tiny: Config, digits: Images) -> Method:
     torch.manual_seed(0)
-    return build_model(dataclasses.replace(tiny, clusters=CLUSTERS), channels=1)
+    return build_model(plan(tiny, digits))
 
 
 @pytest.fixture
@@ -88,3 +90,86 @@ def test_batching_of_views_equals_one_pass_per_view(model: ImcSwav, crops: list[
     together = model.encoder(crops[1].flatten(0, 1), 3)
     separate = torch.cat([model.encoder(view) for view in crops[1]])
     torch.testing.assert_close(together, separate)
+
+
+def test_known_values_of_the_specification(model: Method) -> None:
+    scores = torch.tensor([[0.9, 0.1, -0.3, 0], [0.8, 0.2, 0.1, -0.5], [-0.2, 0.7, 0.3, 0.1]])
+    assignments = model._assign(torch.zeros(1, 3, 2), scores.unsqueeze(0))[0]
+    expected = torch.tensor(
+        [
+            [0.47773201, 0.00005223, 0.00002375, 0.52219201],
+            [0.47591851, 0.00284075, 0.52106624, 0.00017451],
+            [0, 0.52394799, 0.2382218, 0.23783022],
+        ]
+    )
+    torch.testing.assert_close(assignments, expected, rtol=1e-4, atol=1e-7)
+    logits = torch.tensor([[1, 0], [0.5, -0.5], [-1, 2]])
+    information = model._information(logits.unsqueeze(0), scores.unsqueeze(0), None)
+    assert information.item() == pytest.approx(-2.31866604, rel=1e-6)
+
+
+def banked(tiny: Config, digits: Images, **changes: object) -> Method:
+    torch.manual_seed(0)
+    return build_model(plan(dataclasses.replace(tiny, **changes), digits))
+
+
+def rows(*positions: int) -> LabelledRows:
+    return LabelledRows(torch.tensor(positions, dtype=torch.int64), (len(positions),))
+
+
+def test_the_bank_trains_the_classifier_when_a_batch_of_labelled_rows_is_there(
+    tiny: Config, digits: Images, crops: list[Tensor]
+) -> None:
+    model = banked(tiny, digits, bank=True, batch_size=4)
+    assert "mutual_information" not in model(crops, rows(3, 5)).terms
+    assert "mutual_information" not in model(crops, rows()).terms
+    step = model(crops, rows(1, 2, 9))  # the fifth row is one too many
+    assert step.terms.keys() == {"swapped_prediction", "mutual_information"}
+    step.loss.backward()
+    assert "classifier" in with_gradient(model)
+    assert "mutual_information" not in model(crops, rows(0, 1, 2)).terms  # empty again after the flush
+    model.begin_epoch(1)
+    assert "mutual_information" not in model(crops, rows(0)).terms  # and at each epoch
+
+
+def test_a_bank_filled_at_once_is_the_step_on_those_rows(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
+    plain, model = banked(tiny, digits), banked(tiny, digits, bank=True, batch_size=16)
+    expected = plain(crops).terms["mutual_information"]
+    torch.testing.assert_close(model(crops, rows(*range(16))).terms["mutual_information"], expected)
+
+
+def test_waiting_for_the_bank_leaves_the_classifier_as_it_is(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
+    model = banked(tiny, digits, bank=True)
+    before = {name: x.clone() for name, x in model.classifier.state_dict().items()}
+    model(crops, rows(0, 1)).loss.backward()
+    assert "classifier" not in with_gradient(model)
+    assert all(torch.equal(x, before[name]) for name, x in model.classifier.state_dict().items())
+
+
+def test_the_queue_joins_once_it_is_full(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
+    plain, model = (banked(tiny, digits, queue=queue, queue_start_epoch=1) for queue in (0, 32))
+    first = plain(crops).loss.detach()
+    torch.testing.assert_close(model(crops).loss.detach(), first)  # epoch 0: the queue is not filled yet
+    model.begin_epoch(1)
+    for _ in range(2):  # 16 rows each
+        assert not model.queue.full
+        torch.testing.assert_close(model(crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"])
+    assert model.queue.full
+    assert model.queue.rows.shape == (2, 32, tiny.embedding_dim)
+    # The same rows three times over: what is queued changes the share of a row, not its assignment.
+    torch.testing.assert_close(
+        model(crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"], rtol=1e-3, atol=0
+    )
+    other = [size.flip(1) for size in crops]
+    other[0] = other[0] ** 2
+    difference = model(other).terms["swapped_prediction"] - plain(other).terms["swapped_prediction"]
+    assert difference.abs() > 1e-5
+
+
+@pytest.mark.parametrize(("bn", "views"), [("per-view", [2, 3]), ("per-size", [1, 1])])
+def test_groups_of_batch_normalisation(bn: str, views: list[int], model: Method, crops: list[Tensor]) -> None:
+    seen: list[int] = []
+    model.per_size = bn == "per-size"
+    model.encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1]))
+    model(crops)
+    assert seen == views

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imc.errors import RunError
-from imc.methods.imc_swav import Step
+from imc.methods.method import Step
 from imc.monitor import EpochMonitor, collapse_warnings
 
 
@@ -19,9 +19,9 @@ def make_step(swapped: float = 1.0, information: float = -2.0) -> Step:
 
 def test_summary() -> None:
     monitor = EpochMonitor(prototypes=4, clusters=2, device=torch.device("cpu"))
-    monitor.update(make_step(1.0))
-    monitor.update(make_step(3.0))
-    assert monitor.summary(first_update=0) == pytest.approx(
+    monitor.update(make_step(1.0), 0)
+    monitor.update(make_step(3.0), 1)
+    assert monitor.summary() == pytest.approx(
         {
             "loss": 0.0,
             "swapped_prediction": 2.0,
@@ -42,15 +42,17 @@ def test_summary() -> None:
 )
 def test_a_loss_that_is_not_finite_is_named(step: Step, message: str) -> None:
     monitor = EpochMonitor(prototypes=4, clusters=2, device=torch.device("cpu"))
-    monitor.update(make_step())
-    monitor.update(step)
+    monitor.update(make_step(), 10)
+    monitor.update(step, 11)
     with pytest.raises(RunError, match=message):
-        monitor.summary(first_update=10)
+        monitor.read()
 
 
 def test_collapse_is_warned_about() -> None:
-    healthy = {"swapped_prediction": 2.0, "prototype_use": 0.9}
+    healthy = {"swapped_prediction": 2.0, "prototype_use": 0.9, "cluster_use": 1.0}
     assert collapse_warnings(healthy, prototypes=100) == []
-    stuck, unused = collapse_warnings({"swapped_prediction": math.log(100), "prototype_use": 0.02}, prototypes=100)
+    collapsed = {"swapped_prediction": math.log(100), "prototype_use": 0.02, "cluster_use": 0.1}
+    stuck, unused, empty = collapse_warnings(collapsed, prototypes=100)
     assert "ln K = 4.605" in stuck
     assert "2% of the prototypes" in unused
+    assert "10% of the clusters" in empty

@@ -13,8 +13,9 @@ from torch.nn import functional
 from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
-from imc.run_folder import FILES, open_run_folder
-from imc.train import build_model, learning_rate, train
+from imc.methods import build_model
+from imc.run_folder import FILES, load_run, open_run_folder
+from imc.train import train
 from imc_kernels import backends
 
 
@@ -51,7 +52,7 @@ def test_the_run_folder(tiny: Config, digits: Images) -> None:
     assert config.keys() == {field.name for field in dataclasses.fields(Config)}
     assert config["clusters"] == 10
     assert config["threads"] == torch.get_num_threads()
-    assert None not in config.values()
+    assert config["lr"] == pytest.approx(6e-3)
 
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in metrics] == [1, 2]
@@ -66,9 +67,11 @@ def test_the_run_folder(tiny: Config, digits: Images) -> None:
     for name in ("confusion.png", "gallery.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
-    saved = torch.load(folder / "model.pt", weights_only=True)
-    assert json.loads(json.dumps(saved["config"])) == config
-    build_model(Config(**saved["config"]), channels=1).load_state_dict(saved["model"])
+    run = load_run(folder)
+    assert json.loads(json.dumps(run.config.to_dict())) == config
+    logits = run.model.predict(run.prepare(digits.images))
+    assert logits.argmax(dim=1).tolist() == [int(row["cluster"]) for row in rows]
+    assert run.model.embed(run.prepare(digits.images)).shape == (192, 8)
 
 
 def test_one_seed_is_bitwise_one_run(tiny: Config, digits: Images, tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_one_seed_is_bitwise_one_run(tiny: Config, digits: Images, tmp_path: Pat
     assert read_metrics(first.out) == read_metrics(again.out)
     assert read_labels(first.out) == read_labels(again.out)
     assert read_metrics(first.out) != read_metrics(other.out)
-    states = [torch.load(Path(config.out) / "model.pt", weights_only=True)["model"] for config in (first, again)]
+    states = [load_run(config.out).model.state_dict() for config in (first, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -114,22 +117,15 @@ def test_labels_are_read_by_the_report_only(tiny: Config, digits: Images, tmp_pa
     assert not (Path(none.out) / "confusion.png").exists()
 
 
-@pytest.mark.parametrize(("warmup", "trained"), [(6, False), (5, True)])
-def test_prototypes_rest_during_the_warmup(tiny: Config, digits: Images, warmup: int, trained: bool) -> None:
-    config = dataclasses.replace(tiny, warmup_updates=warmup, weight_decay=0.1)
+@pytest.mark.parametrize(("freeze", "trained"), [(6, False), (5, True)])
+def test_prototypes_rest_until_their_freeze_ends(tiny: Config, digits: Images, freeze: int, trained: bool) -> None:
+    config = dataclasses.replace(tiny, freeze_updates=freeze, weight_decay=0.1)
     train(config, digits)
-    saved = torch.load(Path(config.out) / "model.pt", weights_only=True)
+    run = load_run(config.out)
     torch.manual_seed(config.seed)
-    initial = build_model(Config(**saved["config"]), channels=1).prototypes.weight
-    difference = functional.normalize(initial, dim=1) - saved["model"]["prototypes.weight"]
+    initial = build_model(run.config).prototypes.weight
+    difference = functional.normalize(initial, dim=1) - run.model.prototypes.weight
     assert (difference.abs().max().item() > 1e-5) == trained
-
-
-def test_learning_rate() -> None:
-    rates = [learning_rate(update, updates=10, peak=2.0, warmup=4) for update in range(10)]
-    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
-    assert rates[7] == pytest.approx(1.0)
-    assert 0 < rates[9] < 0.2
 
 
 def test_more_clusters_than_classes(tiny: Config, digits: Images) -> None:
@@ -160,12 +156,3 @@ def test_a_result_is_not_overwritten_unasked(tiny: Config, tmp_path: Path, monke
     names = [str(open_run_folder(Config())) for _ in range(3)]
     assert names == ["runs/digits", "runs/digits-2", "runs/digits-3"]
     assert str(open_run_folder(Config(name="mine"))) == "runs/mine"
-
-
-def test_ctrl_c_says_what_is_left(tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("imc.train._fit", interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted; .*run holds the metrics of the epochs so far"):
-        train(tiny, digits)

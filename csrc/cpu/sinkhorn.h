@@ -1,0 +1,120 @@
+// What the forward and the backward pass of Sinkhorn-Knopp share: a problem, cut into chunks of rows, and how problems are
+// spread over threads. In an unnamed namespace: both files are compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel.h"
+#include "rows.h"
+
+namespace imc::IMC_ISA {
+
+namespace {
+
+constexpr int64_t kChunkRows = 32, kMostChunks = 64, kColumnBlock = 512;
+
+// With E >= exp(-range), u and v lie within exp(+-range) times small powers of the sizes, so that no product u E v
+// that matters is below exp(-2 range): it must stay a normal number.
+inline float scaling_range(float) { return 40.f; }
+inline double scaling_range(double) { return 340.0; }
+
+template <typename T>
+struct Problem {
+  const T* scores;  // [batch, prototypes]
+  int64_t batch, prototypes;
+  double inverse_epsilon;
+  const T* marginals;  // [prototypes] or null
+  int threads;
+  int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
+  int64_t chunks = ceil_div(batch, chunk_rows);
+  T high = 0, range = 0;
+
+  // body(first row, last row, the chunk's row of `partial`)
+  template <typename Body>
+  void for_chunks(T* partial, const Body& body) const {
+    parallel_for(chunks, threads, [&](int64_t chunk, int) {
+      const int64_t first = chunk * chunk_rows;
+      body(first, batch < first + chunk_rows ? batch : first + chunk_rows, partial + chunk * prototypes);
+    });
+  }
+
+  // body(first column, last column)
+  template <typename Body>
+  void for_column_blocks(const Body& body) const {
+    parallel_for(ceil_div(prototypes, kColumnBlock), useful_threads(chunks * prototypes, threads),
+                 [&](int64_t block, int) {
+                   const int64_t first = block * kColumnBlock;
+                   body(first, prototypes < first + kColumnBlock ? prototypes : first + kColumnBlock);
+                 });
+  }
+
+  // sums[k] = the sum of column k of `partial` [chunks, prototypes]
+  void add_chunks(const T* partial, T* sums) const {
+    for_column_blocks([&](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; ++k) sums[k] = partial[k];
+      for (int64_t chunk = 1; chunk < chunks; ++chunk)
+        for (int64_t k = first; k < last; ++k) sums[k] += partial[chunk * prototypes + k];
+    });
+  }
+
+  // The maximum, and the range divided by epsilon.
+  void measure() {
+    Scratch<T> highs(chunks), lows(chunks);
+    parallel_for(chunks, threads, [&](int64_t chunk, int) {
+      const int64_t first = chunk * chunk_rows * prototypes;
+      const int64_t last = batch * prototypes < first + chunk_rows * prototypes ? batch * prototypes
+                                                                                 : first + chunk_rows * prototypes;
+      T chunk_high = scores[first], chunk_low = scores[first];
+#pragma omp simd reduction(max : chunk_high) reduction(min : chunk_low)
+      for (int64_t i = first; i < last; ++i) {
+        chunk_high = scores[i] > chunk_high ? scores[i] : chunk_high;
+        chunk_low = scores[i] < chunk_low ? scores[i] : chunk_low;
+      }
+      highs[chunk] = chunk_high;
+      lows[chunk] = chunk_low;
+    });
+    T highest = highs[0], low = lows[0];
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      highest = highs[chunk] > highest ? highs[chunk] : highest;
+      low = lows[chunk] < low ? lows[chunk] : low;
+    }
+    set_range(highest, low);
+  }
+
+  void set_range(T highest, T lowest) {
+    high = highest;
+    range = (highest - lowest) * static_cast<T>(inverse_epsilon);
+  }
+
+  bool is_narrow() const { return range <= scaling_range(T()); }
+  bool is_finite() const { return range - range == 0; }
+
+  T share(int64_t k) const { return marginals ? marginals[k] : 1 / static_cast<T>(prototypes); }
+
+  // S = log E
+  double log_kernel(int64_t row, int64_t k) const {
+    return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(high)) * inverse_epsilon;
+  }
+};
+
+// Many problems run side by side, one thread each; few share all threads. The largest score and minus the smallest are
+// measured, or given: [2, problems].
+template <typename T, typename Body>
+void for_problems(const T* scores, const T* marginals, const T* extremes, int64_t problems, int64_t batch,
+                  int64_t prototypes, double epsilon, int threads, const Body& body) {
+  const int64_t size = batch * prototypes;
+  threads = useful_threads(problems * size, threads);
+  const bool side_by_side = problems >= threads;
+  parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
+    Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
+    if (extremes)
+      p.set_range(extremes[problem], -extremes[problems + problem]);
+    else
+      p.measure();
+    body(p, problem);
+  });
+}
+
+}  // namespace
+
+}  // namespace imc::IMC_ISA

@@ -1,0 +1,78 @@
+"""Checkpoints: everything that the rest of a run depends on, in one file that is always whole."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imc.config import Config
+from imc.errors import UserError
+from imc.run_folder import CHECKPOINT, write_file
+
+FORMAT = 1
+# What a resumed run may be told anew: how long, where and how fast it runs, not what it computes.
+FREE = {
+    *("out", "name", "resume", "overwrite", "print_config", "data_root", "download", "epochs", "stop_after_epoch"),
+    *("device", "threads", "backend", "amp", "channels_last", "device_data", "compile", "cuda_graph", "rank_timeout"),
+    *("log_every", "tensorboard", "checkpoint_every", "checkpoint_minutes"),
+}
+
+
+def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Replace the folder's checkpoint: at any moment the file holds the old one or the new."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_file(folder / CHECKPOINT, buffer.getbuffer())
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The folder's checkpoint, on the CPU, or None where there is none.
+
+    Raises:
+        UserError: the file is no checkpoint of this version.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no pickle makes the reader raise anything
+        raise UserError(f"{path} is no checkpoint that can be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of this version of imc")
+    return content
+
+
+def resumed_config(asked: Config, saved: dict[str, Any]) -> Config:
+    """The checkpoint's configuration with what a resumed run may be told anew.
+
+    Raises:
+        UserError: another value was asked for than the run was started with.
+    """
+    config = Config.from_dict(saved)
+    for name, value in asked.given().items():
+        if name not in FREE and value != getattr(config, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} was {getattr(config, name)} when the run began, got {value}; leave it out")
+    changed = {name: value for name, value in asked.given().items() if name in FREE}
+    changed.setdefault("stop_after_epoch", None)
+    return Config.from_dict({**saved, **changed})
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of torch's global generators of this process."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: list[dict[str, torch.Tensor]], rank: int) -> None:
+    """Continue from a process's state; a rank that the run did not have takes another's."""
+    state = states[rank % len(states)]
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,40 @@
+"""TensorBoard's event files, where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imc.errors import UserError
+
+
+class EventFiles:
+    """Scalars for TensorBoard; without a folder nothing happens.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.writer: Any = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> EventFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def add(self, values: Mapping[str, float], update: int) -> None:
+        """Add scalars at this number of updates."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, update)

@@ -1,0 +1,243 @@
+"""The training loop: steps, metrics, checkpoints, and how a run ends before its last epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from imc.checkpoint import random_state, restore_random_state, write_checkpoint
+from imc.config import Config
+from imc.cuda_graph import GraphedStep
+from imc.data.pixels import open_pixels
+from imc.data.views import Batch, epoch_order, make_views
+from imc.distributed import Agreement, Ranks, StopSignals, average_gradients
+from imc.errors import RunError, StoppedError, UserError
+from imc.event_files import EventFiles
+from imc.methods.method import LabelledRows, Method, Step
+from imc.monitor import EpochMonitor, collapse_warnings
+from imc.optimizer import build_optimizer, set_learning_rates
+from imc.run_folder import METRICS, append_json_line, keep_json_lines
+
+SAVE, STOP = 1, 2  # what ranks agree on after a step
+
+
+class Loop:
+    """One run's training.
+
+    Args:
+        model: on its device.
+        parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones.
+        config: resolved.
+        folder: where metrics and checkpoints go.
+        ranks: the processes of the run.
+
+    Attributes:
+        update: number of updates made.
+        seconds: wall time of training, of earlier parts of a resumed run too.
+    """
+
+    def __init__(self, model: Method, parts: Sequence[Tensor], config: Config, folder: Path, ranks: Ranks) -> None:
+        self.model, self.config, self.folder, self.ranks = model, config, folder, ranks
+        self.device = next(model.parameters()).device
+        self.count = sum(map(len, parts))
+        self.labelled = len(parts[0])
+        self.steps = self.count // config.batch_size
+        if config.batch_size % ranks.world:
+            raise UserError(f"--batch-size must be a multiple of {ranks.world}, the ranks, got {config.batch_size}")
+        self.per_rank = config.batch_size // ranks.world
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, config, self.device)
+        self.pixels = open_pixels(parts, self.device, config.device_data)
+        self.views = make_views(config, self.device)
+        self.graph = GraphedStep(self) if config.cuda_graph else None
+        self.prototypes = config.prototypes if config.method == "imc-swav" else 0
+        self.update = 0
+        self.seconds = 0.0
+        self.monitor = self._new_monitor()
+
+    def run(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            StoppedError: a signal, or ``stop_after_epoch``; there is a checkpoint.
+            RunError: a loss term or a parameter is not finite; the last checkpoint stays.
+        """
+        total = self.config.epochs * self.steps
+        interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; a log file gets few
+        self._clock = time.perf_counter()
+        self._saved = time.monotonic()
+        agreement = Agreement(self.ranks.host)
+        events = EventFiles(self.folder if self.ranks.first and self.config.tensorboard else None)
+        bar = tqdm(
+            total=total,
+            initial=self.update,
+            desc="train",
+            unit="step",
+            mininterval=interval,
+            maxinterval=interval,
+            disable=not self.ranks.first,
+        )
+        with StopSignals() as signals, bar, events:
+            if self.update == 0:
+                self._save()
+            while self.update < total:
+                stop = False
+                for batch, labelled in self._rest_of_epoch():
+                    self.train_step(batch, labelled)
+                    bar.update()
+                    agreed = agreement.ask(self._wish(signals))
+                    if self.update % self.config.log_every == 0:
+                        newest = self.monitor.read()
+                        bar.set_postfix(loss=f"{newest['loss']:.3f}", refresh=False)
+                        events.add(newest, self.update)
+                    if agreed == STOP:
+                        stop = True
+                        break
+                    if agreed == SAVE and self.update % self.steps:
+                        self._save()
+                ended = self.update // self.steps if self.update % self.steps == 0 else None
+                if ended is not None:
+                    self._end_epoch(ended, events)
+                    stop = stop or (ended == self.config.stop_after_epoch and ended < self.config.epochs)
+                if stop or (ended is not None and self._due(ended)):
+                    self._save()
+                if stop:
+                    raise StoppedError(self._how_to_resume())
+        self.seconds += time.perf_counter() - self._clock
+
+    def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
+        """One update. Does not wait for the device."""
+        set_learning_rates(self.optimizer, self.update, self.config, self.steps)
+        if self.graph is not None and self.graph.ready(self.update):
+            step = self.graph(batch)
+        else:
+            step = self.compute(self.views(batch, self.update), labelled)
+        self.monitor.update(step, self.update)
+        self.update += 1
+
+    def compute(self, crops: list[Tensor], labelled: LabelledRows | None = None) -> Step:
+        """Loss, gradients and the optimiser's step on these crops."""
+        step: Step = self.model(crops, labelled)
+        self.optimizer.zero_grad()
+        step.loss.backward()
+        if self.update < self.config.freeze_updates:
+            self.model.freeze_prototypes()
+        average_gradients(self.parameters, self.ranks.group)
+        self.optimizer.step()
+        return step
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Batch, LabelledRows | None]]:
+        """The batches of the epoch that are still to come."""
+        epoch, done = divmod(self.update, self.steps)
+        if done == 0:
+            self.model.begin_epoch(epoch)
+            self.monitor = self._new_monitor()
+        self._epoch_clock, self._epoch_update = time.perf_counter(), self.update
+        whole = epoch_order(self.config, self.count, epoch)[: self.steps * self.config.batch_size]
+        batches = whole.split(self.config.batch_size)[done:]
+        start = self.ranks.rank * self.per_rank
+        rows = [batch[start : start + self.per_rank] for batch in batches]
+        loaded = self.pixels.batches(rows, start, self.config.batch_size)
+        for batch, all_samples in zip(loaded, batches, strict=True):
+            yield batch, self._labelled(all_samples) if self.config.bank else None
+
+    def _labelled(self, samples: Tensor) -> LabelledRows:
+        """Which of a batch's samples, int64 [B] on the host, belong to the clustered split."""
+        parts = (samples < self.labelled).split(self.per_rank)
+        local = parts[self.ranks.rank].nonzero()[:, 0].to(self.device, non_blocking=True)
+        return LabelledRows(local, tuple(int(part.sum()) for part in parts))
+
+    def _new_monitor(self) -> EpochMonitor:
+        return EpochMonitor(self.prototypes, self.config.clusters, self.device, self.ranks)
+
+    def _end_epoch(self, epoch: int, events: EventFiles) -> None:
+        """Write the line of an epoch, counted from 1, and warn of a collapse."""
+        summary = self.monitor.summary()
+        seconds = time.perf_counter() - self._epoch_clock
+        speed = (self.update - self._epoch_update) * self.config.batch_size / seconds
+        line = {"epoch": epoch, **summary, "lr": float(self.optimizer.param_groups[0]["lr"])}
+        if self.ranks.first:
+            timing = {"images_per_second": round(speed, 1), "seconds": round(seconds, 4)}
+            append_json_line(self.folder / METRICS, {**line, **timing})
+            events.add({f"epoch/{name}": value for name, value in line.items()}, self.update)
+            late = self.update > max(self.config.warmup_updates, self.config.freeze_updates)
+            if late and epoch in (self.config.epochs // 2, self.config.epochs):
+                for sentence in collapse_warnings(summary, self.prototypes):
+                    warn(f"epoch {epoch}: {sentence}")
+
+    def _wish(self, signals: StopSignals) -> int:
+        if signals.received:
+            return STOP
+        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        return SAVE if self.ranks.first and late else 0
+
+    def _due(self, epoch: int) -> bool:
+        every = self.config.checkpoint_every
+        return epoch == self.config.epochs or bool(every and epoch % every == 0)
+
+    def _save(self) -> None:
+        """Write a checkpoint. Every rank must call this."""
+        monitor = self.monitor.state()
+        random = self.ranks.gather(random_state())
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        if self.ranks.first:
+            self._require_finite()
+            write_checkpoint(
+                self.folder,
+                {
+                    "config": self.config.to_dict(),
+                    "update": self.update,
+                    "seconds": self.seconds,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "training": self.model.training_state(),
+                    "monitor": monitor,
+                    "random": random,
+                },
+            )
+        self._saved = time.monotonic()
+
+    def _require_finite(self) -> None:
+        """Keep a checkpoint from being replaced by one that no run could continue from."""
+        floating = {name: x for name, x in self.model.state_dict().items() if x.is_floating_point()}
+        finite = torch.stack([x.isfinite().all() for x in floating.values()]).cpu()
+        if not finite.all():
+            name = list(floating)[int(finite.int().argmin())]
+            raise RunError(
+                f"{name} became NaN or infinite before update {self.update}; "
+                "a lower --lr or a longer --warmup-updates usually helps"
+            )
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from what a checkpoint holds."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.model.load_training_state(checkpoint["training"])
+        self.monitor.load(checkpoint["monitor"])
+        self.update, self.seconds = checkpoint["update"], checkpoint["seconds"]
+        restore_random_state(checkpoint["random"], self.ranks.rank)
+        if self.ranks.first:
+            keep_json_lines(self.folder / METRICS, self.update // self.steps)
+
+    def _how_to_resume(self) -> str:
+        epoch, done = divmod(self.update, self.steps)
+        where = f"after epoch {epoch}" + (f" and {done} of {self.steps} updates" if done else "")
+        return f"stopped {where}; continue with: imc train --out {self.folder} --resume"
+
+
+def warn(sentence: str) -> None:
+    """Print a warning above the progress bar."""
+    tqdm.write(f"warning: {sentence}", file=sys.stderr)
+
+
+def compile_encoder(encoder: nn.Module) -> None:
+    """``torch.compile`` in place, which leaves the names of parameters alone; one graph for each size of crops."""
+    encoder.compile(dynamic=False)

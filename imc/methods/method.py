@@ -1,0 +1,119 @@
+"""What the methods have in common: an encoder, the step that training calls, and what evaluation asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Step(NamedTuple):
+    """What one step gives.
+
+    Attributes:
+        loss: scalar, carries the gradient.
+        terms: the detached scalars that add up to ``loss``.
+        scores: detached, [A, B, K]: the prototype scores of the large crops; None for a method without prototypes.
+        logits: detached, [A, B, C]: the cluster logits of the large crops.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    scores: Tensor | None
+    logits: Tensor
+
+
+class LabelledRows(NamedTuple):
+    """Which samples of the global batch belong to the split that is clustered; known on the host.
+
+    Attributes:
+        local: int64 [n] on the device: their positions in this rank's part of the batch.
+        counts: how many each rank has.
+    """
+
+    local: Tensor
+    counts: tuple[int, ...]
+
+
+class Method(nn.Module):
+    """Encoder, heads and loss of a method. Subclasses give ``forward`` and ``predict``.
+
+    Attributes:
+        encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F].
+        group: where set, the batch is spread over its processes.
+        amp: whether the encoder runs in bfloat16 where autocast does so. The heads and losses do not.
+        per_size: whether the encoder's batch normalisation takes all crops of a size as one group.
+        frozen: whether the encoder is a constant: in evaluation mode and without gradient.
+    """
+
+    group: ProcessGroup | None = None
+    amp = False
+    per_size = False
+    frozen = False
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
+        """The loss of one step.
+
+        Args:
+            crops: for each crop size [V_size, B, C, s, s]; those of the first are the large crops.
+            labelled: for methods that treat the rows of the clustered split apart.
+        """
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Cluster logits [B, C] of images [B, channels, s, s]."""
+        raise TypeError(f"{type(self).__name__} has no predict")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The point [B, D] of each image that the representation loss sees, of length 1."""
+        raise TypeError(f"{type(self).__name__} has no embed")
+
+    def encode(self, crops: Sequence[Tensor]) -> Tensor:
+        """Features float32 [V*B, F] of all crops, those of one size in one pass."""
+        parts = [self._features(size.flatten(0, 1), 1 if self.per_size else len(size)) for size in crops]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _features(self, images: Tensor, views: int) -> Tensor:
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
+            torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp),
+        ):
+            features = self.encoder(images, views)
+        return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+    def train(self, mode: bool = True) -> Method:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def main_parameters(self) -> list[nn.Parameter]:
+        """What ``--lr`` trains."""
+        own = {id(parameter) for parameter in self.classifier_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """What ``--classifier-lr`` trains."""
+        return []
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of each epoch, counted from 0."""
+
+    def freeze_prototypes(self) -> None:
+        """Keep the next optimiser step from changing the prototypes, where there are any."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What the next step depends on beside parameters and buffers: the same in all processes."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`training_state` gave."""

@@ -1,0 +1,69 @@
+"""The optimiser of a run and its learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from imc.config import Config
+from imc.methods.method import Method
+
+
+def build_optimizer(model: Method, config: Config, device: torch.device) -> torch.optim.Optimizer:
+    """Adam or SGD over the model's trainable parameters; each group keeps its peak rate as ``peak``."""
+    groups = []
+    for parameters, peak in (
+        (model.main_parameters(), config.lr),
+        (model.classifier_parameters(), config.classifier_lr),
+    ):
+        for decay, chosen in _by_decay(parameters, config):
+            if chosen:
+                rate = torch.tensor(peak, device=device) if config.cuda_graph else peak
+                groups.append({"params": chosen, "peak": peak, "lr": rate, "weight_decay": decay})
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True, capturable=config.cuda_graph)
+
+
+def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[float, list[nn.Parameter]]]:
+    if not config.decay_matrices_only:
+        return [(config.weight_decay, parameters)]
+    return [
+        (config.weight_decay, [p for p in parameters if p.dim() > 1]),
+        (0.0, [p for p in parameters if p.dim() <= 1]),
+    ]
+
+
+def learning_rate(update: int, config: Config, peak: float, steps: int) -> float:
+    """The rate of the update with this number, from 0.
+
+    Linear to ``peak`` over the warm-up; then constant, a half cosine to 0 at the last epoch's end, or multiplied by
+    ``lr_factor`` after each of ``lr_epochs``.
+
+    Args:
+        update: number of the update.
+        config: resolved.
+        peak: rate after the warm-up.
+        steps: updates of an epoch.
+    """
+    warmup = config.warmup_updates
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    if config.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (config.epochs * steps - warmup)))
+    if config.schedule == "steps":
+        return peak * config.lr_factor ** sum(update // steps >= epoch for epoch in config.lr_epochs)
+    return peak
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, update: int, config: Config, steps: int) -> None:
+    """Give every group its rate for this update."""
+    for group in optimizer.param_groups:
+        rate = learning_rate(update, config, group["peak"], steps)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -1,0 +1,237 @@
+"""The numbers that depend on the method and the data set, each table with its source.
+
+A flag or field that the user gave wins over all of them. :func:`resolve` looks, from the most general to the most
+special, into METHODS (the method at its CIFAR-10 settings), SIZES (other image sizes) and DATA (a data set).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from imc.config import Config
+from imc.errors import UserError
+
+Numbers = dict[str, Any]
+
+# IMC-SwAV, arXiv 2103.07368, section 4 and the authors' released code, which agree but where noted.
+IMC_SWAV: Numbers = {
+    "epochs": 500,
+    "batch_size": 256,
+    "optimizer": "adam",
+    "lr": 5e-4,
+    "schedule": "steps",
+    "lr_epochs": (150, 300, 400),
+    "lr_factor": 0.4,
+    "warmup_updates": 500,  # the released code's help text says epochs; it counts updates
+    "freeze_updates": 500,
+    "beta1": 0.8,
+    "beta2": 0.999,
+    "momentum": 0.0,
+    "weight_decay": 1e-5,
+    "decay_matrices_only": False,
+    "augmentation": "crops",
+    "large_crops": 2,
+    "large_size": 28,
+    "large_area": (0.2, 1.0),
+    "small_crops": 4,
+    "small_size": 18,
+    "small_area": (0.08, 0.4),
+    "flip": 0.5,
+    "jitter_probability": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "grayscale": 0.25,
+    "blur_probability": 0.0,
+    "blur_sigma": (0.1, 2.0),
+    "normalize": True,
+    "encoder": "resnet18",
+    "bn_momentum": 0.1,
+    "projection_hidden": 512,
+    "embedding_dim": 128,
+    "projection_bias": True,
+    "prototypes": 1000,
+    "classifier_widths": (1024, 1024),
+    "temperature": 0.1,
+    "entropy_weight": 4.0,
+    "logit_limit": 5.0,
+    "sinkhorn_epsilon": 0.05,
+    "sinkhorn_iterations": 3,
+    "bank": False,
+}
+
+# CRLC, arXiv 2107.11635, and the CIFAR-10 run script of the authors' released code.
+CRLC: Numbers = {
+    "epochs": 2000,
+    "batch_size": 512,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "schedule": "constant",
+    "lr_epochs": (2000,),
+    "lr_factor": 1.0,
+    "warmup_updates": 0,
+    "freeze_updates": 0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "decay_matrices_only": True,
+    "augmentation": "crops",
+    "large_crops": 2,
+    "large_size": 32,
+    "large_area": (0.2, 1.0),
+    "small_crops": 0,
+    "small_size": 32,
+    "small_area": (0.2, 1.0),
+    "flip": 0.5,
+    "jitter_probability": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "grayscale": 0.2,
+    "blur_probability": 0.0,
+    "blur_sigma": (0.1, 2.0),
+    "normalize": True,
+    "encoder": "resnet34",
+    "bn_momentum": 0.1,
+    "projection_hidden": 512,
+    "embedding_dim": 128,
+    "sub_heads": 10,
+    "head_hidden": 512,
+    "temperature": 0.1,
+    "entropy_weight": 2.0,  # the sum over both views of a mean over views; the paper is reported to weigh it by 1
+    "logit_limit": 25.0,
+    "smoothing": 0.01,
+    "contrast_weight": 10.0,
+}
+
+METHODS: dict[str, Numbers] = {"imc-swav": IMC_SWAV, "crlc": CRLC}
+
+# By the side of the images: the same sources, for Tiny-ImageNet (64) and STL-10 (96).
+SIZES: dict[str, dict[int, Numbers]] = {
+    "imc-swav": {
+        32: {},
+        64: {"large_size": 56, "small_size": 36, "batch_size": 512},
+        96: {"large_size": 76, "small_size": 52},
+    },
+    "crlc": {32: {}, 64: {"large_size": 64}, 96: {"large_size": 96}},
+}
+
+# Ours, found on two cores for scikit-learn's digits: affine views, since a mirrored digit is another sign.
+AFFINE: Numbers = {
+    "augmentation": "affine",
+    "rotation": 15.0,
+    "shear": 0.15,
+    "gain": (0.6, 1.4),
+    "noise": 0.05,
+    "large_area": (0.5, 1.1),
+    "small_area": (0.25, 0.6),
+}
+DIGITS_ENCODER: Numbers = {
+    "encoder": "digits",
+    "widths": (32, 32, 64, 128),
+    "pool_after": 2,
+    "pooled_size": 2,
+    "feature_dim": 128,
+}
+DIGITS_IMC_SWAV: Numbers = {
+    **AFFINE,
+    **DIGITS_ENCODER,
+    "epochs": 40,
+    "batch_size": 128,
+    "lr": 6e-3,
+    "classifier_lr": 1e-2,
+    "schedule": "cosine",
+    "warmup_updates": 50,
+    "freeze_updates": 50,
+    "beta1": 0.9,
+    "weight_decay": 0.0,
+    "large_size": 8,
+    "small_size": 6,
+    "projection_hidden": 128,
+    "embedding_dim": 64,
+    "projection_bias": False,
+    "prototypes": 100,
+    "classifier_widths": (256,),
+}
+DIGITS_CRLC: Numbers = {**AFFINE, **DIGITS_ENCODER, "large_size": 8, "batch_size": 128, "epochs": 150}
+# Ours: the recipe of the digits at the size of these images.
+MNIST: Numbers = {"widths": (32, 64, 128, 128), "epochs": 15, "batch_size": 256, "lr": 3e-3, "classifier_lr": 5e-3}
+
+DATA: dict[tuple[str, str], Numbers] = {
+    ("imc-swav", "digits"): DIGITS_IMC_SWAV,
+    ("imc-swav", "mnist"): {**DIGITS_IMC_SWAV, **MNIST, "large_size": 24, "small_size": 16},
+    # Ours. A garment mirrored is the same garment, and all shoes point one way, so flips are right here. There is no
+    # colour to jitter.
+    ("imc-swav", "fashion-mnist"): {
+        **DIGITS_IMC_SWAV,
+        **MNIST,
+        "augmentation": "crops",
+        "large_size": 24,
+        "large_area": (0.4, 1.0),
+        "small_size": 16,
+        "small_area": (0.15, 0.5),
+    },
+    ("imc-swav", "cifar100"): {"batch_size": 512},
+    ("imc-swav", "stl10"): {"bank": True},
+    ("crlc", "digits"): DIGITS_CRLC,
+    ("crlc", "mnist"): {**DIGITS_CRLC, "widths": (32, 64, 128, 128), "large_size": 24},
+    ("crlc", "fashion-mnist"): {**DIGITS_CRLC, "augmentation": "crops", "widths": (32, 64, 128, 128), "large_size": 24},
+    ("crlc", "stl10"): {"blur_probability": 0.5, "normalize": False},
+}
+
+SMALL = 20  # pixels: smaller images get the recipe of the digits
+
+
+def numbers(method: str, data: str, side: int) -> Numbers:
+    """What the presets say about a method, a data set (by name) and images of this side."""
+    if (method, data) not in DATA and side < SMALL:
+        return {**METHODS[method], **DATA[method, "digits"], **_scaled(DATA[method, "digits"], side / 8)}
+    nearest = min(SIZES[method], key=lambda known: abs(known - side))
+    sized = SIZES[method][nearest]
+    if (method, data) not in DATA:
+        sized = {**sized, **_scaled({**METHODS[method], **sized}, side / nearest)}
+    return {**METHODS[method], **sized, **DATA.get((method, data), {})}
+
+
+def _scaled(preset: Numbers, factor: float) -> Numbers:
+    sizes = {name: preset[name] for name in ("large_size", "small_size") if name in preset}
+    return {name: max(4, round(size * factor)) for name, size in sizes.items()}
+
+
+def resolve(config: Config, *, name: str, side: int, channels: int, count: int, classes: int) -> Config:
+    """Fill in what the configuration leaves to the presets and the data.
+
+    Args:
+        config: what was asked for.
+        name: of the data set.
+        side: of the images, pixels.
+        channels: of the images.
+        count: number of images, labelled or not, that are trained on.
+        classes: of the labels, 0 without any.
+
+    Raises:
+        UserError: a value that the data do not allow, or none can be found.
+    """
+    preset = numbers(config.method, name, side)
+    preset["stem"] = "cifar" if side < 48 else "cifar-pool"
+    preset["channels"], preset["side"] = channels, side
+    preset["batch_size"] = min(preset["batch_size"], count)
+    if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
+        preset |= DIGITS_ENCODER
+    preset["clusters"] = classes or None
+    given = {entry.name for entry in fields(config) if getattr(config, entry.name) is not None}
+    config = replace(config, **{name: value for name, value in preset.items() if name not in given})
+    if config.classifier_lr is None:
+        config = replace(config, classifier_lr=config.lr)
+    if config.clusters is None:
+        raise UserError(f"--clusters must say how many to find: {name} has no labels to take the number from")
+    for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
+        if value > count:
+            raise UserError(f"{flag} must be at most {count}, the images of {name}, got {value}")
+    if config.channels != channels:
+        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
+    return config.validate()

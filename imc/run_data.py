@@ -1,0 +1,69 @@
+"""The data set that a configuration names, and the images in it whose clusters the run reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from imc.config import Config
+from imc.data import Dataset, Images, load
+from imc.data.statistics import channel_statistics
+from imc.errors import UserError
+
+
+def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
+    """``data`` as a data set, or the one that the configuration names.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    if isinstance(data, Images):
+        mean, std = channel_statistics(data.images)
+        return Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
+    if data is not None:
+        return data
+    return load(
+        config.data,
+        root=None if config.data_root is None else Path(config.data_root),
+        image_size=config.image_size,
+        labels_from_folders=config.labels_from_folders,
+        download=config.download,
+    )
+
+
+def clustered(config: Config, data: Dataset) -> Images:
+    """The train split, or with ``train_on`` "train+test" both in one."""
+    if config.train_on == "train" or data.test is None:
+        return data.train
+    labels = None
+    if data.train.labels is not None and data.test.labels is not None:
+        labels = torch.cat([data.train.labels, data.test.labels])
+    files = None if data.train.files is None or data.test.files is None else data.train.files + data.test.files
+    images = torch.cat([data.train.images, data.test.images])
+    return Images(data.name, images, labels, data.train.class_names, files)
+
+
+def other_data(config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
+    """The data set to evaluate a trained run on, fit for its model.
+
+    Args:
+        config: of the run, resolved.
+        source: a data set by name or path; None: the run's own.
+        labels_from_folders: take the sub-folders of a folder as labels, whatever the training did.
+
+    Raises:
+        UserError: it is not there, or its images are not of the kind that the model takes.
+    """
+    if source is not None and source != config.data:
+        config = replace(config, data=source, download=False, labels_from_folders=False)
+        if Path(source).is_dir():
+            config = replace(config, image_size=config.side)
+    data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
+    channels = data.train.images.shape[-1]
+    if channels != config.channels:
+        raise UserError(
+            f"--data {data.name} has images of {channels} channels, and the run was trained on {config.channels}"
+        )
+    return data

@@ -1,0 +1,171 @@
+"""The figures of a run: each function draws one PNG file and says in words what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imc import figures
+from imc.data import Images
+from imc.evaluation import PLANE_IMAGES, Outputs, embeddings, plane
+from imc.heatmaps import heatmaps
+from imc.metrics import best_matching, clustering_accuracy, confusion_matrix
+from imc.run_folder import LoadedRun
+from imc_kernels import prototype_scores
+
+HEATMAPS = 8  # images in a row
+NOT_LOSSES = {"loss", "epoch", "lr", "seconds", "images_per_second"}
+
+
+class Drawn(NamedTuple):
+    """A PNG file and its text alternative."""
+
+    path: Path
+    alt: str
+
+
+def draw_confusion(path: Path, images: Images, clusters: NDArray[np.int64], num_clusters: int) -> Drawn:
+    """Classes against clusters, the clusters in the order of the classes they are matched to. Needs labels."""
+    assert images.labels is not None
+    labels, classes = images.labels.numpy(), len(images.class_names)
+    matrix = confusion_matrix(labels, clusters, num_classes=classes, num_clusters=num_clusters)
+    columns = _column_order(images, clusters, num_clusters).tolist()
+    accuracy = clustering_accuracy(labels, clusters)
+    title = f"{images.name}: {len(labels):,} images, accuracy {accuracy:.1%}"
+    figures.save_confusion(path, matrix, images.class_names, columns, title)
+    alt = f"Confusion matrix of {classes} classes and {num_clusters} clusters: {accuracy:.1%} lie on the diagonal."
+    return Drawn(path, alt)
+
+
+def _column_order(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.int64]:
+    """The clusters in the order of the classes that they are matched to, then the others."""
+    assert images.labels is not None
+    shape = {"num_classes": len(images.class_names), "num_clusters": num_clusters}
+    matched = [cluster for _, cluster in best_matching(confusion_matrix(images.labels.numpy(), clusters, **shape))]
+    return np.array(matched + [cluster for cluster in range(num_clusters) if cluster not in matched])
+
+
+def draw_gallery(
+    path: Path, images: Images, clusters: NDArray[np.int64], confidence: NDArray[np.float32], num_clusters: int
+) -> Drawn:
+    """One row per cluster, its most and its least certain images."""
+    title = f"{images.name}: {len(clusters):,} images in {num_clusters} clusters"
+    captions = [f"cluster {cluster}: {text}" for cluster, text in enumerate(describe(images, clusters, num_clusters))]
+    figures.save_gallery(path, images.images.numpy(), clusters, confidence, captions, title)
+    return Drawn(
+        path, f"Gallery of {num_clusters} clusters, one a row: its most certain images, then its least certain."
+    )
+
+
+def describe(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> list[str]:
+    """A few words for each cluster: its size and, where there are labels, its most frequent class and its share."""
+    sizes = np.bincount(clusters, minlength=num_clusters)
+    texts = [f"{size:,}" if size else "empty" for size in sizes]
+    if images.labels is not None:
+        labels = images.labels.numpy()
+        matrix = confusion_matrix(labels, clusters, num_classes=len(images.class_names), num_clusters=num_clusters)
+        for cluster in np.flatnonzero(sizes):
+            majority = int(matrix[:, cluster].argmax())
+            share = matrix[majority, cluster] / sizes[cluster]
+            texts[cluster] += f", {share:.0%} “{images.class_names[majority]}”"
+    return texts
+
+
+def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Drawn:
+    """What metrics.jsonl holds, over the epochs."""
+    use = [name for name in metrics[-1] if name.endswith("_use")]
+    terms = [name for name in metrics[-1] if not (name in NOT_LOSSES or "_use" in name or name.endswith("perplexity"))]
+    perplexity = [name for name in metrics[-1] if name.endswith("perplexity")]
+    panels = (
+        ("Loss", ["loss", *terms], "nats"),
+        ("Share of the prototypes and clusters in use", use, "share"),
+        ("Prototypes that are effectively in use", perplexity, "number"),
+        ("Learning rate at the end of the epoch", ["lr"], ""),
+    )
+    figures.save_curves(path, metrics, panels)
+    first, last = metrics[0], metrics[-1]
+    alt = f"Curves over {len(metrics)} epochs: the loss goes from {first['loss']:.3f} to {last['loss']:.3f}"
+    return Drawn(path, alt + "".join(f", {name.replace('_', ' ')} ends at {last[name]:.0%}" for name in use) + ".")
+
+
+def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.int64], int] | None:
+    """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
+    layer = getattr(run.model, "prototypes", None)
+    if layer is None:
+        return None
+    prototypes = layer.weight.detach()
+    winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
+    return torch.cat(winners).numpy(), len(prototypes)
+
+
+def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str) -> Drawn:
+    """How many images each prototype or cluster is the first choice of; ``winners`` [M] of 0..total-1."""
+    counts = np.bincount(winners, minlength=total)
+    used = int((counts > 0).sum())
+    title = f"{used:,} of {total:,} {item} are the first choice of an image"
+    figures.save_counts(path, counts, title, item)
+    return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {len(winners):,} images.")
+
+
+def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
+    """The features in the plane, coloured by cluster and, where there are labels, by class; 2,000 images at most.
+
+    A class and the cluster that is matched to it have one colour.
+    """
+    count, total = result.features.shape[0], result.probabilities.shape[1]
+    chosen = torch.linspace(0, count - 1, min(count, PLANE_IMAGES)).long()
+    points = plane(result.features[chosen], seed)
+    order = np.arange(total) if images.labels is None else _column_order(images, result.clusters, total)
+    names = [f"cluster {cluster}" for cluster in order]
+    colourings = [("coloured by cluster", np.argsort(order)[result.clusters[chosen.numpy()]], names)]
+    if images.labels is not None:
+        colourings.append(("coloured by class", images.labels[chosen].numpy(), list(images.class_names)))
+    figures.save_scatter(path, points, colourings)
+    by = " and once more by class" if len(colourings) > 1 else ""
+    return Drawn(path, f"Scatter plot (t-SNE) of the features of {len(points):,} images, coloured by cluster{by}.")
+
+
+def draw_heatmaps(path: Path, run: LoadedRun, images: Images, result: Outputs, seed: int) -> Drawn:
+    """Where the evidence for the cluster lies: in images clustered right and wrong, or without labels certain and not.
+
+    Right is a cluster that is matched to the image's class. The images are drawn at random, with the seed.
+    """
+    groups = _right_and_wrong(images, result) if images.labels is not None else _certain_and_uncertain(result)
+    random = np.random.default_rng(seed)
+    rows = []
+    for title, members in groups:
+        if len(members) == 0:
+            continue
+        chosen = np.sort(random.choice(members, min(HEATMAPS, len(members)), replace=False))
+        pixels = images.images[torch.from_numpy(chosen)]
+        heat = heatmaps(run.model, run.prepare(pixels.to(run.device))).cpu().numpy()
+        rows.append((title, pixels.numpy(), heat, [_caption(images, result, index) for index in chosen]))
+    figures.save_heatmaps(path, rows)
+    shown = "; ".join(f"{len(captions)} {title}" for title, _, _, captions in rows)
+    return Drawn(path, f"Images and below each its heat-map of the evidence for its cluster: {shown}.")
+
+
+def _right_and_wrong(images: Images, result: Outputs) -> list[tuple[str, NDArray[np.int64]]]:
+    assert images.labels is not None
+    labels, clusters = images.labels.numpy(), result.clusters
+    shape = {"num_classes": len(images.class_names), "num_clusters": result.probabilities.shape[1]}
+    cluster_of = dict(best_matching(confusion_matrix(labels, clusters, **shape)))
+    right = np.array([cluster_of.get(label, -1) for label in labels]) == clusters
+    return [("clustered right", np.flatnonzero(right)), ("clustered wrong", np.flatnonzero(~right))]
+
+
+def _certain_and_uncertain(result: Outputs) -> list[tuple[str, NDArray[np.int64]]]:
+    order = np.argsort(-result.confidence, kind="stable")
+    half = (len(order) + 1) // 2
+    few = max(1, min(half, len(order) // 10))
+    return [("among the most certain", order[:few]), ("among the least certain", order[len(order) - few :])]
+
+
+def _caption(images: Images, result: Outputs, index: int) -> str:
+    cluster = f"cluster {result.clusters[index]}"
+    return cluster if images.labels is None else f"{images.class_names[int(images.labels[index])]}: {cluster}"

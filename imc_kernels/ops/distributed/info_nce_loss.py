@@ -1,0 +1,110 @@
+"""InfoNCE on a batch over processes: the embeddings are gathered, the rows of the N x N products stay where they are.
+
+A process multiplies its own rows with all columns, and its gradient needs of the other rows only their two statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops.distributed.collectives import gather, gather_samples, not_compiled, sum_over
+from imc_kernels.ops.distributed.loss import distributed_loss
+from imc_kernels.ops.fused_loss import Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Phases(NamedTuple):
+    """A backend's form for the embeddings of all processes [2, N / 2, D], of which this one's ``samples`` are its own.
+
+    Attributes:
+        forward: (embeddings, samples, temperature, normalise) -> float64 [], the sum of the losses of its rows, and
+            [n, 2, samples], what the backward pass needs to know of each row: n floats of the backend's choice.
+        backward: (embeddings, statistics, samples, temperature, normalise) -> the gradient [2, samples, D] of the mean
+            over all rows. The statistics are those of all rows, [n, 2, N / 2].
+    """
+
+    forward: Callable[[Tensor, range, float, bool], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, range, float, bool], Tensor]
+
+
+@not_compiled
+def info_nce_loss(
+    embeddings: Tensor, temperature: float, normalise: bool, group: ProcessGroup, backend: str | None
+) -> Tensor:
+    """:func:`imc_kernels.info_nce_loss` with a group, its arguments checked."""
+    form = "info_nce_loss with a group"
+    chosen = backends.choose(form, (*PHASES, "eager"), embeddings.device.type, embeddings.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
+    phases = PHASES[chosen]
+
+    def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        own = inputs[0]
+        sizes = gather(torch.tensor(own.shape[1], device=own.device), group).tolist()
+        first = sum(sizes[: group.rank()])
+        samples = range(first, first + own.shape[1])
+        everybody = gather_samples(own, 1, sizes, group)
+        total, statistics = phases.forward(everybody, samples, temperature, normalise)
+        loss = (sum_over(total, group) / (2 * sum(sizes))).to(own.dtype)
+        statistics = gather_samples(statistics, 2, sizes, group)
+        if not needs[0]:
+            return loss, (None,)
+        return loss, (phases.backward(everybody, statistics, samples, temperature, normalise),)
+
+    return distributed_loss(run, group, at_least_single(embeddings))
+
+
+def _cpu_forward(embeddings: Tensor, samples: range, temperature: float, normalise: bool) -> tuple[Tensor, Tensor]:
+    views, batch, dim = embeddings.shape
+    total = embeddings.new_empty((), dtype=torch.float64)
+    statistics = embeddings.new_empty(2, views, len(samples))
+    native.call(
+        "_cpu",
+        "info_nce_loss_rows",
+        [
+            (embeddings, (views, batch, dim)),
+            (total, (), torch.float64),
+            (statistics, (2, views, len(samples))),
+        ],
+        batch,
+        dim,
+        samples.start,
+        len(samples),
+        temperature,
+        normalise,
+    )
+    return total, statistics
+
+
+def _cpu_backward(
+    embeddings: Tensor, statistics: Tensor, samples: range, temperature: float, normalise: bool
+) -> Tensor:
+    views, batch, dim = embeddings.shape
+    gradient = embeddings.new_empty(views, len(samples), dim)
+    native.call(
+        "_cpu",
+        "info_nce_loss_gradient",
+        [
+            (embeddings, (views, batch, dim)),
+            (statistics, (2, views, batch)),
+            (gradient, (views, len(samples), dim)),
+        ],
+        batch,
+        dim,
+        samples.start,
+        len(samples),
+        temperature,
+        normalise,
+    )
+    return gradient
+
+
+PHASES = {"cpu": Phases(_cpu_forward, _cpu_backward)}

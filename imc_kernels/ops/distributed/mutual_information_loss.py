@@ -1,0 +1,117 @@
+"""Mutual-information loss on a batch over processes: the joint distributions are added up, once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
+from imc_kernels.ops.distributed.loss import distributed_loss
+from imc_kernels.ops.fused_loss import Needs
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Phases(NamedTuple):
+    """A backend's form for this process's logits [V, B, C] and scores [V, B, K].
+
+    Attributes:
+        sums: (logits, scores, temperature, logit_limit) -> [n], what is added up over the processes: the V C x V K
+            products y.T u, the V C sums of y, the logits' excess over the limit and the number of samples.
+        finish: (logits, scores, sums, temperature, entropy_weight, logit_limit, symmetric, needs) -> the loss and the
+            gradients of this process's inputs. It may overwrite the sums.
+    """
+
+    sums: Callable[[Tensor, Tensor, float, float], Tensor]
+    finish: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+
+
+@not_compiled
+def mutual_information_loss(
+    logits: Tensor,
+    scores: Tensor,
+    temperature: float,
+    entropy_weight: float,
+    logit_limit: float | None,
+    symmetric: bool,
+    group: ProcessGroup,
+    backend: str | None,
+) -> Tensor:
+    """:func:`imc_kernels.mutual_information_loss` with a group, its arguments checked."""
+    form = "mutual_information_loss with a group"
+    chosen = backends.choose(form, (*PHASES, "eager"), logits.device.type, logits.dtype, backend)
+    if chosen == "eager":
+        everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
+        return specification(eager.mutual_information_loss, *everything)
+    phases, limit = PHASES[chosen], math.inf if logit_limit is None else logit_limit
+
+    def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        y, u = (x.contiguous() for x in inputs)
+        sums = sum_over(phases.sums(y, u, temperature, limit), group)
+        return phases.finish(y, u, sums, temperature, entropy_weight, limit, symmetric, needs)
+
+    return distributed_loss(run, group, at_least_single(logits), at_least_single(scores))
+
+
+def _size(logits: Tensor, scores: Tensor) -> int:
+    (views, _, clusters), prototypes = logits.shape, scores.shape[-1]
+    return views * clusters * views * prototypes + views * clusters + 2
+
+
+def _cpu_sums(logits: Tensor, scores: Tensor, temperature: float, logit_limit: float) -> Tensor:
+    sums = logits.new_empty(_size(logits, scores))
+    native.call(
+        "_cpu",
+        "mutual_information_loss_sums",
+        [(logits, logits.shape), (scores, (*logits.shape[:2], scores.shape[2])), (sums, sums.shape)],
+        *logits.shape,
+        scores.shape[2],
+        temperature,
+        logit_limit,
+    )
+    return sums
+
+
+def _cpu_finish(
+    logits: Tensor,
+    scores: Tensor,
+    sums: Tensor,
+    temperature: float,
+    entropy_weight: float,
+    logit_limit: float,
+    symmetric: bool,
+    needs: Needs,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    loss = logits.new_empty(())
+    gradients = tuple(
+        torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
+    )
+    native.call(
+        "_cpu",
+        "mutual_information_loss_finish",
+        [
+            (logits, logits.shape),
+            (scores, (*logits.shape[:2], scores.shape[2])),
+            (sums, (_size(logits, scores),)),
+            (loss, ()),
+            (gradients[0], logits.shape),
+            (gradients[1], scores.shape),
+        ],
+        *logits.shape,
+        scores.shape[2],
+        temperature,
+        entropy_weight,
+        logit_limit,
+        symmetric,
+    )
+    return loss, gradients
+
+
+PHASES = {"cpu": Phases(_cpu_sums, _cpu_finish)}

@@ -1,0 +1,172 @@
+"""Sinkhorn-Knopp on a batch over processes: K numbers an iteration, each way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops.distributed.collectives import gather, not_compiled, sum_over
+from imc_kernels.ops.precision import at_least_single, specification
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Phases(NamedTuple):
+    """A backend's sweeps over this process's scores [..., B, K], of P problems.
+
+    ``extremes`` [2, P] are the largest score of the whole batch and minus the smallest: exponentials are taken of
+    (scores - largest) / epsilon, and every process knows alike whether their range needs logarithms.
+
+    Attributes:
+        sweep: (scores, extremes, assignments, columns, epsilon, iteration, last) -> rows, log_sums. Sweep 0 starts;
+            sweeps 1, 2, ... apply the column scalings, whose logarithms are ``columns`` float64 [P, K], then scale the
+            rows. ``rows`` float64 [P, B] are the logarithms of that, ``log_sums`` float64 [P, K] those of the column
+            sums then. ``assignments`` is the sweeps' memory, and holds the assignments after the last.
+        backward_sweep: (scores, extremes, marginals, assignments, grad_output, columns, earlier, columns_gradient,
+            gradient, epsilon) -> sums [P, K]. From the gradient of an iteration's column scalings (None: from
+            grad_output) to this process's part of that of the iteration before, whose (rows, columns) are ``earlier``;
+            None: there is none before, and ``gradient``, which the sweeps go on with, is complete.
+    """
+
+    sweep: Callable[[Tensor, Tensor, Tensor, Tensor, float, int, bool], tuple[Tensor, Tensor]]
+    backward_sweep: Callable[..., Tensor]
+
+
+@not_compiled
+def sinkhorn(
+    scores: Tensor,
+    epsilon: float,
+    iterations: int,
+    marginals: Tensor | None,
+    group: ProcessGroup,
+    backend: str | None,
+) -> Tensor:
+    """:func:`imc_kernels.sinkhorn` with a group, its arguments checked, the marginals divided by their sum."""
+    form = "sinkhorn with a group"
+    chosen = backends.choose(form, (*PHASES, "eager"), scores.device.type, scores.dtype, backend)
+    if chosen == "eager":
+        return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+    x = at_least_single(scores)
+    return _Sinkhorn.apply(PHASES[chosen], x, epsilon, iterations, marginals, group).to(scores.dtype)
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        phases: Phases,
+        scores: Tensor,
+        epsilon: float,
+        iterations: int,
+        marginals: Tensor | None,
+        group: ProcessGroup,
+    ) -> Tensor:
+        scores = scores.contiguous()
+        assignments = torch.empty_like(scores)
+        own = torch.stack([scores.amax(dim=(-2, -1)).flatten(), -scores.amin(dim=(-2, -1)).flatten()])
+        extremes = gather(own, group).amax(dim=0)
+        log_share = -math.log(scores.shape[-1]) if marginals is None else marginals.double().log()
+        problems, prototypes = own.shape[1], scores.shape[-1]
+        rows, columns = [], []
+        column = scores.new_zeros(problems, prototypes, dtype=torch.float64)
+        for iteration in range(iterations + 1):
+            last = iteration == iterations
+            row, log_sums = phases.sweep(scores, extremes, assignments, column, epsilon, iteration, last)
+            if iteration > 0:
+                rows.append(row)
+                columns.append(column)
+            if not last:
+                column = log_share - gather(log_sums, group).logsumexp(dim=0)
+        ctx.save_for_backward(scores, extremes, marginals, assignments, *rows, *columns)
+        ctx.phases, ctx.epsilon, ctx.group = phases, epsilon, group
+        return assignments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        scores, extremes, marginals, assignments, *potentials = ctx.saved_tensors
+        iterations = len(potentials) // 2
+        earlier = list(zip(potentials[:iterations], potentials[iterations:], strict=True))
+        gradient = torch.empty_like(scores)
+        given = (scores, extremes, marginals, assignments, grad_output.contiguous())
+        sweep = ctx.phases.backward_sweep
+        sums = sweep(*given, earlier[-1][1], earlier[-1], None, gradient, ctx.epsilon)
+        for t in range(iterations - 1, -1, -1):
+            before = earlier[t - 1] if t > 0 else None
+            sums = sweep(*given, earlier[t][1], before, sum_over(sums, ctx.group), gradient, ctx.epsilon)
+        return None, gradient, None, None, None, None
+
+
+def _cpu_sweep(
+    scores: Tensor, extremes: Tensor, assignments: Tensor, columns: Tensor, epsilon: float, iteration: int, last: bool
+) -> tuple[Tensor, Tensor]:
+    problems, (batch, prototypes) = extremes.shape[1], scores.shape[-2:]
+    rows, log_sums = columns.new_empty(problems, batch), torch.empty_like(columns)
+    native.call(
+        "_cpu",
+        "sinkhorn_sweep",
+        [
+            (scores, scores.shape),
+            (extremes, (2, problems)),
+            (assignments, scores.shape),
+            (columns, (problems, prototypes), torch.float64),
+            (rows, (problems, batch), torch.float64),
+            (log_sums, (problems, prototypes), torch.float64),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+        iteration,
+        last,
+    )
+    return rows, log_sums
+
+
+def _cpu_backward_sweep(
+    scores: Tensor,
+    extremes: Tensor,
+    marginals: Tensor | None,
+    assignments: Tensor,
+    grad_output: Tensor,
+    columns: Tensor,
+    earlier: tuple[Tensor, Tensor] | None,
+    columns_gradient: Tensor | None,
+    gradient: Tensor,
+    epsilon: float,
+) -> Tensor:
+    problems, (batch, prototypes) = extremes.shape[1], scores.shape[-2:]
+    sums = scores.new_empty(problems, prototypes)
+    earlier_rows, earlier_columns = earlier or (None, None)
+    native.call(
+        "_cpu",
+        "sinkhorn_backward_sweep",
+        [
+            (scores, scores.shape),
+            (extremes, (2, problems)),
+            (marginals, (prototypes,)),
+            (assignments, scores.shape),
+            (grad_output, scores.shape),
+            (columns, (problems, prototypes), torch.float64),
+            (earlier_rows, (problems, batch), torch.float64),
+            (earlier_columns, (problems, prototypes), torch.float64),
+            (columns_gradient, (problems, prototypes)),
+            (gradient, scores.shape),
+            (sums, (problems, prototypes)),
+        ],
+        problems,
+        batch,
+        prototypes,
+        epsilon,
+    )
+    return sums
+
+
+PHASES = {"cpu": Phases(_cpu_sweep, _cpu_backward_sweep)}

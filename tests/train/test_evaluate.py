@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imc.cli import main
+from imc.data import Dataset
+from imc.errors import UserError
+from imc.evaluate import Options, evaluate, table
+from imc.evaluation import outputs, plane, recalibrate
+from imc.run_folder import load_run
+from imc.summary import summarise, summary_table, write_summary
+
+
+def quick(**changes: object) -> Options:
+    return Options(runs=("",), skip_probes=True, skip_figures=True, **changes)  # type: ignore[arg-type]
+
+
+def test_both_splits_are_reported(run_copy: Path, split_digits: Dataset) -> None:
+    result = evaluate(run_copy, data=split_digits)
+    assert json.loads((run_copy / "evaluation.json").read_text()) == result
+    assert {path.name for path in (run_copy / "figures").iterdir()} == {
+        *("confusion-train.png", "confusion-test.png", "embeddings.png", "heatmaps.png")
+    }
+    for name, count in (("train", 192), ("test", 96)):
+        split = result["splits"][name]
+        assert split["images"] == sum(split["cluster_sizes"]) == sum(map(sum, split["confusion"])) == count
+        hits = sum(row["recall"] * row["images"] for row in split["classes"])
+        assert split["acc"] == pytest.approx(hits / count)
+    assert 0.3 < result["encoder"]["knn"] <= 1
+    assert 0.3 < result["encoder"]["linear_probe"] <= 1
+    text = table(result)
+    assert "recalibrated on the train split" in text
+    assert "fitted to the train split, scored on the test split" in text
+    assert f"{result['splits']['test']['acc']:.3f}" in text
+
+
+@pytest.mark.parametrize("split", ["train", "test", "none"])
+def test_the_recalibration_is_the_one_asked_for(run_copy: Path, split_digits: Dataset, split: str) -> None:
+    result = evaluate(run_copy, quick(bn_recalibrate=split), split_digits)
+    assert result["bn_images"] == {"train": 192, "test": 96, "none": 0}[split]
+    assert result["transductive"] == (split == "test")
+    assert ("transductive" in table(result)) == (split == "test")
+
+    run = load_run(run_copy)
+    if split != "none":
+        recalibrate(run, getattr(split_digits, split).images)
+    confidence = float(outputs(run, split_digits.test.images).confidence.mean())
+    assert result["splits"]["test"]["mean_confidence"] == pytest.approx(confidence, rel=1e-6)
+
+
+def test_the_statistics_of_the_two_splits_differ(trained: Path, split_digits: Dataset) -> None:
+    probabilities = []
+    for images in (split_digits.train.images, split_digits.test.images):
+        run = load_run(trained)
+        recalibrate(run, images)
+        probabilities.append(outputs(run, split_digits.test.images).probabilities)
+    assert not torch.allclose(*probabilities, atol=1e-3)
+
+
+def test_without_labels_there_are_clusters_and_no_scores(run_copy: Path, split_digits: Dataset) -> None:
+    data = dataclasses.replace(
+        split_digits, test=None, train=dataclasses.replace(split_digits.train, labels=None, class_names=())
+    )
+    result = evaluate(run_copy, data=data)
+    assert result["encoder"] is None
+    assert result["splits"].keys() == {"train"}
+    assert result["splits"]["train"]["acc"] is None
+    assert sum(result["splits"]["train"]["cluster_sizes"]) == 192
+    assert not (run_copy / "figures" / "confusion-train.png").exists()
+    assert (run_copy / "figures" / "heatmaps.png").exists()
+    assert "no scores" in summary_table(summarise([result, result]))
+    table(result)
+
+
+def test_the_model_says_the_same_in_any_batch(trained: Path, split_digits: Dataset) -> None:
+    run, images = load_run(trained), split_digits.test.images
+    whole, parts = outputs(run, images), outputs(run, images, batch_size=7)
+    torch.testing.assert_close(whole.features, parts.features)
+    torch.testing.assert_close(whole.probabilities, parts.probabilities)
+    assert whole.features.shape == (96, 16)
+    torch.testing.assert_close(whole.probabilities.sum(dim=1), torch.ones(96))
+
+
+def test_bfloat16_moves_the_probabilities_a_little(trained: Path, split_digits: Dataset) -> None:
+    run, images = load_run(trained), split_digits.test.images
+    exact, rounded = outputs(run, images), outputs(run, images, amp=True)
+    assert rounded.features.dtype == torch.float32
+    assert 0 < (exact.probabilities - rounded.probabilities).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_the_plane_is_a_function_of_the_seed(count: int) -> None:
+    features = torch.randn(count, 5, generator=torch.Generator().manual_seed(0))
+    points = plane(features, seed=0)
+    assert points.shape == (count, 2)
+    assert (points == plane(features, seed=0)).all()
+
+
+def test_several_runs_are_a_mean_and_a_deviation(run_copy: Path, split_digits: Dataset, tmp_path: Path) -> None:
+    results = [evaluate(run_copy, quick(bn_recalibrate=split), split_digits) for split in ("train", "none")]
+    for result, accuracy, images in zip(results, (0.25, 0.75), (100, 192), strict=True):
+        result["splits"]["test"]["acc"], result["training_images"] = accuracy, images
+    summary = summarise(results)
+    score = summary["scores"]["test"]["acc"]
+    assert score["mean"] == 0.5
+    assert score["deviation"] == pytest.approx(0.5 / 2**0.5)
+    assert "ACC 0.500 +- 0.354" in summary_table(summary)
+    written = write_summary(tmp_path / "summary", summary, results)
+    assert [path.name for path in written] == ["summary.json", "accuracy-by-images.png"]
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_the_command_takes_several_runs(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--skip-probes", "--skip-figures", "--out", str(run_copy / "both")]
+    assert main(["evaluate", str(run_copy), str(run_copy), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("digits, batch normalisation recalibrated on the train split") == 2
+    assert "2 runs, mean and standard deviation" in printed
+    assert json.loads((run_copy / "both" / "summary.json").read_text())["scores"]["train"]["acc"]["deviation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["nowhere"], "nowhere is not the folder of a run"),
+        (["RUN", "--bn-recalibrate", "valid"], "'valid' is not known; accepted are train, test, none"),
+        (["RUN", "--bn-recalibrate", "test"], "needs a test split, and digits has none; accepted are train, none"),
+        (["RUN", "--data", "digitz"], "did you mean digits?"),
+        (["RUN", "--out", "x"], "--out takes the summary of several runs"),
+        (["RUN", "--device", "gpu"], "'gpu' is not known; accepted are auto, cpu, cuda"),
+        (["RUN", "--recalibrate", "test"], "unknown flag --recalibrate; did you mean --bn-recalibrate?"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    argv: list[str], says: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *(str(run_copy) if word == "RUN" else word for word in argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+    assert not (run_copy / "evaluation.json").exists()
+
+
+def test_images_of_another_kind_are_refused(run_copy: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "colour.npy", np.zeros((20, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="colour has images of 3 channels, and the run was trained on 1"):
+        evaluate(run_copy, quick(data=str(tmp_path / "colour.npy")))

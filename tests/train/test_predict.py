@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imc.cli import main
+from imc.data import Dataset
+from imc.evaluation import outputs
+from imc.predict import Options, predict
+from imc.run_folder import load_run
+
+
+@pytest.fixture
+def folder(split_digits: Dataset, tmp_path: Path) -> Path:
+    """24 digits of the test split, some in a sub-folder, between two files that are no images."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for index in range(24):
+        name = f"more/{index}.png" if index >= 20 else f"{index}.png"
+        Image.fromarray(split_digits.test.images[index, :, :, 0].numpy()).save(folder / name)
+    (folder / "5a.png").write_bytes((folder / "5.png").read_bytes()[:60])
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_clusters_are_those_of_the_model(run_copy: Path, folder: Path, split_digits: Dataset) -> None:
+    result = predict(Options(str(run_copy), str(folder), batch_size=7))
+    assert (result["images"], result["skipped"]) == (24, 2)
+    path = run_copy / "predictions-photos.csv"
+    assert result["files"] == [str(path)]
+    expected = outputs(load_run(run_copy), split_digits.test.images[:24])
+    by_path = {row["path"]: row for row in rows(path)}
+    assert by_path.keys() == {f"more/{index}.png" if index >= 20 else f"{index}.png" for index in range(24)}
+    for name, row in by_path.items():
+        index = int(Path(name).stem)
+        assert int(row["cluster"]) == expected.clusters[index]
+        assert float(row["confidence"]) == pytest.approx(expected.confidence[index], abs=1e-5)
+
+
+def test_it_needs_the_weights_and_the_configuration_only(
+    run_copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (run_copy / name).rename(bare / name)
+
+    def no_data(*_: object, **__: object) -> None:
+        raise AssertionError("the data set was loaded")
+
+    monkeypatch.setattr("imc.data.load", no_data)
+    assert predict(Options(str(bare), str(folder)))["images"] == 24
+
+
+def test_embeddings_are_in_the_order_of_the_csv(run_copy: Path, folder: Path, split_digits: Dataset) -> None:
+    target = folder.parent / "embeddings.npy"
+    predict(Options(str(run_copy), str(folder), embeddings=str(target), batch_size=5))
+    embeddings = np.load(target)
+    expected = outputs(load_run(run_copy), split_digits.test.images[:24]).features.numpy()
+    order = [int(Path(row["path"]).stem) for row in rows(run_copy / "predictions-photos.csv")]
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected[order], atol=1e-5)
+
+
+def test_sorting_copies_and_leaves_the_folder_alone(run_copy: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    target = folder.parent / "sorted"
+    predict(Options(str(run_copy), str(folder), sort_into=str(target)))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    copies = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    expected = {
+        f"{row['cluster']}/{row['path']}": before[folder / row["path"]]
+        for row in rows(run_copy / "predictions-photos.csv")
+    }
+    assert copies == expected
+
+
+def test_a_batch_is_all_that_is_in_memory(run_copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def recorded(run: object, images: object, **settings: object) -> object:
+        sizes.append(len(images))  # type: ignore[arg-type]
+        return outputs(run, images, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("imc.predict.outputs", recorded)
+    predict(Options(str(run_copy), str(folder), batch_size=10))
+    assert sizes == [10, 10, 4]
+
+
+def test_what_cannot_be_read_is_named(run_copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(run_copy), str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert "skipped 5a.png: damaged or cut short" in captured.err
+    assert "24 images in" in captured.out
+    assert "skipped 2: " in captured.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--out", "TAKEN"], "exists already; give another --out, or pass --overwrite"),
+        (["--embeddings", "TAKEN"], "--embeddings must be a file that ends in .npy"),
+        (["--sort-into", "FULL"], "--sort-into must be a new or an empty folder"),
+        (["--sort-into", "FOLDER/sorted"], "--sort-into must lie outside of"),
+        (["--batch-size", "0"], "--batch-size must be an integer of at least 1"),
+    ],
+)
+def test_nothing_of_the_user_is_overwritten(
+    flags: list[str], says: str, run_copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken, full = folder.parent / "taken.csv", folder.parent / "full"
+    taken.write_text("mine")
+    full.mkdir()
+    (full / "mine.txt").touch()
+    places = {"TAKEN": taken, "FULL": full, "FOLDER/sorted": folder / "sorted"}
+    assert main(["predict", str(run_copy), str(folder), *(str(places.get(word, word)) for word in flags)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert says in error
+    assert taken.read_text() == "mine"
+    assert sorted(path.name for path in full.iterdir()) == ["mine.txt"]
+    assert not (folder / "sorted").exists()
+
+
+def test_a_csv_is_replaced_if_asked(run_copy: Path, folder: Path) -> None:
+    options = Options(str(run_copy), str(folder), out=str(folder.parent / "out.csv"), overwrite=True)
+    predict(options)
+    first = (folder.parent / "out.csv").read_bytes()
+    predict(options)
+    assert (folder.parent / "out.csv").read_bytes() == first
+
+
+@pytest.mark.parametrize(("name", "says"), [("nowhere", "is not a folder of images"), ("empty", "no image")])
+def test_a_folder_without_images(
+    name: str, says: str, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(run_copy), str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(run_copy.glob("predictions*"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
+    run_copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("shutil.copy2", full)
+    assert main(["predict", str(run_copy), str(folder), "--sort-into", str(folder.parent / "sorted")]) == 1
+    assert "cannot write somewhere: No space left on device" in capsys.readouterr().err
+    assert not list(run_copy.glob("predictions*"))

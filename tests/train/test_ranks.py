@@ -1,0 +1,181 @@
+"""A run on several processes, each with its part of the batch, is the run of one process with the whole batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from train.conftest import tiny_config
+
+import imc.train
+from imc.checkpoint import read_checkpoint
+from imc.config import Config
+from imc.data import Dataset, Images, load
+from imc.errors import StoppedError, UserError
+from imc.loop import Loop
+
+# 60 divides into 2 and 3; synchronised, the statistics are those of one process. SGD, since Adam makes a whole step of
+# the rounding error in a gradient of 0 (that of a bias before a normalisation).
+PLAIN = {"batch_size": 60, "sync_bn": True, "optimizer": "sgd", "lr": 0.05, "classifier_lr": 0.05}
+CASES = {
+    "plain": PLAIN,
+    "bank-and-queue": {**PLAIN, "bank": True, "queue": 120, "queue_start_epoch": 0},
+    "crops": {**PLAIN, "augmentation": "crops"},
+    "crlc": {**PLAIN, "method": "crlc", "small_crops": 0, "sub_heads": 2, "head_hidden": 8},
+}
+
+
+def data() -> Dataset:
+    digits = load("digits")
+    images, labels = digits.train.images, digits.train.labels
+    train = dataclasses.replace(digits.train, images=images[:100], labels=labels[:100])
+    rest = dataclasses.replace(digits.train, images=images[100:190], labels=None)
+    return dataclasses.replace(digits, train=train, unlabeled=rest)
+
+
+def configure(folder: Path, case: str) -> Config:
+    return dataclasses.replace(tiny_config(folder / case), threads=1, **CASES[case])
+
+
+def run(config: Config) -> None:
+    imc.train._report = lambda *_: {}  # type: ignore[assignment]
+    imc.train.train(config, data())
+
+
+def process(rank: int, world: int, folder: str, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for case in CASES:
+        run(configure(Path(folder) / str(world), case))
+    # One process's checkpoint in the middle of the last epoch, continued by these.
+    run(
+        dataclasses.replace(
+            configure(Path(folder) / "half", "bank-and-queue"), out=f"{folder}/{world}-half", resume=True
+        )
+    )
+    dist.destroy_process_group()
+
+
+def stop_in_the_middle(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Loop.train_step
+
+    def interrupted(self: Loop, *arguments: Any) -> None:
+        step(self, *arguments)
+        if self.update == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "train_step", interrupted)
+    with pytest.raises(StoppedError):
+        run(config)
+    monkeypatch.setattr(Loop, "train_step", step)
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_equals_one_process(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imc.train, "_report", lambda *_: {})
+    for case in CASES:
+        run(configure(tmp_path / "1", case))
+    half = dataclasses.replace(configure(tmp_path / "half", "bank-and-queue"), out=str(tmp_path / f"{world}-half"))
+    stop_in_the_middle(half, monkeypatch)
+    context = mp.start_processes(
+        process, args=(world, str(tmp_path), free_port()), nprocs=world, start_method="spawn", join=False
+    )
+    deadline = time.monotonic() + 300
+    while not context.join(timeout=5):
+        assert time.monotonic() < deadline, "the processes did not end"
+    pairs = [(tmp_path / "1" / case, tmp_path / str(world) / case) for case in CASES]
+    for one, many in [*pairs, (tmp_path / "1" / "bank-and-queue", tmp_path / f"{world}-half")]:
+        for expected, line in zip(losses(one), losses(many), strict=True):
+            assert line.keys() == expected.keys()
+            for name in expected.keys() - {"images_per_second", "seconds"}:
+                assert line[name] == pytest.approx(expected[name], rel=1e-5), (many, name)
+        models = [read_checkpoint(folder)["model"] for folder in (one, many)]
+        for name, expected in models[0].items():
+            torch.testing.assert_close(
+                models[1][name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def torchrun(*arguments: str, world: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"),
+        *("--rdzv-endpoint=127.0.0.1:0", "-m", "imc.train", "--threads", "1", *arguments),
+    ]
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
+    code = (
+        "import os, imc.loop\n"
+        "step = imc.loop.Loop.train_step\n"
+        "def dying(self, *arguments):\n"
+        "    step(self, *arguments)\n"
+        "    if self.ranks.rank == 1 and self.update == 3: os.kill(os.getpid(), 9)\n"
+        "imc.loop.Loop.train_step = dying\n"
+        "from imc.cli import main\n"
+        "raise SystemExit(main(['train', '--threads', '1', '--epochs', '3', '--out', 'run']))\n"
+    )
+    port = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
+    _, message = ranks[0].communicate(timeout=200)
+    ranks[1].wait(timeout=10)
+    assert ranks[0].returncode == 1
+    assert "rank 0 of 2: another rank ended or did not answer" in message
+    assert "continue from the last checkpoint with --resume" in message
+    assert "Traceback" not in message
+    assert read_checkpoint(tmp_path / "run")["update"] == 0
+
+
+def test_torchrun_writes_one_run(tmp_path: Path) -> None:
+    small = ["--epochs", "1", "--widths", "4", "8", "--pool-after", "1", "--small-crops", "0", "--out", "run"]
+    result = subprocess.run(
+        torchrun(*small, world=2), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("k-means on pixels") == 1
+    assert len(losses(tmp_path / "run")) == 1
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(
+    tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imc.distributed import Ranks
+
+    with pytest.raises(UserError, match="--batch-size must be a multiple of 3, the ranks, got 64"):
+        Loop(imc.train.build_model(imc.train.plan(tiny, digits)), [digits.images], tiny, Path(), Ranks(0, 3))

@@ -1,0 +1,232 @@
+"""An interrupted run, continued, is the uninterrupted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from train.conftest import tiny_config
+
+import imc.loop
+from imc.checkpoint import read_checkpoint
+from imc.config import Config
+from imc.data import Dataset, Images
+from imc.errors import RunError, StoppedError, UserError
+from imc.loop import Loop
+from imc.run_folder import CHECKPOINT
+from imc.train import train
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests compare the runs, not their scores."""
+    monkeypatch.setattr("imc.train._report", lambda *_: {})
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the uninterrupted run of two epochs of three updates leaves."""
+    config = tiny_config(tmp_path_factory.mktemp("whole") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imc.train._report", lambda *_: {})
+        train(config, digits)
+    return left_by(config)
+
+
+def left_by(config: Config) -> dict[str, Any]:
+    checkpoint = read_checkpoint(Path(config.out))
+    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    return {
+        "checkpoint": {name: checkpoint[name] for name in ("model", "optimizer", "training", "monitor", "random")},
+        "metrics": [line.split(', "images_per_second"')[0] for line in lines],
+    }
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for position, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}/{position}")
+    else:
+        assert a == b, where
+
+
+def interrupt_after(update: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal during the step that makes this many updates."""
+    step = Loop.train_step
+
+    def interrupted(self: Loop, *arguments: Any) -> None:
+        step(self, *arguments)
+        if self.update == update:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Loop, "train_step", interrupted)
+
+
+@pytest.mark.parametrize("update", [1, 2, 3, 5])
+def test_a_signal_saves_and_the_resumed_run_is_bitwise_the_whole(
+    update: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(update, patch)
+        with pytest.raises(StoppedError, match=r"continue with: imc train --out .*run --resume"):
+            train(tiny, digits)
+    assert read_checkpoint(Path(tiny.out))["update"] == update
+    torch.rand(7)  # what came between must not matter
+    train(dataclasses.replace(tiny, resume=True), digits)
+    assert_same(left_by(tiny), whole)
+
+
+def test_stop_after_epoch_leaves_as_an_interruption_would(tiny: Config, digits: Images, whole: dict[str, Any]) -> None:
+    with pytest.raises(StoppedError, match="stopped after epoch 1; continue"):
+        train(dataclasses.replace(tiny, stop_after_epoch=1), digits)
+    assert len(left_by(tiny)["metrics"]) == 1
+    train(Config(out=tiny.out, resume=True), digits)
+    assert_same(left_by(tiny), whole)
+
+
+def test_what_was_written_after_the_checkpoint_is_written_again(
+    tiny: Config, digits: Images, whole: dict[str, Any]
+) -> None:
+    with pytest.raises(StoppedError):
+        train(dataclasses.replace(tiny, stop_after_epoch=1), digits)
+    with (Path(tiny.out) / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "loss": 1.0}\n{"epo')
+    train(dataclasses.replace(tiny, resume=True), digits)
+    assert_same(left_by(tiny), whole)
+
+
+def test_the_bank_and_the_queue_are_in_the_checkpoint(
+    tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = split(digits)
+    config = dataclasses.replace(tiny, bank=True, queue=64, queue_start_epoch=0, epochs=2)
+    complete = dataclasses.replace(config, out=str(tmp_path / "complete"))
+    train(complete, data)
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        with pytest.raises(StoppedError):
+            train(config, data)
+    saved = read_checkpoint(Path(config.out))["training"]
+    assert saved["bank"]["rows"] is not None
+    assert saved["queue"]["count"] == 64
+    train(dataclasses.replace(config, resume=True), data)
+    assert_same(left_by(config), left_by(complete))
+
+
+def test_crlc_resumes_too(tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(tiny, method="crlc", small_crops=0, sub_heads=2, head_hidden=8)
+    complete = dataclasses.replace(config, out=str(tmp_path / "complete"))
+    train(complete, digits)
+    with monkeypatch.context() as patch:
+        interrupt_after(4, patch)
+        with pytest.raises(StoppedError):
+            train(config, digits)
+    train(dataclasses.replace(config, resume=True), digits)
+    assert_same(left_by(config), left_by(complete))
+
+
+def split(digits: Images) -> Dataset:
+    """The first third as the clustered split, the rest as images without labels."""
+    train_part = dataclasses.replace(digits, images=digits.images[:64], labels=digits.labels[:64])
+    rest = dataclasses.replace(digits, images=digits.images[64:], labels=None)
+    return Dataset("digits", train_part, test=None, unlabeled=rest, mean=(0.5,), std=(0.5,), note="")
+
+
+def test_kill_9_leaves_a_checkpoint_that_continues(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "imc.train", "--out", str(tmp_path / "run"), "--threads", "1", "--epochs", "2"]
+    small = ["--widths", "4", "8", "--pool-after", "1", "--small-crops", "0", "--checkpoint-minutes", "1e-9"]
+    process = subprocess.Popen([*command, *small], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    update = 0
+    while update < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if (tmp_path / "run" / CHECKPOINT).exists():
+            update = read_checkpoint(tmp_path / "run")["update"]  # at any moment a whole file
+    process.kill()
+    process.wait()
+    saved = read_checkpoint(tmp_path / "run")
+    assert saved["update"] >= 2
+    resumed = train(Config(out=str(tmp_path / "run"), resume=True, threads=1))
+    assert resumed == {"out": str(tmp_path / "run")}
+    assert read_checkpoint(tmp_path / "run")["update"] == 2 * 14
+
+
+def test_more_epochs_may_be_asked_for_and_another_method_may_not(tiny: Config, digits: Images) -> None:
+    train(tiny, digits)
+    train(dataclasses.replace(tiny, epochs=3, resume=True), digits)
+    assert len(left_by(tiny)["metrics"]) == 3
+    with pytest.raises(UserError, match="--prototypes was 12 when the run began, got 13; leave it out"):
+        train(dataclasses.replace(tiny, prototypes=13, resume=True), digits)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tiny: Config, digits: Images) -> None:
+    Path(tiny.out).mkdir()
+    (Path(tiny.out) / CHECKPOINT).write_bytes(b"not one")
+    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint that can be read"):
+        train(dataclasses.replace(tiny, resume=True), digits)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+    tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = Loop.compute
+
+    def spoiled(self: Loop, *arguments: Any) -> Any:
+        if self.update == 4:
+            with torch.no_grad():
+                self.model.classifier.layers[0].weight.fill_(torch.nan)
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(Loop, "compute", spoiled)
+    with pytest.raises(RunError, match="loss term mutual_information became nan at update 4"):
+        train(tiny, digits)
+    assert read_checkpoint(Path(tiny.out))["update"] == 3
+
+
+def test_a_parameter_that_is_not_finite_is_not_saved(
+    tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = Loop.compute
+
+    def spoiled(self: Loop, *arguments: Any) -> Any:
+        step = compute(self, *arguments)
+        if self.update == 5:  # the last of its epoch: no loss has seen it yet
+            with torch.no_grad():
+                self.model.projection[0].weight[0, 0] = torch.inf
+        return step
+
+    monkeypatch.setattr(Loop, "compute", spoiled)
+    with pytest.raises(RunError, match=r"projection\.0\.weight became NaN or infinite before update 6"):
+        train(tiny, digits)
+    assert read_checkpoint(Path(tiny.out))["update"] == 3
+
+
+def test_resume_without_a_checkpoint_starts_anew(
+    tiny: Config, digits: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(dataclasses.replace(tiny, resume=True), digits)
+    assert "holds no checkpoint: the run starts anew" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with imc.loop.StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
