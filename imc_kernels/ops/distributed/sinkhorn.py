@@ -22,8 +22,8 @@ class Phases(NamedTuple):
     """A backend's sweeps over this process's scores [..., B, K], of P problems.
 
     ``extremes`` [3, P] are the largest score of the whole batch, minus the smallest, and the number of samples:
-    exponentials are taken of (scores - largest) / epsilon, rows are scaled to 1 / samples, and every process knows alike
-    whether the range of the scores needs logarithms.
+    exponentials are taken of (scores - largest) / epsilon, rows are scaled to 1 / samples, and every process knows
+    alike whether the range of the scores needs logarithms.
 
     Attributes:
         sweep: (scores, extremes, assignments, columns, epsilon, iteration, last) -> rows, log_sums. Sweep 0 starts;
