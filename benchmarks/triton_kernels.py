@@ -44,7 +44,8 @@ INTRODUCTION = """# The Triton kernels without a GPU
 
 Written by `python benchmarks/triton_kernels.py` and compared by `tests/build/test_triton_kernels.py`. Nothing here was
 measured on a GPU. A call is forward and backward where its inputs require a gradient (the product of a loss's gradient
-with `grad_output`, and casts, operations of torch, not counted). The floor is each input read once and each output written once.
+with `grad_output`, and casts, operations of torch, not counted). The floor is each input read once and each output
+written once.
 """
 
 
