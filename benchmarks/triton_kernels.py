@@ -40,12 +40,13 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-SECONDS = 1500  # for one target
+SECONDS = 600  # for one target
 INTRODUCTION = """# The Triton kernels without a GPU
 
 Written by `python benchmarks/triton_kernels.py` and compared by `tests/build/test_triton_kernels.py`. Nothing here was
 measured on a GPU. A call is forward and backward where its inputs require a gradient (the product of a loss's gradient
-with `grad_output`, an operation of torch, not counted). The floor is each input read once and each output written once.
+with `grad_output`, and casts, operations of torch, not counted). The floor is each input read once and each output
+written once.
 """
 
 

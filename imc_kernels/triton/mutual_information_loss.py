@@ -7,7 +7,8 @@ mean of U
 Launches: the log-sums of the rows of scores, and P; J and its entropies, tile by tile; the entropies of the mean of P;
 their sum. Backward through the softmaxes: dL/dP = U G^T + b log(mean P) / V B as a product for each view of U, added up
 in a fixed order; dL/dU = P G, G = -log(J / m) / V^2 B. U is never stored: a product takes it from the scores and their
-log-sums. Products are exact in float32. Moved: the scores once for the log-sums and once for each product, and G.
+log-sums. Products are exact in float32. Moved: the scores once for the log-sums and once for each product (for dL/dU
+twice), P for every tile of J, and G, written once and read once for each product.
 """
 
 from __future__ import annotations
