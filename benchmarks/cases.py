@@ -56,11 +56,7 @@ class Case:
 
     def forms(self, device: torch.device, compiled: bool) -> dict[str, Form]:
         """Every form that can run on the device: backends, rivals, and torch.compile of the best of these."""
-        serving = [
-            name
-            for name, entry in backends.BACKENDS.items()
-            if entry.refusal(device.type, self.dtype) is None and not entry.emulated()
-        ]
+        serving = backends.serving(device.type, self.dtype)
         forms = {name: partial(_with_backend, name, self.fused) for name in serving} | self.rivals
         if compiled and "batched" in forms:
             # Without graphs of its own: every form is replayed from a graph by the same code.

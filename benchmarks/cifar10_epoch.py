@@ -36,6 +36,7 @@ from imc.data import Dataset, Images, load
 from imc.distributed import Ranks
 from imc.loop import Loop
 from imc.train import plan
+from imc_kernels import backends
 
 WARMUP = 10
 Step = Callable[[], Any]
@@ -187,7 +188,8 @@ def main() -> None:
             torch.cuda.empty_cache()
     setting = (
         f"{config.encoder}, batch {config.batch_size}, {config.large_crops} x {config.large_size} + "
-        f"{config.small_crops} x {config.small_size}, amp {config.amp}, backend {config.backend}"
+        f"{config.small_crops} x {config.small_size}, amp {config.amp}, "
+        f"backends {', '.join(backends.serving(device.type, torch.float32))}"
     )
     parts = profile(data, config, device, min(20, options.steps))
     report = {"machine": facts, "setting": setting, "steps_per_epoch": epoch, "forms": rows, "profile": parts}

@@ -89,7 +89,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         ", ".join(f"{key} {value}" for key, value in facts.items() if key != "device"),
         "",
-        f"**After {last['epochs']:g} of {last['of_epochs']} epochs**, {last['training_minutes']:g} minutes of training.",
+        f"**After {last['epochs']:g} of {last['of_epochs']} epochs**, {last['training_minutes']:g} minutes.",
         f"Published: {PUBLISHED[report['method']]}. Made by `python benchmarks/cifar10_run.py`.",
         "",
         "| epochs | minutes | train ACC | NMI | ARI | test ACC | NMI | ARI |",

@@ -31,6 +31,7 @@ from torch import Tensor
 
 import imc_kernels
 from imc_kernels import backends
+from imc_kernels.ops.crop_parameters import Column
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "triton-kernels.md"
 TARGETS: dict[str, tuple[str, Any, int]] = {
@@ -55,6 +56,7 @@ class Call:
     name: str
     run: Callable[[], Any]
     floor: int
+    counted: bool = True  # its bytes; False where the interpreter would take too long
 
 
 def differentiated(function: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Callable[[], None]:
@@ -76,7 +78,9 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
     k = imc_kernels
     made = []
 
-    def add(function: Callable[..., Tensor], *inputs: Tensor, label: str = "", **options: Any) -> None:
+    def add(
+        function: Callable[..., Tensor], *inputs: Tensor, label: str = "", counted: bool = True, **options: Any
+    ) -> None:
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
         dtype = str(inputs[0].dtype).removeprefix("torch.")
         written = sum(x.nbytes for x in inputs if x.requires_grad)
@@ -84,7 +88,7 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
             written += inputs[0].nbytes * (2 if inputs[0].requires_grad else 1)  # the result, and its gradient, read
         name = " ".join(filter(None, (function.__name__, shapes, dtype, label)))
         run = differentiated(function, *inputs, **options)
-        made.append(Call(name, run, sum(x.nbytes for x in inputs) + written))
+        made.append(Call(name, run, sum(x.nbytes for x in inputs) + written, counted))
 
     for dtype in (torch.float32, torch.bfloat16):
         scores = tensor(6, batch, 1000, dtype=dtype, gradient=True)
@@ -101,7 +105,31 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
     add(k.mutual_information_loss, tensor(2, batch, 10, gradient=True), tensor(2, batch, 100, gradient=True))
     both = tensor(2, batch, 10, gradient=True), tensor(2, batch, 10, gradient=True)
     add(k.mutual_information_loss, *both, symmetric=True, temperature=1.0, label="symmetric")
+    for dtype in (torch.float32, torch.bfloat16):
+        embeddings = tensor(6, batch, 128, dtype=dtype, gradient=True)
+        add(k.prototype_scores, embeddings, tensor(1000, 128, dtype=dtype, gradient=True))
+        add(k.info_nce_loss, tensor(2, max(1, pairs // 4), 128, dtype=dtype, gradient=True), normalise=True)
+        large = tensor(2, 32768, 128, dtype=dtype, gradient=True)
+        add(k.info_nce_loss, large, label="of many rows", counted=False)
+        add(k.info_nce_loss, large, normalise=True, label="of many rows, normalised", counted=False)
+    for size, channels in ((28, 3), (76, 3), (16, 1)):
+        made.append(crops(max(1, batch // 64), size, channels))
     return made
+
+
+def crops(batch: int, size: int, channels: int) -> Call:
+    """Two views of images of 32 or 96 pixels, every stage on in all of them."""
+    side = 32 if size < 32 else 96
+    images, indices = torch.zeros(batch, side, side, channels, dtype=torch.uint8), torch.arange(batch)
+    always: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0}
+    parameters = imc_kernels.draw_crop_parameters(0, 0, indices, views=2, height=side, width=side, **always)
+    options: dict[str, Any] = {"size": size, "mean": [0.5] * channels, "std": [0.2] * channels, "dtype": torch.bfloat16}
+    boxes = parameters[..., Column.HEIGHT] * parameters[..., Column.WIDTH]
+    return Call(
+        f"multi_crop {list(images.shape)} to [2, {batch}, {channels}, {size}, {size}] bfloat16",
+        lambda: imc_kernels.multi_crop(images, indices, parameters, **options, backend="triton"),
+        int(boxes.sum()) * channels + 2 * (2 * batch * channels * size * size) + parameters.nbytes,
+    )
 
 
 @contextlib.contextmanager
@@ -233,6 +261,8 @@ def count_bytes() -> None:
 
     InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = counted_load, counted_store
     for call in calls():
+        if not call.counted:
+            continue
         moved.clear()
         launches = record(call.run, execute=True)
         print(json.dumps([call.name, len(launches), moved["bytes"], call.floor]), flush=True)

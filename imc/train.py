@@ -105,9 +105,9 @@ def train(
         elif config.resume and processes.first:
             warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
         dataset = _load_in_turn(config, data, processes)
-        asked, config = config, _resolve(config, dataset, encoder, device)
-        asked_folder = replace(config, overwrite=asked.overwrite)  # which is no part of what the run saves
-        folder = _folder(asked_folder, resume=checkpoint is not None, processes=processes)
+        overwrite = config.overwrite  # no part of what the run saves
+        config = _resolve(config, dataset, encoder, device)
+        folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)
         config = replace(config, name=config.name or folder.name, out=str(folder))
@@ -123,7 +123,7 @@ def train(
             write_json(folder / CONFIG, config.to_dict())
         _place(model, config, device, processes)
         # A form of an operation that the named backend lacks may fall back only if the choice was automatic.
-        with backends.backend(None if asked.backend == "auto" else asked.backend):
+        with backends.backend(None if config.backend == "auto" else config.backend):
             loop = Loop(model, _parts(config, dataset), config, folder, processes)
             if checkpoint is not None:
                 loop.load(checkpoint)
@@ -177,6 +177,7 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         count=count,
         classes=len(data.train.class_names),
     )
+    _backend(config.backend, device)
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.pixel_scale is None:
@@ -190,7 +191,6 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         std=std if config.std is None else config.std,
         amp=amp,
         channels_last="off" if config.channels_last == "off" else "on",
-        backend=_resolve_backend(config.backend, device),
         device=str(device) if config.device != "auto" else device.type,
         threads=torch.get_num_threads(),
         print_config=False,
@@ -199,18 +199,23 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
     )
 
 
-def _resolve_backend(name: str, device: torch.device) -> str:
+def _backend(name: str, device: torch.device) -> str:
+    """The backend that a name stands for: "auto" for the one asked for otherwise, or the first that serves the device.
+
+    Raises:
+        UserError: it cannot run here.
+    """
     try:
         chosen = backends.requested() if name == "auto" else name
     except ValueError as error:
         raise UserError(str(error)) from None
-    refusals = {known: entry.refusal(device.type, torch.float32) for known, entry in backends.BACKENDS.items()}
     if chosen is None:
-        return next(known for known, refusal in refusals.items() if refusal is None)
-    if chosen not in refusals:
-        raise UserError(f"--backend {chosen!r} is not known; accepted are auto, {', '.join(refusals)}")
-    if refusals[chosen] is not None:
-        raise UserError(f"--backend {chosen} cannot run here: {refusals[chosen]}")
+        return backends.serving(device.type, torch.float32)[0]
+    if chosen not in backends.BACKENDS:
+        raise UserError(f"--backend {chosen!r} is not known; accepted are auto, {', '.join(backends.BACKENDS)}")
+    refusal = backends.BACKENDS[chosen].refusal(device.type, torch.float32)
+    if refusal is not None:
+        raise UserError(f"--backend {chosen} cannot run here: {refusal}")
     return chosen
 
 

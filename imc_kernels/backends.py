@@ -161,6 +161,11 @@ def choose(operation: str, offered: tuple[str, ...], device: str, dtype: torch.d
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def serving(device: str, dtype: torch.dtype) -> list[str]:
+    """The backends that the automatic choice may take for such inputs, best first."""
+    return [name for name, entry in BACKENDS.items() if not entry.emulated() and entry.refusal(device, dtype) is None]
+
+
 def available() -> list[str]:
     """The backends that can run on this machine."""
     return [name for name, entry in BACKENDS.items() if entry.missing() is None]

@@ -33,7 +33,7 @@ void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
 // column scalings; the last, iteration `iterations`, leaves the assignments, which until then hold the kernel's state.
 template <typename T>
 void sinkhorn_sweep(const T* scores,        // [problems, batch, prototypes]
-                    const T* extremes,      // [2, problems]: the largest score of the whole batch, minus the smallest
+                    const T* extremes,      // [3, problems]: largest score, minus the smallest, number of samples
                     T* assignments,         // [problems, batch, prototypes]
                     const double* columns,  // [problems, prototypes]: logarithms of the column scalings
                     double* rows,           // [problems, batch]: out, those of the row scalings
@@ -45,7 +45,7 @@ void sinkhorn_sweep(const T* scores,        // [problems, batch, prototypes]
 // begins) to this process's part of the gradient of those of the iteration before.
 template <typename T>
 void sinkhorn_backward_sweep(const T* scores,                 // [problems, batch, prototypes]
-                             const T* extremes,               // [2, problems]
+                             const T* extremes,               // [3, problems]
                              const T* marginals,              // [prototypes] or null
                              const T* assignments,            // [problems, batch, prototypes]
                              const T* grad_output,            // [problems, batch, prototypes]

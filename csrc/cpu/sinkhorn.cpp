@@ -1,7 +1,6 @@
-// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - max) / epsilon); only u and v iterate. Rows
-// are scaled to 1 rather than to 1 / batch: the columns' next scaling makes up for it. A sweep over the rows does two
-// steps at once: with the column scaling v a row's sum gives its u, and u E goes into the next column sums while the row
-// is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
+// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - max) / epsilon); only u and v iterate. A
+// sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes into the
+// next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
 //
 // Where a problem's scores span more than scaling_range(), exponentials or their products could underflow, and the same
 // iteration runs on logarithms. Column sums are partial sums over fixed chunks of rows, added in order: bitwise the
@@ -58,7 +57,7 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool
     for (int64_t row = first; row < last; ++row) {
       T* q = e + row * n;
       const T inverse = static_cast<T>(1 / dot(q, v, n));
-      u[row] = inverse;
+      u[row] = inverse / p.whole_batch;
       if (!last_iteration) {
         add_row(q, sums, n, u[row]);
       } else {
@@ -126,6 +125,7 @@ void log_column_sums(const Problem<T>& p, const double* a, double* log_sums) {
 template <typename T>
 void log_rows(const Problem<T>& p, const double* c, T* assignments, double* a) {
   const int64_t n = p.prototypes;
+  const double log_batch = log_normal(static_cast<double>(p.whole_batch));
   parallel_for(p.chunks, p.threads, [&](int64_t chunk, int) {
     const int64_t end = (chunk + 1) * p.chunk_rows;
     for (int64_t row = chunk * p.chunk_rows; row < end && row < p.batch; ++row) {
@@ -138,7 +138,7 @@ void log_rows(const Problem<T>& p, const double* c, T* assignments, double* a) {
       }
       const double sum = sum_of<T>(
           n, [&](int64_t k) { return q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high)); });
-      a[row] = -high - log_normal(sum);
+      a[row] = -log_batch - high - log_normal(sum);
       const T inverse = static_cast<T>(1 / sum);
       for (int64_t k = 0; k < n; ++k) q[k] *= inverse;
     }

@@ -25,6 +25,7 @@ struct Problem {
   double inverse_epsilon;
   const T* marginals;  // [prototypes] or null
   int threads;
+  T whole_batch = static_cast<T>(batch);  // of all processes
   int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
   int64_t chunks = ceil_div(batch, chunk_rows);
   T high = 0, range = 0;
@@ -97,8 +98,8 @@ struct Problem {
   }
 };
 
-// Many problems run side by side, one thread each; few share all threads. The largest score and minus the smallest are
-// measured, or given: [2, problems].
+// Many problems run side by side, one thread each; few share all threads. The largest score, minus the smallest
+// and the number of samples are those of the scores, or given: [3, problems].
 template <typename T, typename Body>
 void for_problems(const T* scores, const T* marginals, const T* extremes, int64_t problems, int64_t batch,
                   int64_t prototypes, double epsilon, int threads, const Body& body) {
@@ -107,10 +108,12 @@ void for_problems(const T* scores, const T* marginals, const T* extremes, int64_
   const bool side_by_side = problems >= threads;
   parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
     Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
-    if (extremes)
+    if (extremes) {
       p.set_range(extremes[problem], -extremes[problems + problem]);
-    else
+      p.whole_batch = extremes[2 * problems + problem];
+    } else {
       p.measure();
+    }
     body(p, problem);
   });
 }

@@ -1,7 +1,7 @@
 // Sinkhorn-Knopp differentiated through its iterations.
 //
-// With r the marginals, R_t = diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r) (columns sum to
-// 1), the steps a_t = -LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), backwards:
+// With r the marginals, R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r)
+// (columns sum to 1), the steps a_t = -log batch - LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), backwards:
 //   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
 // R and P come from the saved logarithms: never above 1, at any range of scores. A sweep does the steps of c_t and
 // a_t-1 at once, as the forward sweeps do: from dc_t, dc_t-1 but for the sum over chunks.
@@ -20,10 +20,12 @@ struct Backward {
   const Problem<T>& p;
   T* gradient;
   int64_t n = p.prototypes;
+  double log_batch = log_normal(static_cast<double>(p.whole_batch));
 
   // From da of a row, a and c of one iteration: R's part of the gradient and of the column sums.
   void push(int64_t row, double a, const double* c, T da, T* sums) const {
     T* d = gradient + row * n;
+    a += log_batch;
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) {
       const T r = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k])) * da;

@@ -36,7 +36,7 @@ __device__ __forceinline__ void sweep(const T* __restrict__ scores, const T* __r
 }
 
 template <typename T, typename G>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     swapped_prediction_kernel(const T* __restrict__ scores,       // [views, batch, prototypes]
                               const T* __restrict__ assignments,  // [assigned, batch, prototypes]
                               float* __restrict__ losses,         // [batch]

@@ -33,7 +33,7 @@ def info_nce_loss(
 
         ``mean_i [log sum_{j != i} exp S_ij - S_i,pair(i)]``
 
-    in nats; the sum has N - 1 terms, the pair's among them. The CPU kernel needs O(N D) memory. Dot products that
+    in nats; the sum has N - 1 terms, the pair's among them. The kernels need O(N D) memory. Dot products that
     overflow the dtype give a result that is not finite. Source: NT-Xent of SimCLR, arXiv 2002.05709, equation 1; in
     CRLC, arXiv 2107.11635, the loss of the representation head.
 
@@ -67,6 +67,12 @@ def info_nce_loss(
     return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
 
 
+def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.info_nce_loss import info_nce_loss as kernel
+
+    return kernel(inputs, options, needs)
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
     views, batch, dim = embeddings.shape
@@ -84,5 +90,8 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 
 LOSS = FusedLoss(
-    NAME, {"cpu": Kernel(_cpu)}, inputs=("embeddings",), options={"temperature": "float", "normalise": "bool"}
+    NAME,
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    inputs=("embeddings",),
+    options={"temperature": "float", "normalise": "bool"},
 )

@@ -150,6 +150,12 @@ def _check_values(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
         raise ValueError(f"{NAME}: parameters of the column ORDER must be whole numbers")
 
 
+def _triton(*arguments: Any) -> Tensor:
+    from imc_kernels.triton.multi_crop import multi_crop as kernel
+
+    return kernel(*arguments)
+
+
 def _cpu(
     images: Tensor,
     indices: Tensor,
@@ -188,7 +194,7 @@ def _cpu(
     return crops.movedim(-1, -3) if channels_last else crops
 
 
-KERNELS = {"cpu": _cpu}
+KERNELS = {"triton": _triton, "cpu": _cpu}
 
 
 # What torch.compile sees in place of the call above.

@@ -78,6 +78,18 @@ class Kernels(NamedTuple):
     reads_half: bool = False
 
 
+def _triton(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
+    from imc_kernels.triton.prototype_scores import prototype_scores as kernel
+
+    return kernel(embeddings, prototypes, normalize_prototypes)
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+    from imc_kernels.triton.prototype_scores import prototype_scores_backward as kernel
+
+    return kernel(*arguments)
+
+
 def _cpu(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
     embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
     scores = embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
@@ -121,7 +133,10 @@ def _cpu_backward(
     return gradients
 
 
-KERNELS = {"cpu": Kernels(_cpu, _cpu_backward)}
+KERNELS = {
+    "triton": Kernels(_triton, _triton_backward, reads_half=True),
+    "cpu": Kernels(_cpu, _cpu_backward),
+}
 
 
 class _PrototypeScores(torch.autograd.Function):

@@ -36,3 +36,8 @@ def block_of(n: int, most: int, least: int = 1) -> int:
 def warps_for(elements: int, each: int = 8) -> int:
     """How many warps share a block of so many elements: about ``each`` a thread, from 1 to 16 warps."""
     return max(1, min(16, triton.next_power_of_2(elements // (32 * each))))
+
+
+def float32_precision() -> str:
+    """How Triton multiplies float32: as torch does."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

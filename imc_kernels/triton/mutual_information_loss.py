@@ -29,6 +29,8 @@ CLUSTERS = 64  # of a tile of J, over all views
 PROTOTYPES = 64  # of a tile of J, of one view
 SAMPLES = 32  # of a step of a product
 MOST_COLUMNS = 4096
+# Exact products use no tensor cores: with loads in flight ahead of them they take all registers, and some spill.
+PRODUCT = {"num_warps": 8, "num_stages": 1}
 
 
 @triton.jit
@@ -93,12 +95,12 @@ def rows_kernel(
 @triton.jit
 def assignments_tile(scores, log_sums, view, b, kk, batch, k: tl.constexpr, inverse_temperature):
     """U of these samples and prototypes of a view, 0 outside."""
-    row = view * batch.to(tl.int64) + b
+    row = view * batch.to(tl.int64) + b[:, None]
     inside = (b[:, None] < batch) & (kk[None, :] < k)
-    s = tl.load(scores + row[:, None] * k + kk[None, :], mask=inside, other=0.0).to(tl.float32)
-    high = tl.load(log_sums + 2 * row, mask=b < batch, other=0.0)
-    log_total = tl.load(log_sums + 2 * row + 1, mask=b < batch, other=0.0)
-    return tl.where(inside, tl.exp(s * inverse_temperature - high[:, None] - log_total[:, None]), 0.0)
+    s = tl.load(scores + row * k + kk[None, :], mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(log_sums + 2 * row, mask=b[:, None] < batch, other=0.0)
+    log_total = tl.load(log_sums + 2 * row + 1, mask=b[:, None] < batch, other=0.0)
+    return tl.where(inside, tl.exp(s * inverse_temperature - high - log_total), 0.0)
 
 
 @triton.jit
@@ -357,6 +359,9 @@ def mutual_information_loss(
     loss = torch.empty((), dtype=torch.float32, device=logits.device)
     gradients = tuple(gradient_buffer(x) if needed else None for x, needed in zip((logits, scores), needs, strict=True))
 
+    # Products that read half precision do not compile for sm_100 (Triton 3.7.1: "parent layout must have at least rank
+    # >= 2"), or spill: one pass more.
+    scores = scores.float()
     cluster_block = block_of(all_clusters, CLUSTERS, 16)
     prototype_block = block_of(k, PROTOTYPES, 16)
     cluster_blocks = -(-all_clusters // cluster_block)
@@ -400,7 +405,7 @@ def mutual_information_loss(
         symmetric=symmetric,
         **tile,
         sample_block=SAMPLES,
-        num_warps=8,
+        **PRODUCT,
     )
     if symmetric:
         launch(
@@ -426,6 +431,7 @@ def mutual_information_loss(
             k=k,
             **tile,
             sample_block=SAMPLES,
+            **PRODUCT,
         )
         launch(
             logits_gradient_kernel,
@@ -446,5 +452,6 @@ def mutual_information_loss(
             k=k,
             **tile,
             sample_block=SAMPLES,
+            **PRODUCT,
         )
     return loss, gradients

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import all_backends
+from operations import all_backends, device_of
 from torch import Tensor
 
 from imc_kernels import info_nce_loss
@@ -119,6 +119,23 @@ def test_the_gradient_of_normalised_embeddings_is_tangential(backend: str) -> No
     _, gradient = value_and_gradient(embeddings, backend, normalise=True)
     assert (gradient * embeddings).sum(dim=-1).abs().max() < 1e-12
     assert gradient.norm() > 1e-3
+
+
+@pytest.mark.parametrize("backend", [name for name in all_backends("info_nce_loss") if name not in BACKENDS])
+@pytest.mark.parametrize(
+    ("batch", "dim", "normalise"),
+    [(33, 19, True), (8, 129, True), (20, 300, False), (100, 16, False)],  # ragged; D in pieces; many tiles
+)
+def test_on_gpu_backends_is_the_specification(batch: int, dim: int, normalise: bool, backend: str) -> None:
+    embeddings = random_embeddings(batch, dim, dim**-0.5, 3).float()
+    options = {"temperature": 0.2, "normalise": normalise}
+    exact, exact_gradient = value_and_gradient(embeddings.double(), "eager", **options)
+    loss, gradient = value_and_gradient(embeddings.to(device_of(backend)), backend, **options)
+    torch.testing.assert_close(loss.cpu().double(), exact, rtol=1e-6, atol=0)
+    assert (gradient.cpu().double() - exact_gradient).norm() < 2e-6 * exact_gradient.norm()
+    if normalise:
+        along = (gradient.cpu() * embeddings).sum(dim=-1).norm()
+        assert along < 1e-6 * gradient.norm() * embeddings.norm()
 
 
 MEASURE_PEAK = """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import all_backends
+from operations import all_backends, device_of
 
 from imc_kernels import prototype_scores
 
@@ -60,3 +60,26 @@ def test_without_normalising_the_gradient_of_prototypes_is_not_projected(backend
         radial[normalize] = (leaf.grad * w).sum(dim=-1)
     assert radial[True].abs().max() < 1e-12
     assert radial[False].abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("backend", [name for name in all_backends("prototype_scores") if name not in BACKENDS])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("rows", "prototypes", "dim"), [(65, 33, 19), (3, 70, 130), (1, 1, 300)])
+def test_on_gpu_backends_is_the_specification(
+    rows: int, prototypes: int, dim: int, normalize: bool, backend: str
+) -> None:
+    """Ragged tiles, and rows that a program of the backward does not hold."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, dim, generator=generator)
+    w = torch.randn(prototypes, dim, generator=generator)
+    g = torch.randn(rows, prototypes, generator=generator)
+    found = {}
+    for name, dtype in (("eager", torch.float64), (backend, torch.float32)):
+        leaves = [t.to(device_of(name), dtype).requires_grad_() for t in (x, w)]
+        result = prototype_scores(*leaves, normalize_prototypes=normalize, backend=name)
+        result.backward(g.to(result))
+        found[name] = [result.detach(), *(leaf.grad for leaf in leaves)]
+    for ours, exact in zip(found[backend], found["eager"], strict=True):
+        assert ours is not None
+        assert exact is not None
+        assert (ours.cpu().double() - exact).norm() <= 2e-6 * exact.norm() + 1e-6

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Phases(NamedTuple):
     """A backend's sweeps over this process's scores [..., B, K], of P problems.
 
-    ``extremes`` [2, P] are the largest score of the whole batch and minus the smallest: exponentials are taken of
-    (scores - largest) / epsilon, and every process knows alike whether their range needs logarithms.
+    ``extremes`` [3, P] are the largest score of the whole batch, minus the smallest, and the number of samples:
+    exponentials are taken of (scores - largest) / epsilon, rows are scaled to 1 / samples, and every process knows
+    alike whether the range of the scores needs logarithms.
 
     Attributes:
         sweep: (scores, extremes, assignments, columns, epsilon, iteration, last) -> rows, log_sums. Sweep 0 starts;
@@ -71,7 +72,9 @@ class _Sinkhorn(torch.autograd.Function):
         scores = scores.contiguous()
         assignments = torch.empty_like(scores)
         own = torch.stack([scores.amax(dim=(-2, -1)).flatten(), -scores.amin(dim=(-2, -1)).flatten()])
-        extremes = gather(own, group).amax(dim=0)
+        samples = torch.full_like(own[:1], scores.shape[-2])
+        everybody = gather(torch.cat([own, samples]), group)
+        extremes = torch.cat([everybody[:, :2].amax(dim=0), everybody[:, 2:].sum(dim=0)])
         log_share = -math.log(scores.shape[-1]) if marginals is None else marginals.double().log()
         problems, prototypes = own.shape[1], scores.shape[-1]
         rows, columns = [], []
@@ -114,7 +117,7 @@ def _cpu_sweep(
         "sinkhorn_sweep",
         [
             (scores, scores.shape),
-            (extremes, (2, problems)),
+            (extremes, (3, problems)),
             (assignments, scores.shape),
             (columns, (problems, prototypes), torch.float64),
             (rows, (problems, batch), torch.float64),
@@ -150,7 +153,7 @@ def _cpu_backward_sweep(
         "sinkhorn_backward_sweep",
         [
             (scores, scores.shape),
-            (extremes, (2, problems)),
+            (extremes, (3, problems)),
             (marginals, (prototypes,)),
             (assignments, scores.shape),
             (grad_output, scores.shape),
