@@ -7,8 +7,29 @@ From Python:
     from imc.config import Config
     from imc.train import train
     result = train(Config(seed=1))
+
+or with the conventions of scikit-learn:
+
+    from imc import ImageClusterer
+    labels = ImageClusterer(n_clusters=10, random_state=1).fit_predict(images)
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from imc_kernels import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from imc.estimator import ImageClusterer
+
+__all__ = ["ImageClusterer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # When asked for: it imports scikit-learn and the trainer, which `imc --version` does not need.
+    if name == "ImageClusterer":
+        from imc.estimator import ImageClusterer
+
+        return ImageClusterer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

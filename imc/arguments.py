@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import Field, field, fields, make_dataclass
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from imc.errors import UserError
 from imc.options import check, flag
 
 Options = TypeVar("Options")
+Passed = TypeVar("Passed")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +59,32 @@ def parse(options: type[Options], argv: Sequence[str], *, program: str, descript
     result = options(**values)
     check(result)
     return result
+
+
+def parse_with(
+    own: type[Options], passed_on: type[Passed], argv: Sequence[str], *, without: Collection[str], **texts: str
+) -> tuple[Options, Passed]:
+    """The options of a command that passes the other flags on to another, as :func:`parse` gives them.
+
+    Args:
+        own: a dataclass of the command's own options.
+        passed_on: that of the other command; of its fields those that ``own`` has too, or that ``without`` names, are
+            no flags and keep their defaults.
+    """
+    taken = {entry.name for entry in fields(own)} | set(without)  # type: ignore[arg-type]
+    members = [
+        (entry.name, get_type_hints(source)[entry.name], field(default=entry.default, metadata=entry.metadata))
+        for source in (own, passed_on)
+        for entry in fields(source)  # type: ignore[arg-type]
+        if source is own or entry.name not in taken
+    ]
+    both = make_dataclass("Options", members, frozen=True, kw_only=True)
+    values = vars(parse(both, argv, **texts))
+    mine = {entry.name for entry in fields(own)}  # type: ignore[arg-type]
+    return (
+        own(**{name: value for name, value in values.items() if name in mine}),
+        passed_on(**{name: value for name, value in values.items() if name not in mine}),
+    )
 
 
 def _usage(entry: Field[Any], hint: Any) -> str:

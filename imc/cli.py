@@ -14,6 +14,9 @@ COMMANDS = {
     "evaluate": "score runs: accuracy of clusters and encoder, per class, with figures; mean over several",
     "predict": "the cluster of every image in a folder, as a CSV; embeddings; images sorted by cluster",
     "report": "one HTML page of a run: curves, clusters, confusion, embeddings, configuration",
+    "export": "a run's model as torch.export's .pt2 and as ONNX, each compared with the model",
+    "seeds": "train with several seeds: mean and standard deviation of every score",
+    "clusters-sweep": "train with several numbers of clusters, where the number is not known",
 }
 HELP_FLAGS = ("-h", "--help")
 INTERRUPTED = 130  # 128 + SIGINT, what shells use
@@ -21,7 +24,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells use
 
 def usage() -> str:
     """The text of ``imc --help``."""
-    commands = "\n".join(f"  {name:8} {summary}" for name, summary in COMMANDS.items())
+    commands = "\n".join(f"  {name:15} {summary}" for name, summary in COMMANDS.items())
     return (
         "usage: imc <command> [options]\n\n"
         "Cluster images without labels by mutual information across views.\n\n"
@@ -61,6 +64,6 @@ def _run(arguments: list[str]) -> None:
     elif command == "--version":
         print(f"imc {__version__}")
     elif command in COMMANDS:
-        importlib.import_module(f"imc.{command}").main(rest)
+        importlib.import_module(f"imc.{command.replace('-', '_')}").main(rest)
     else:
         raise UserError(f"unknown command {command!r}; accepted are {', '.join(COMMANDS)} (see imc --help)")

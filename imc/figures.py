@@ -124,13 +124,16 @@ def most_and_least_certain(
     return members[:count], members[count:][-count:]
 
 
-def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> None:
-    """Draw what metrics.jsonl records over the epochs, one panel under the other.
+def save_curves(
+    path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, over: str = "epoch"
+) -> None:
+    """Draw numbers over the epochs, or over another integer, one panel under the other.
 
     Args:
         path: the PNG file.
-        metrics: one mapping per epoch, with ``epoch`` and numbers.
-        panels: (title, names of the numbers, unit); names that no epoch has are left out, and panels without any.
+        metrics: one mapping per point, such as a line of metrics.jsonl.
+        panels: (title, names of the numbers, unit); names that no point has are left out, and panels without any.
+        over: the name of the integer.
     """
     present = {name for line in metrics for name in line}
     shown = [(title, [name for name in names if name in present], unit) for title, names, unit in panels]
@@ -138,7 +141,7 @@ def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequen
     figure, axes = _figure(7, 0.5 + 2.0 * len(shown), rows=len(shown))
     for panel, (title, names, unit) in zip(np.atleast_1d(axes), shown, strict=True):
         for position, name in enumerate(names):
-            points = [(line["epoch"], line[name]) for line in metrics if name in line]
+            points = [(line[over], line[name]) for line in metrics if name in line]
             marker = "o" if len(points) == 1 else None
             panel.plot(*zip(*points, strict=True), color=f"C{position}", label=name, linewidth=1.6, marker=marker)
         panel.set_title(title, loc="left", fontsize=11, color=INK)
@@ -147,7 +150,7 @@ def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequen
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=9)
-    np.atleast_1d(axes)[-1].set_xlabel("epoch")
+    np.atleast_1d(axes)[-1].set_xlabel(over)
     _save(figure, path)
 
 

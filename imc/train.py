@@ -71,7 +71,11 @@ def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Modul
 
 
 def train(
-    config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None
+    config: Config,
+    data: Dataset | Images | None = None,
+    encoder: nn.Module | None = None,
+    *,
+    report: bool = True,
 ) -> dict[str, Any] | None:
     """Train, evaluate and write the run folder.
 
@@ -81,9 +85,11 @@ def train(
         config: what to run; what it leaves open, :mod:`imc.presets` fills in.
         data: the images to use instead of loading ``config.data``.
         encoder: a module from images [B, C, H, W] to features [B, F], instead of ``config.encoder``.
+        report: False: end with the model, without evaluation and figures.
 
     Returns:
-        The content of result.json, and ``out``, the run folder. None in all processes but the first.
+        The content of result.json (nothing of it without ``report``), and ``out``, the run folder. None in all
+        processes but the first.
 
     Raises:
         UserError: a value that is not accepted.
@@ -99,8 +105,9 @@ def train(
         elif config.resume and processes.first:
             warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
         dataset = _load_in_turn(config, data, processes)
+        overwrite = config.overwrite  # no part of what the run saves
         config = _resolve(config, dataset, encoder, device)
-        folder = _folder(config, resume=checkpoint is not None, processes=processes)
+        folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)
         config = replace(config, name=config.name or folder.name, out=str(folder))
@@ -124,7 +131,7 @@ def train(
             if not processes.first:
                 return None
             save_model(folder / MODEL, model)
-            result = _report(model, config, clustered(config, dataset), folder, loop.seconds)
+            result = _report(model, config, clustered(config, dataset), folder, loop.seconds) if report else {}
     return {**result, "out": str(folder)}
 
 

@@ -220,5 +220,6 @@ def sample(images: Tensor, theta: Tensor, size: int) -> Tensor:
 
 def resize(images: Tensor, size: int, scale: float) -> Tensor:
     """The whole images without augmentation, by the sampler of the views: uint8 [B, H, W, C] -> [B, C, size, size]."""
-    theta = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
+    # Not len(images), which torch.export would take for a constant.
+    theta = torch.eye(2, 3, device=images.device).expand(images.shape[0], 2, 3)
     return sample(as_float(images, scale), theta, size)

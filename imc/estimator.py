@@ -1,0 +1,283 @@
+"""Clustering of images as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from imc.config import Config
+from imc.data import Images
+from imc.distributed import choose_device
+from imc.errors import StoppedError, UserError
+from imc.evaluation import Outputs, outputs
+from imc.run_folder import CONFIG, MODEL, LoadedRun, load_run, save_model, write_json
+from imc.train import train
+
+SOURCE = "<array>"  # stands in a configuration where the name of a data set would
+PAD = "pad"
+
+
+class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Clusters images without labels, by IMC-SwAV or CRLC: ``imc train`` with the conventions of scikit-learn.
+
+    ``X`` is an array of images [M, H, W] or [M, H, W, C], C 1 or 3, or of flattened ones [M, features], as in
+    scikit-learn's data sets. Pixels of dtype uint8 are taken as they are; of other dtypes, ``value_range`` is mapped to
+    0..255 and rounded.
+
+    Args:
+        n_clusters: number of clusters, at least 2.
+        method: "imc-swav" or "crlc".
+        encoder: a name that ``imc train --encoder`` accepts, or a module from images [B, C, H, W] to features [B, F];
+            None: chosen by the size of the images.
+        epochs, batch_size: None: chosen by the size and number of the images.
+        image_shape: (height, width) or (height, width, channels) of flattened images; None: a grey square; "pad": any
+            number of features is laid out row by row in the smallest grey square that holds them, the rest being 0.
+            Views are crops and rotations: features whose places mean nothing are better clustered by other methods.
+        value_range: smallest and largest value of a pixel; None: those that ``fit`` finds. Not for uint8.
+        options: further fields of :class:`imc.config.Config` by name, such as ``{"prototypes": 300}``.
+        random_state: an integer is what ``imc train --seed`` takes.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        verbose: whether to show the progress of training.
+
+    Attributes:
+        labels_: int64 [M], the cluster of each image of ``fit``. A cluster may be empty.
+        n_features_in_: H * W * C.
+        feature_names_in_: the names of the columns, where ``X`` is a data frame.
+        image_shape_: (H, W, C).
+        value_range_: what is mapped to 0..255.
+        config_: the resolved :class:`imc.config.Config`.
+        model_: the trained module, in evaluation mode.
+
+    Errors:
+        ValueError: what is not accepted, with what is.
+        RunError: a loss became NaN.
+
+    Example:
+        >>> from imc import ImageClusterer
+        >>> from sklearn.datasets import load_digits
+        >>> ImageClusterer(n_clusters=10, random_state=0).fit_predict(load_digits().data)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        method: str = "imc-swav",
+        encoder: str | nn.Module | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        image_shape: tuple[int, ...] | str | None = None,
+        value_range: tuple[float, float] | None = None,
+        options: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.method = method
+        self.encoder = encoder
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.options = options
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: object = None) -> ImageClusterer:  # noqa: N803
+        """Train, and cluster the images; ``y`` is ignored. Leaves torch's global generator as it was."""
+        images = self._images(X, reset=True)
+        if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 2:
+            raise ValueError(f"n_clusters must be an integer of at least 2, got {self.n_clusters!r}")
+        if len(images) < self.n_clusters:
+            raise ValueError(f"n_samples={len(images)} should be >= n_clusters={self.n_clusters}")
+        module = self.encoder if isinstance(self.encoder, nn.Module) else None
+        with tempfile.TemporaryDirectory() as folder, _as_value_error(), torch.random.fork_rng(devices=[]):
+            config = self._config(Path(folder) / "run")
+            with contextlib.nullcontext() if self.verbose else _quiet():
+                out = train(config, Images(SOURCE, images, None, ()), copy.deepcopy(module), report=False)
+            assert out is not None
+            run = load_run(out["out"], "cpu", copy.deepcopy(module))
+        self.config_, self.model_ = run.config, run.model
+        self.labels_ = self._outputs(images).clusters
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
+        """The cluster of each image [M]."""
+        return self._outputs(self._new_images(X)).clusters
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        """The probability of each cluster for each image [M, n_clusters]."""
+        return self._outputs(self._new_images(X)).probabilities.numpy()
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        """The encoder's features of each image [M, F]."""
+        return self._outputs(self._new_images(X)).features.numpy()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model and its configuration as a run, for ``imc predict`` and ``imc export``.
+
+        Raises:
+            ValueError: the folder holds a run already.
+        """
+        check_is_fitted(self)
+        folder = Path(folder)
+        if (folder / CONFIG).exists():
+            raise ValueError(f"{folder} holds a run already")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, self.config_.to_dict())
+        save_model(folder / MODEL, self.model_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.config_.feature_dim)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes in
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "model_" in state:  # a pickle that needs no GPU
+            state = {**state, "model_": copy.deepcopy(state["model_"]).cpu()}
+        return state
+
+    def _config(self, folder: Path) -> Config:
+        seed = self.random_state
+        if not isinstance(seed, (int, np.integer)):
+            seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
+        own: dict[str, Any] = {
+            "data": SOURCE,
+            "out": str(folder),
+            "clusters": int(self.n_clusters),
+            "method": self.method,
+            "encoder": None if isinstance(self.encoder, nn.Module) else self.encoder,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": int(seed),
+            "device": self.device,
+            "checkpoint_every": 0,
+        }
+        taken = own.keys() & (self.options or {}).keys()
+        if taken:
+            raise ValueError(f"options must not set {min(taken)!r}, which has a parameter or is the estimator's own")
+        return Config.from_dict({**own, **(self.options or {})}).validate()
+
+    def _new_images(self, X: ArrayLike) -> Tensor:  # noqa: N803
+        check_is_fitted(self)
+        return self._images(X, reset=False)
+
+    def _outputs(self, images: Tensor) -> Outputs:
+        return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), images)
+
+    def _images(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+        """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""
+        shape = None
+        array = X if hasattr(X, "ndim") else np.asarray(X)
+        if array.ndim > 2:
+            array = np.asarray(X)
+            shape = _three(array.shape[1:])
+            array = array.reshape(len(array), math.prod(shape))
+        flat: NDArray[Any] = validate_data(self, array, reset=reset, dtype="numeric", ensure_min_samples=1 + reset)
+        if reset:
+            self.image_shape_ = _flat_shape(flat.shape[1], self.image_shape) if shape is None else shape
+            self.value_range_ = self._range(flat)
+        elif shape not in (None, self.image_shape_):
+            raise ValueError(
+                f"X has images of shape {shape}, and {type(self).__name__} was fitted to {self.image_shape_}"
+            )
+        pixels = _pixels(flat, *self.value_range_)
+        missing = math.prod(self.image_shape_) - flat.shape[1]
+        if missing:
+            pixels = np.pad(pixels, ((0, 0), (0, missing)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+            return torch.from_numpy(np.ascontiguousarray(pixels)).view(-1, *self.image_shape_)
+
+    def _range(self, flat: NDArray[Any]) -> tuple[float, float]:
+        if flat.dtype == np.uint8:
+            return 0.0, 255.0
+        if self.value_range is None:
+            return float(flat.min()), float(flat.max())
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"value_range must be two numbers, the smaller first, got {self.value_range!r}")
+        return float(low), float(high)
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) or (H, W, C) as (H, W, C)."""
+    three = (*shape, 1) if len(shape) == 2 else tuple(shape)
+    if len(three) != 3 or three[2] not in (1, 3) or min(three) < 1:
+        first = len(three) == 3 and three[0] in (1, 3)
+        hint = "; move the channels to the end: X.transpose(0, 2, 3, 1)" if first else ""
+        raise ValueError(f"images must be [H, W] or [H, W, C] with 1 or 3 channels, got {list(shape)}{hint}")
+    return three
+
+
+def _flat_shape(features: int, image_shape: tuple[int, ...] | str | None) -> tuple[int, ...]:
+    """The shape of images of this many features."""
+    if image_shape is None or image_shape == PAD:
+        side = math.isqrt(features - 1) + 1
+        if image_shape is None and side**2 != features:
+            raise ValueError(
+                f"X has {features} features, which are no square grey image: pass image_shape=(height, width) or "
+                "(height, width, channels)"
+            )
+        return side, side, 1
+    if isinstance(image_shape, str):
+        raise ValueError(f"image_shape must be two or three integers, or {PAD!r}, got {image_shape!r}")
+    three = _three(tuple(image_shape))
+    if math.prod(three) != features:
+        raise ValueError(f"image_shape={image_shape} has {math.prod(three)} values, and X has {features} features")
+    return three
+
+
+def _pixels(flat: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """``low`` to ``high`` as 0..255, rounded; what lies outside is cut."""
+    if flat.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return flat
+    scale = 255 / (high - low) if high > low else 0.0
+    dtype = np.float32 if flat.dtype == np.float32 else np.float64
+    return np.clip(np.rint((flat.astype(dtype) - low) * scale), 0, 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """The errors of a run by the names that scikit-learn's users expect."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    except StoppedError:
+        raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress of training; what it warns of becomes Python's warnings."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        yield
+    for sentence in re.findall(r"warning: (.*)", said.getvalue()):
+        warnings.warn(sentence, ConvergenceWarning, stacklevel=4)

@@ -1,0 +1,263 @@
+"""Export a trained run to run without this package: torch.export's .pt2, and ONNX.
+
+    imc export runs/birds                        # writes runs/birds/model.pt2 and runs/birds/model.onnx
+    imc export runs/birds --format torch         # the first alone, which needs nothing beside PyTorch
+    imc export runs/birds --out deploy           # into another folder
+    imc export runs/birds --check new-photos     # compare with the model on these images
+
+Input: ``images``, uint8 [B, S, S, C] for any B, decoded as imc predict does (S and C are printed); scaling and
+normalisation are inside. Outputs: ``logits`` and ``probabilities``, float32 [B, clusters], and ``cluster``, int64 [B].
+What is written is read again and compared with the model before it gets its name.
+
+    program = torch.export.load("model.pt2").module()
+    logits, probabilities, cluster = program(images)
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    logits, probabilities, cluster = session.run(None, {"images": images})
+
+A .pt2 runs on the CPU; ``torch.export.passes.move_to_device_pass(program, "cuda")`` moves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from imc import __version__, arguments, cli
+from imc.config import Config
+from imc.data import views
+from imc.data.resize import resized
+from imc.errors import RunError, UserError
+from imc.options import argument, check, option
+from imc.run_data import other_data
+from imc.run_folder import LoadedRun, load_run
+
+FORMATS = ("torch", "onnx", "both")
+FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OUTPUTS = ("logits", "probabilities", "cluster")
+CHECKED = 64  # images
+Program = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``imc export``."""
+
+    run: str = argument("RUN", "folder of a trained run")
+    out: str | None = option(None, "export", "folder for the files; default: RUN")
+    format: str = option("both", "export", "what to write", choices=FORMATS)
+    check: str | None = option(
+        None, "export", "data set, or folder, to compare on; default: the run's where it is there, else drawn patterns"
+    )
+    overwrite: bool = option(False, "export", "replace the files if they exist")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command: a run in, files out."""
+    print(report(export(arguments.parse(Options, argv, program="imc export", description=__doc__ or ""))))
+
+
+def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]:
+    """Write a run's model as .pt2, ONNX or both, each compared with the model.
+
+    Args:
+        options: those of the command.
+        encoder: the module given to :func:`imc.train.train`, for a run with one.
+
+    Returns:
+        ``files``: for each path the largest ``difference`` of a logit; ``images``: how many were compared; ``checked``:
+        which; ``shape``: that of an image.
+
+    Raises:
+        UserError: there is no trained run, a file is there already, or a package is missing.
+        RunError: what was written gives an image another cluster than the model, or cannot be written.
+    """
+    check(options)
+    formats = tuple(FILES) if options.format == "both" else (options.format,)
+    if "onnx" in formats:
+        _require_onnx()
+    run = load_run(Path(options.run), "cpu", encoder)
+    out = Path(options.run if options.out is None else options.out).expanduser()
+    for path in (out / FILES[name] for name in formats):
+        if path.is_dir() or (path.exists() and not options.overwrite):
+            raise UserError(f"{path} exists already; give another --out, or pass --overwrite to replace a file")
+    images, checked = _test_batch(run.config, options.check)
+    model = ExportedModel(run).eval()
+    with torch.no_grad():
+        expected = model(images)
+    files = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out) as temporary, _quiet():
+            program = traced(model)
+            for name in formats:
+                path = Path(temporary) / FILES[name]
+                _WRITERS[name](path, program, run.config)
+                files[str(out / FILES[name])] = _difference(name, _READERS[name](path), images, expected)
+            for name in formats:
+                os.replace(Path(temporary) / FILES[name], out / FILES[name])
+    except OSError as error:
+        raise RunError(f"cannot write {error.filename or out}: {error.strerror}") from None
+    shape = (run.config.side, run.config.side, run.config.channels)
+    return {"files": files, "images": len(images), "checked": checked, "shape": shape}
+
+
+def report(result: dict[str, Any]) -> str:
+    """What was exported, as text."""
+    lines = [f"images: uint8 [B, {', '.join(map(str, result['shape']))}]"]
+    count = result["images"]
+    lines += [
+        f"{path}: the same cluster as the model for {count} of {count} images of {result['checked']}, "
+        f"logits within {difference:.1g}"
+        for path, difference in result["files"].items()
+    ]
+    return "\n".join(lines)
+
+
+class ExportedModel(nn.Module):
+    """What is exported: uint8 images [B, H, W, C] to logits and probabilities [B, clusters], and clusters [B].
+
+    Args:
+        run: its model is in evaluation mode, in which batch normalisation is the plain one.
+    """
+
+    def __init__(self, run: LoadedRun) -> None:
+        super().__init__()
+        self.model = run.model
+        self.config = run.config
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three outputs."""
+        logits = self.model.predict(views.prepare(images, self.config))
+        return logits, logits.softmax(dim=1), logits.argmax(dim=1)
+
+
+def traced(model: ExportedModel) -> torch.export.ExportedProgram:
+    """The model as a graph for any batch size."""
+    config = model.config
+    # An example of one image would make the batch a constant.
+    example = torch.zeros(2, config.side, config.side, config.channels, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"ONNX needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)}, "
+            "or give --format torch"
+        )
+
+
+def _test_batch(config: Config, source: str | None) -> tuple[Tensor, str]:
+    """Images uint8 [B, side, side, C] to compare on, evenly spaced over a data set, and what they are of."""
+    try:
+        data = other_data(replace(config, download=False), source, labels_from_folders=False)
+    except UserError:
+        if source is not None:
+            raise
+        return _patterns(config), "drawn patterns, as its data set is not here"
+    images = data.train.images
+    chosen = images[torch.linspace(0, len(images) - 1, min(CHECKED, len(images))).long()]
+    side = config.side
+    return (chosen if chosen.shape[1:3] == (side, side) else resized(chosen, side)), data.name
+
+
+def _patterns(config: Config) -> Tensor:
+    coarse = torch.rand(CHECKED, config.channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    fine = functional.interpolate(coarse, (config.side, config.side), mode="bilinear")
+    return (fine * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _difference(name: str, program: Program, images: Tensor, expected: tuple[Tensor, ...]) -> float:
+    """The largest difference of a logit, from the batch and from its first image alone."""
+    difference = 0.0
+    for count in (len(images), 1):
+        logits, _, clusters = program(images[:count])
+        difference = max(difference, float((logits - expected[0][:count]).abs().max()))
+        wrong = int((clusters != expected[2][:count]).sum())
+        if wrong:
+            raise RunError(
+                f"the {name} form gives {wrong} of {count} images another cluster than the model "
+                f"(logits differ by up to {difference:.1g}), so it was not written"
+            )
+    return difference
+
+
+def _write_torch(path: Path, program: torch.export.ExportedProgram, config: Config) -> None:
+    torch.export.save(program, path, extra_files={"imc.json": _description(config)})
+
+
+def _read_torch(path: Path) -> Program:
+    module: Program = torch.export.load(path).module()
+    return torch.no_grad()(module)
+
+
+def _write_onnx(path: Path, program: torch.export.ExportedProgram, config: Config) -> None:
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes=({0: "batch"},),
+    )
+    assert exported is not None
+    exported.model.metadata_props["imc"] = _description(config)
+    exported.save(str(path), external_data=False)  # type: ignore[arg-type]
+
+
+def _read_onnx(path: Path) -> Program:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(np.asarray(x)) for x in session.run(OUTPUTS, {"images": images.numpy()}))
+
+    return run
+
+
+_WRITERS = {"torch": _write_torch, "onnx": _write_onnx}
+_READERS = {"torch": _read_torch, "onnx": _read_onnx}
+
+
+def _description(config: Config) -> str:
+    """What a file says about itself, as JSON."""
+    shape = [config.side, config.side, config.channels]
+    names = ("method", "data", "name", "encoder", "clusters")
+    return json.dumps({"imc": __version__, **{name: getattr(config, name) for name in names}, "image": shape})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say about their own insides and about packages that are not needed here."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["export", *sys.argv[1:]]))
