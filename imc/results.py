@@ -58,6 +58,7 @@ def write_results(
         "images": len(clusters),
         "data": data.name,
         "name": config.name,
+        "method": config.method,
         "backend": config.backend,
         "seed": config.seed,
         "threads": config.threads,
@@ -109,7 +110,8 @@ def table(result: dict[str, Any], folder: Path) -> str:
     lines = []
     if result["acc"] is not None:
         lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
-        for title, prefix in (("IMC-SwAV", ""), ("k-means on pixels", "kmeans_")):
+        method = {"imc-swav": "IMC-SwAV", "crlc": "CRLC"}[result["method"]]
+        for title, prefix in ((method, ""), ("k-means on pixels", "kmeans_")):
             scores = "".join(f"{result[prefix + name]:8.3f}" for name in SCORES)
             lines.append(f"{title:20}{scores}")
     lines.append(
