@@ -41,7 +41,7 @@ sanitize: build/sanitize/built
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built
-	$(SANITIZED) ../../tests/kernels/test_fuzz.py $(ARGS)
+	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py $(ARGS)
 
 SANITIZERS := address,undefined
 
