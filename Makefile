@@ -4,6 +4,7 @@
 # make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz      the same for new random inputs, about ten minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
+# make gpu-check on a machine with a GPU: build, test and measure there, in the Python that has torch (PYTHON=...)
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize fuzz simt lint dev clean
+.PHONY: train test bench sanitize fuzz simt gpu-check lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -54,6 +55,17 @@ SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda ../../test
 simt: build/simt/built build/simt-sanitize/built
 	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)
 	cd build/simt-sanitize && $(ASAN) $(SIMT) $(ARGS)
+
+# No network and no .venv: torch, triton, pybind11, ninja, pytest and pytest-benchmark are there already.
+GPU_TESTS = -m pytest -q -p no:cacheprovider tests/gpu tests/kernels -k "cuda or triton"
+gpu-check:
+	IMC_BUILD_CUDA=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
+	$(PYTHON) -m imc_kernels
+	$(PYTHON) $(GPU_TESTS)
+	if command -v compute-sanitizer; then for tool in memcheck racecheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q tests/gpu -k "cuda and specification" \
+	    || exit 1; done; else echo "compute-sanitizer is not installed: memcheck and racecheck are left out"; fi
+	$(PYTHON) benchmarks/gpu_report.py
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

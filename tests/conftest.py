@@ -1,19 +1,30 @@
 """Options of the tests. `pytest --benchmark-only` leaves them out altogether."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+
+try:
+    from hypothesis import settings
+except ImportError:  # make gpu-check uses a Python that may lack it
+    settings = None
 
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run: a failure in CI is a failure here.
-settings.register_profile("repeatable", derandomize=True)
-settings.load_profile("repeatable")
+if settings is not None:
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
 
 
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    return True if config.getoption("benchmark_only") else None
+def pytest_report_header() -> str | None:
+    return None if settings else "hypothesis is not installed: the files that need it are left out"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    needs_hypothesis = collection_path.suffix == ".py" and "from hypothesis import" in collection_path.read_text()
+    return True if config.getoption("benchmark_only") or (needs_hypothesis and not settings) else None
