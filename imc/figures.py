@@ -142,7 +142,7 @@ def save_curves(
     for panel, (title, names, unit) in zip(np.atleast_1d(axes), shown, strict=True):
         for position, name in enumerate(names):
             points = [(line[over], line[name]) for line in metrics if name in line]
-            marker = "o" if len(points) == 1 else None
+            marker = "o" if len(points) == 1 or over != "epoch" else None
             panel.plot(*zip(*points, strict=True), color=f"C{position}", label=name, linewidth=1.6, marker=marker)
         panel.set_title(title, loc="left", fontsize=11, color=INK)
         panel.set_ylabel(unit)

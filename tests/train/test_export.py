@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import torch
 
 from imc import export
 from imc.cli import main
-from imc.data import Dataset
+from imc.config import Config
+from imc.data import Dataset, Images
 from imc.errors import RunError
 from imc.evaluation import outputs
 from imc.export import ExportedModel, Options, traced
-from imc.run_folder import load_run
+from imc.methods import build_model
+from imc.run_folder import LoadedRun, load_run
+from imc.train import plan
 
 SCRIPT = """
 import sys
@@ -102,3 +106,12 @@ def test_nothing_is_overwritten(run_copy: Path, capsys: pytest.CaptureFixture[st
     assert main(["export", str(run_copy), "--format", "torch"]) == 2
     assert "exists already; give another --out, or pass --overwrite" in capsys.readouterr().err
     assert (run_copy / "model.pt2").read_text() == "mine"
+
+
+def test_every_method_has_a_graph(tiny: Config, digits: Images) -> None:
+    config = plan(dataclasses.replace(tiny, method="crlc", small_crops=None), digits)
+    model = ExportedModel(LoadedRun(config, build_model(config))).eval()
+    program = traced(model).module()
+    for count in (1, 5):
+        for found, expected in zip(program(digits.images[:count]), model(digits.images[:count]), strict=True):
+            torch.testing.assert_close(found, expected)
