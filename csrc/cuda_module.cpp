@@ -42,6 +42,14 @@ void define(py::module_& module, const char* name, void (*single)(Single...), vo
       py::call_guard<py::gil_scoped_release>());
 }
 
+// The same for a kernel of what others left in float32.
+template <typename... Single>
+void define(py::module_& module, const char* name, void (*single)(Single...)) {
+  module.def(
+      name, [single](int, typename Wire<Single>::type... arguments) { single(Wire<Single>::read(arguments)...); },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 #define IMC_DEFINE(kernel)                                                             \
   define(module, #kernel, &imc::cuda::kernel<float>, &imc::cuda::kernel<__nv_bfloat16>, \
          &imc::cuda::kernel<__half>)
@@ -77,8 +85,12 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("sinkhorn_backward_workspace_bytes", &imc::cuda::sinkhorn_backward_workspace_bytes);
   module.def("swapped_prediction_loss_workspace_bytes", &imc::cuda::swapped_prediction_loss_workspace_bytes);
   module.def("log_dot_product_loss_workspace_bytes", &imc::cuda::log_dot_product_loss_workspace_bytes);
+  module.def("mutual_information_loss_workspace_bytes", &imc::cuda::mutual_information_loss_workspace_bytes);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(mutual_information_loss_softmaxes);
+  define(module, "mutual_information_loss_entropies", &imc::cuda::mutual_information_loss_entropies);
+  IMC_DEFINE(mutual_information_loss_gradients);
 }

@@ -40,6 +40,9 @@ def device_of(backend: str, default: str = "cpu") -> str:
     return "cpu" if entry.emulated() else default if entry.devices is None else entry.devices[0]
 
 
+device_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as backends.choose: torch.compile asks once
+
+
 def measured_backends() -> list[str]:
     """The backends of this machine whose times mean something, for CPU tensors."""
     served = (name for name in backends.available() if device_of(name) == "cpu")

@@ -76,4 +76,38 @@ void log_dot_product_loss(const T* logits,          // [heads, 2, batch, cluster
                           int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
                           double logit_limit, int device, uintptr_t stream);
 
+int64_t mutual_information_loss_workspace_bytes(int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                                int device);
+
+// The parts of mutual_information_loss, in their order. The caller multiplies in between: joint = y^T u, then
+// dy = u joint^T and du = y joint, whichever gradient is wanted. width is at least views prototypes + 1.
+template <typename T>
+void mutual_information_loss_softmaxes(const T* logits,   // [views, batch, clusters]
+                                       const T* scores,   // [views, batch, prototypes]
+                                       float* y,          // [batch, views clusters]
+                                       float* u,          // [batch, width]
+                                       float* workspace,  // mutual_information_loss_workspace_bytes(...)
+                                       int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                       int64_t width, double temperature, double logit_limit, bool symmetric,
+                                       int device, uintptr_t stream);
+
+void mutual_information_loss_entropies(float* joint,      // [views clusters, width], replaced
+                                       float* loss,       // []
+                                       float* workspace,  // as the softmaxes left it
+                                       int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                       int64_t width, double entropy_weight, bool symmetric, int device,
+                                       uintptr_t stream);
+
+template <typename T>
+void mutual_information_loss_gradients(const T* logits,                 // [views, batch, clusters]
+                                       const float* y,                  // [batch, views clusters]
+                                       const float* u,                  // [batch, width]
+                                       const float* dy,                 // [batch, views clusters]
+                                       const float* du,                 // [batch, width]
+                                       GradientOf<T>* logits_gradient,  // [views, batch, clusters]
+                                       GradientOf<T>* scores_gradient,  // [views, batch, prototypes]
+                                       int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                       int64_t width, double temperature, double logit_limit, int device,
+                                       uintptr_t stream);
+
 }  // namespace imc::cuda

@@ -102,7 +102,6 @@ struct Block {
   }
 };
 
-__device__ __forceinline__ float safe_log(float x) { return logf(x < FLT_MIN ? FLT_MIN : x); }
 __device__ __forceinline__ float inverse_or_zero(float x, float numerator) { return x < FLT_MIN ? 0 : numerator / x; }
 
 // Softmax of each row, a thread each. Returns the guard's penalty of this thread's rows.

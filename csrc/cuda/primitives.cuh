@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cfloat>
 #include <cstdint>
 
 namespace imc::cuda {
@@ -67,6 +68,8 @@ __device__ __forceinline__ void read_row(const T* __restrict__ row, int length, 
 // Larger and smaller of two, where a NaN wins.
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 __device__ __forceinline__ float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
+
+__device__ __forceinline__ float safe_log(float x) { return logf(x < FLT_MIN ? FLT_MIN : x); }
 
 template <typename T, typename Operation>
 __device__ __forceinline__ T warp_reduce(T x, Operation operation) {

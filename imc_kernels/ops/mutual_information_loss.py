@@ -12,7 +12,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -101,6 +101,35 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
     return kernel(inputs, options, needs)
 
 
+def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    logits, scores = (tensor.contiguous() for tensor in inputs)
+    temperature, entropy_weight, limit, symmetric = options
+    (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
+    width = -(-(views * prototypes + 1) // 4) * 4  # of u: a column more, of ones; rows aligned to 16 bytes
+    sizes = (views, batch, clusters, prototypes, width)
+    single = torch.float32
+    y_shape, u_shape, joint_shape = (batch, views * clusters), (batch, width), (views * clusters, width)
+    y = logits.new_empty(y_shape, dtype=single)
+    u, joint, loss = y.new_empty(u_shape), y.new_empty(joint_shape), y.new_empty(())
+    workspace = native.workspace("_cuda", NAME, logits, *sizes[:4])
+    batches = [(logits, (views, batch, clusters)), (scores, (views, batch, prototypes))]
+    softmaxes = [(y, y_shape, single), (u, u_shape, single)]
+    native.call("_cuda", f"{NAME}_softmaxes", [*batches, *softmaxes, workspace], *sizes, temperature, limit, symmetric)
+    torch.mm(y.t(), u, out=joint)  # autocast does not reach a product into a given result
+    entropies = [(joint, joint_shape), (loss, ()), workspace]
+    native.call("_cuda", f"{NAME}_entropies", entropies, *sizes, entropy_weight, symmetric)
+    if not any(needs):
+        return loss, (None, None)
+    dy = torch.mm(u, joint.t(), out=y.new_empty(y_shape)) if needs[0] else None
+    du = torch.mm(y, joint, out=y.new_empty(u_shape)) if needs[1] else None
+    gradients = tuple(gradient_buffer(x) if needed else None for x, needed in zip((logits, scores), needs, strict=True))
+    products = [(dy, y_shape, single), (du, u_shape, single)]
+    results = [(g, shape, gradient_dtype(x.dtype)) for g, (x, shape) in zip(gradients, batches, strict=True)]
+    everything: list[native.Argument] = [batches[0], *softmaxes, *products, *results]
+    native.call("_cuda", f"{NAME}_gradients", everything, *sizes, temperature, limit)
+    return loss, gradients
+
+
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = (tensor.contiguous() for tensor in inputs)
     loss = logits.new_empty(())
@@ -129,7 +158,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
 )

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from kernels.test_contract import relative
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from imc_kernels import log_dot_product_loss, native, sinkhorn, swapped_prediction_loss
+from imc_kernels import log_dot_product_loss, mutual_information_loss, native, sinkhorn, swapped_prediction_loss
 
 if native.missing("_cuda") is not None or not native.module("_cuda").emulated():
     pytest.skip("imc_kernels._cuda is not built on the emulator (make simt)", allow_module_level=True)
@@ -120,27 +122,86 @@ def launches() -> int:
     return cuda.emulate()
 
 
-def test_the_losses_of_a_step_take_few_launches() -> None:
-    """Of the parts of an IMC-SwAV step and of a CRLC step that are here, forward and backward."""
-    scores, logits = torch.rand(6, 8, 12, requires_grad=True), torch.rand(3, 2, 8, 5, requires_grad=True)
+class CountProducts(TorchDispatchMode):
+    """The matrix products that torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket is torch.ops.aten.mm
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_losses_of_an_imc_swav_step_take_at_most_12_launches() -> None:
+    """Given the scores, forward and backward, with the products and a multiplication by each loss's grad_output."""
+    scores, logits = torch.rand(6, 8, 12, requires_grad=True), torch.rand(6, 8, 5, requires_grad=True)
     before = launches()
     assignments = sinkhorn(scores[:2].detach(), backend="cuda")
     assert launches() - before == 1
     swapped_prediction_loss(scores, assignments, backend="cuda").backward()
     assert launches() - before == 3
-    log_dot_product_loss(logits, backend="cuda").sum().backward()
-    assert launches() - before == 4
+    with CountProducts() as products:
+        mutual_information_loss(logits, scores.detach(), logit_limit=25.0, backend="cuda").backward()
+    assert launches() - before == 7
+    assert products.count == 2
+    assert launches() - before + products.count + 2 <= 12
+
+
+def test_the_losses_of_a_crlc_step_take_one_launch() -> None:
+    """Those that are here."""
+    before = launches()
+    log_dot_product_loss(torch.rand(3, 2, 8, 5, requires_grad=True), backend="cuda").sum().backward()
+    assert launches() - before == 1
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("views", [1, 7])
+@pytest.mark.parametrize(("batch", "clusters", "prototypes"), [(1, 1, 1), (9, 3, 2), (5, 31, 40), (33, 67, 67)])
+def test_mutual_information_of_ragged_sizes(
+    views: int, batch: int, clusters: int, prototypes: int, symmetric: bool
+) -> None:
+    """With more pairs of views than tiles of the joint distribution, and more clusters than warps of a block."""
+    if symmetric:
+        prototypes = clusters
+    generator = torch.Generator().manual_seed(0)
+    inputs = [3 * torch.randn(views, batch, n, generator=generator) for n in (clusters, prototypes)]
+    results = []
+    for dtype, backend in ((torch.float64, "eager"), (torch.float32, "eager"), (torch.float32, "cuda")):
+        logits, scores = (x.to(dtype, copy=True).requires_grad_() for x in inputs)
+        loss = mutual_information_loss(
+            logits, scores, temperature=0.7, logit_limit=4.0, symmetric=symmetric, backend=backend
+        )
+        loss.backward()
+        results.append((loss.detach(), logits.grad, scores.grad))
+    for exact, eager, ours in zip(*results, strict=True):
+        if exact.norm() < 1e-12:  # zero up to the rounding of the specification itself
+            assert ours.abs().max() < 1e-6
+        else:
+            assert relative(ours, exact) <= 3 * relative(eager, exact) + 16 * torch.finfo(torch.float32).eps
+
+
+def test_autocast_does_not_reach_the_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, scores = (torch.randn(3, 20, n, generator=generator).requires_grad_() for n in (5, 9))
+    expected = mutual_information_loss(logits, scores, backend="cuda")
+    with torch.autocast("cpu", torch.bfloat16):
+        result = mutual_information_loss(logits, scores, backend="cuda")
+    gradients = (torch.autograd.grad(loss, (logits, scores)) for loss in (expected, result))
+    assert torch.equal(result, expected)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_call_costs_the_host_little() -> None:
-    """Checks, memory for the result and the launch of an empty kernel."""
+    """Checks, memory for the result and the launch of an empty kernel; of mutual_information_loss two of each, and the
+    product between them, which is torch's and runs."""
     scores, logits = torch.rand(2, 256, 1000), torch.rand(10, 2, 512, 10)
-    assignments = torch.rand(2, 256, 1000)
+    assignments, small = torch.rand(2, 256, 1000), torch.rand(2, 3, 4)
     cuda.emulate(run=False)
-    for call in (
-        lambda: sinkhorn(scores, backend="cuda"),
-        lambda: swapped_prediction_loss(scores, assignments, backend="cuda"),
-        lambda: log_dot_product_loss(logits, backend="cuda"),
+    for native_calls, call in (
+        (1, lambda: sinkhorn(scores, backend="cuda")),
+        (1, lambda: swapped_prediction_loss(scores, assignments, backend="cuda")),
+        (1, lambda: log_dot_product_loss(logits, backend="cuda")),
+        (2, lambda: mutual_information_loss(small, small, backend="cuda")),
     ):
         best = float("inf")
         for _ in range(300):
@@ -149,4 +210,4 @@ def test_a_call_costs_the_host_little() -> None:
                 call()
             best = min(best, (time.perf_counter() - start) / 20)
         print(f"{1e6 * best:.1f} us a call")
-        assert best < 40e-6
+        assert best < native_calls * 40e-6
