@@ -77,8 +77,10 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("sinkhorn_backward_workspace_bytes", &imc::cuda::sinkhorn_backward_workspace_bytes);
   module.def("swapped_prediction_loss_workspace_bytes", &imc::cuda::swapped_prediction_loss_workspace_bytes);
   module.def("log_dot_product_loss_workspace_bytes", &imc::cuda::log_dot_product_loss_workspace_bytes);
+  module.def("multi_crop_workspace_bytes", &imc::cuda::multi_crop_workspace_bytes);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
   IMC_DEFINE(swapped_prediction_loss);
   IMC_DEFINE(log_dot_product_loss);
+  IMC_DEFINE(multi_crop);
 }
