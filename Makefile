@@ -50,7 +50,8 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 	    $(BIN)/python setup.py --quiet build --build-base $(@D) --build-lib $(@D)/lib
 	touch $@
 
-SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda ../../tests/kernels/test_contract.py
+SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda \
+    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py
 
 simt: build/simt/built build/simt-sanitize/built
 	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)

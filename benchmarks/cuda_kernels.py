@@ -23,7 +23,7 @@ HEAD = """# The CUDA kernels without a GPU
 
 Written by `python benchmarks/cuda_kernels.py` and compared by `tests/build/test_cuda_kernels.py`. Nothing here was
 measured on a GPU. The shared memory is what a kernel declares; sinkhorn_kernel and log_dot_product_kernel are launched
-with as much dynamic shared memory beside it as holds their rows.
+with as much dynamic shared memory beside it as holds their rows, multi_crop_kernel as holds its crop.
 
 ## Registers of a thread / bytes of shared memory / bytes of stack, nvcc {version}
 

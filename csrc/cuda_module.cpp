@@ -86,6 +86,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("swapped_prediction_loss_workspace_bytes", &imc::cuda::swapped_prediction_loss_workspace_bytes);
   module.def("log_dot_product_loss_workspace_bytes", &imc::cuda::log_dot_product_loss_workspace_bytes);
   module.def("mutual_information_loss_workspace_bytes", &imc::cuda::mutual_information_loss_workspace_bytes);
+  module.def("multi_crop_workspace_bytes", &imc::cuda::multi_crop_workspace_bytes);
   IMC_DEFINE(sinkhorn);
   IMC_DEFINE(sinkhorn_backward);
   IMC_DEFINE(swapped_prediction_loss);
@@ -93,4 +94,5 @@ PYBIND11_MODULE(_cuda, module) {
   IMC_DEFINE(mutual_information_loss_softmaxes);
   define(module, "mutual_information_loss_entropies", &imc::cuda::mutual_information_loss_entropies);
   IMC_DEFINE(mutual_information_loss_gradients);
+  IMC_DEFINE(multi_crop);
 }

@@ -114,4 +114,4 @@ def call(name: str, operation: str, tensors: Sequence[Argument], *numbers: float
 def workspace(name: str, operation: str, like: Tensor, *sizes: int) -> Argument:
     """Memory for a CUDA operation of these sizes, as much as the module asks for, as an argument of :func:`call`."""
     count = getattr(module(name), f"{operation}_workspace_bytes")(*sizes, like.device.index or 0)
-    return torch.empty(count, dtype=torch.uint8, device=like.device), (count,), torch.uint8
+    return torch.empty(count, dtype=torch.uint8, device=like.device) if count else None, (count,), torch.uint8

@@ -4,6 +4,7 @@
 
 #include "crop_colour.h"
 #include "crop_resize.h"
+#include "imc/crop_parameters.h"
 #include "imc/element.h"
 #include "instantiate.h"
 #include "kernels.h"
@@ -12,21 +13,6 @@
 namespace imc::IMC_ISA {
 
 namespace {
-
-// The columns of the parameters, as in imc_kernels/ops/crop_parameters.py.
-enum Parameter {
-  kTop,
-  kLeft,
-  kHeight,
-  kWidth,
-  kFactors,  // of brightness, contrast, saturation and hue
-  kBlur = kFactors + 4,
-  kFlip,
-  kJitter,
-  kGrayscale,
-  kOrder,
-  kParameters
-};
 
 // What a result of type Out is computed in.
 template <typename Out>
@@ -122,7 +108,7 @@ struct Cropper {
 
   void operator()(const uint8_t* image, const float* p) const {
     const int64_t size = sizes.size, row_bytes = sizes.width * Channels;
-    const auto pixels = [p](Parameter column) { return static_cast<int32_t>(p[column]); };
+    const auto pixels = [p](CropParameter column) { return static_cast<int32_t>(p[column]); };
     const uint8_t* box = image + pixels(kTop) * row_bytes + pixels(kLeft) * Channels;
     rows.build(pixels(kHeight), static_cast<int32_t>(size), false, T(1) / 255);
     columns.build(pixels(kWidth), static_cast<int32_t>(size), p[kFlip] > 0, T(1));

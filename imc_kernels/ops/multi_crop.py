@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def multi_crop(
     Raises:
         TypeError: an input is no tensor or not of its dtype, or ``dtype`` is not a floating one.
         ValueError: shapes or devices that do not fit, a number out of its range, or a bad option. Values of indices and
-            parameters are checked on the CPU only: elsewhere that would wait for the device.
+            parameters are checked on the CPU only: elsewhere that would wait for the device. There the ``cuda`` backend
+            fills a crop with NaN whose index, box or order is out of its range, and reads nothing for it.
     """
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
@@ -74,25 +76,30 @@ def multi_crop(
     return KERNELS[chosen](*tensors, size, dtype, mean, std, memory_format == torch.channels_last)
 
 
-def _check_tensors(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
-    for name, tensor, dtype, layout in (
-        ("images", images, torch.uint8, "[M, H, W, C]"),
-        ("indices", indices, torch.int64, "[B]"),
-        ("parameters", parameters, torch.float32, f"[V, B, {len(Column)}]"),
-    ):
+COLUMNS = len(Column)
+INPUTS = (
+    ("images", torch.uint8, 4, "[M, H, W, C]"),
+    ("indices", torch.int64, 1, "[B]"),
+    ("parameters", torch.float32, 3, f"[V, B, {COLUMNS}]"),
+)
+
+
+def _check_tensors(images: Tensor, *others: Tensor) -> None:
+    for tensor, (name, dtype, rank, layout) in zip((images, *others), INPUTS, strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{NAME}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
         if tensor.dtype != dtype:
             raise TypeError(f"{NAME}: {name} {layout} must be {dtype}, got {tensor.dtype}")
-        if tensor.dim() != layout.count(",") + 1 or tensor.numel() == 0:
+        if tensor.dim() != rank or tensor.numel() == 0:
             raise ValueError(f"{NAME}: {name} must have the shape {layout}, none of them 0, got {list(tensor.shape)}")
         if tensor.device != images.device:
             raise ValueError(f"{NAME}: images are on {images.device} and {name} on {tensor.device}; move one")
+    indices, parameters = others
     if images.shape[3] not in (1, 3):
         raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
-    if parameters.shape[1:] != (len(indices), len(Column)):
+    if parameters.shape[1:] != (len(indices), COLUMNS):
         raise ValueError(
-            f"{NAME}: parameters must be [V, B, {len(Column)}] with B = {len(indices)}, the number of indices, got "
+            f"{NAME}: parameters must be [V, B, {COLUMNS}] with B = {len(indices)}, the number of indices, got "
             f"{list(parameters.shape)}"
         )
 
@@ -120,7 +127,7 @@ def _check_options(
             f"{NAME}: mean and std must have one number for each of the {channels} channels, got {len(mean)} and "
             f"{len(std)}"
         )
-    if not (all(-math.inf < x < math.inf for x in (*mean, *std)) and min(std) > 0):
+    if not (all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
         raise ValueError(f"{NAME}: mean must be finite and std finite and above 0, got {mean!r} and {std!r}")
 
 
@@ -156,7 +163,8 @@ def _triton(*arguments: Any) -> Tensor:
     return kernel(*arguments)
 
 
-def _cpu(
+def _native(
+    module: str,
     images: Tensor,
     indices: Tensor,
     parameters: Tensor,
@@ -167,34 +175,33 @@ def _cpu(
     channels_last: bool,
 ) -> Tensor:
     if not images.is_contiguous():  # a copy of the batch, not of the data set
-        images, indices = images[indices].contiguous(), torch.arange(len(indices))
+        images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     views, batch, columns = parameters.shape
     count, height, width, channels = images.shape
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
-    crops = torch.empty(shape, dtype=dtype)
+    crops = torch.empty(shape, dtype=dtype, device=images.device)
+    tensors: list[native.Argument] = [
+        (crops, shape),
+        (images, images.shape, torch.uint8),
+        (indices.contiguous(), (batch,), torch.int64),
+        (parameters.contiguous(), (views, batch, columns), torch.float32),
+    ]
+    sizes = (views, batch, height, width, channels, size, channels_last)
     factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-    native.call(
-        "_cpu",
-        NAME,
-        [
-            (crops, shape),
-            (images, (count, height, width, channels), torch.uint8),
-            (indices.contiguous(), (batch,), torch.int64),
-            (parameters.contiguous(), (views, batch, columns), torch.float32),
-            (torch.tensor([factors, offsets], dtype=torch.float64), (2, channels), torch.float64),
-        ],
-        views,
-        batch,
-        height,
-        width,
-        channels,
-        size,
-        channels_last,
-    )
+    if module == "_cuda":  # whose numbers travel with the launch
+        tensors.append(native.workspace(module, NAME, crops, views * batch, width, channels, size))
+        native.call(module, NAME, tensors, count, *sizes, *(factors * 3)[:3], *(offsets * 3)[:3])
+    else:
+        tensors.append((torch.tensor([factors, offsets], dtype=torch.float64), (2, channels), torch.float64))
+        native.call(module, NAME, tensors, *sizes)
     return crops.movedim(-1, -3) if channels_last else crops
 
 
-KERNELS = {"triton": _triton, "cpu": _cpu}
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "cuda": functools.partial(_native, "_cuda"),
+    "triton": _triton,
+    "cpu": functools.partial(_native, "_cpu"),
+}
 
 
 # What torch.compile sees in place of the call above.

@@ -3,6 +3,7 @@ call costs the host."""
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,16 +11,26 @@ from typing import Any
 import pytest
 import torch
 from kernels.test_contract import relative
+from kernels.test_multi_crop import few, options
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imc_kernels import log_dot_product_loss, mutual_information_loss, native, sinkhorn, swapped_prediction_loss
+from imc_kernels import (
+    log_dot_product_loss,
+    multi_crop,
+    mutual_information_loss,
+    native,
+    sinkhorn,
+    swapped_prediction_loss,
+)
+from imc_kernels.ops.crop_parameters import Column
 
 if native.missing("_cuda") is not None or not native.module("_cuda").emulated():
     pytest.skip("imc_kernels._cuda is not built on the emulator (make simt)", allow_module_level=True)
 
 cuda = native.module("_cuda")
+crops = importlib.import_module("imc_kernels.ops.multi_crop")  # the package's name is the function's
 cases = [operation for operation in OPERATIONS if "cuda" in operation.backends]
 KIB = 1024
 
@@ -116,6 +127,76 @@ def test_marginals(scale: float, device: str) -> None:
         results.append((result.detach(), leaf.grad))
     for exact, eager, ours in zip(*results, strict=True):
         assert relative(ours, exact) <= 3 * relative(eager, exact) + 16 * torch.finfo(torch.float32).eps
+
+
+CROP_DEVICES = {
+    "shared memory": {"shared_per_block": 227 * KIB},
+    "a workspace, every block several crops": {"shared_per_block": 4 * KIB, "multiprocessors": 3},
+    "a workspace, a block a crop": {"shared_per_block": 4 * KIB, "multiprocessors": 132},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 28), (90, 96, 45), (31, 57, 19), (2, 300, 40)])
+@pytest.mark.parametrize("device", CROP_DEVICES)
+def test_crops_agree_with_the_specification_wherever_they_lie(
+    device: str, height: int, width: int, size: int, channels: int
+) -> None:
+    images, indices, parameters = few(height, width, views=4)
+    parameters[:2, :, Column.BLUR] = 0
+    parameters[1:3, 0, Column.JITTER] = 0
+    inputs = (images[..., :channels].contiguous(), indices, parameters)
+    exact = multi_crop(*inputs, **options(channels, size), dtype=torch.float64, backend="eager")
+    cuda.emulate(**CROP_DEVICES[device])
+    before = cuda.emulate(**CROP_DEVICES[device])
+    ours = multi_crop(*inputs, **options(channels, size), backend="cuda")
+    assert cuda.emulate(**CROP_DEVICES[device]) == before + 1  # launch
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5)
+    assert torch.equal(ours, multi_crop(*inputs, **options(channels, size), backend="cuda"))
+
+
+@pytest.mark.parametrize("device", CROP_DEVICES)
+def test_a_crop_that_would_leave_the_images_is_nan_and_no_other(device: str) -> None:
+    """Where values cannot be checked beforehand: on the emulator the public function would refuse them."""
+    count, side = 3, 9
+    images, indices, parameters = few(side, side, views=20)
+    parameters, indices = parameters.reshape(1, 40, len(Column)), indices.repeat(20)
+    arguments = (5, torch.float16, [0.5] * 3, [0.2] * 3, True)
+    cuda.emulate(**CROP_DEVICES[device])
+    whole = crops.KERNELS["cuda"](images, indices, parameters, *arguments)
+    assert whole.isfinite().all()
+    top, left, height, width = parameters[0, 20, :4].tolist()
+    bad = {
+        Column.TOP: (-1, side - height + 1, torch.nan),
+        Column.LEFT: (-1, side - width + 1, -torch.inf),
+        Column.HEIGHT: (0, side - top + 1, 3e9, torch.inf),
+        Column.WIDTH: (0, side - left + 1, torch.nan),
+        Column.ORDER: (-1, 24, torch.nan),
+    }
+    for at, index in ((0, -1), (1, count), (2, 2**62)):
+        indices[at] = index
+    at = 3
+    for column, values in bad.items():
+        for value in values:
+            parameters[0, at] = parameters[0, 20]
+            parameters[0, at, column] = value
+            at += 1
+    ours = crops.KERNELS["cuda"](images, indices, parameters, *arguments)
+    assert ours[0, :at].isnan().all()
+    assert torch.equal(ours[0, at:], whole[0, at:])
+
+
+def test_crops_of_any_alignment_are_served() -> None:
+    """Crops of an odd number of elements start at every place of an access of 16 bytes."""
+    images, indices, parameters = few(9, 8, views=5)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for size in (1, 3, 5):
+            given = (images, indices, parameters)
+            one = [
+                multi_crop(images, indices, p[None], **options(3, size), dtype=dtype, backend="cuda")
+                for p in parameters
+            ]
+            assert torch.equal(multi_crop(*given, **options(3, size), dtype=dtype, backend="cuda"), torch.cat(one))
 
 
 def launches() -> int:
