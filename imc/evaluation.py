@@ -60,8 +60,9 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
         amp: compute in bfloat16 where autocast does.
     """
     model, device = run.model, run.device
-    mode = model.training
+    mode, training_amp = model.training, model.amp
     model.eval()
+    model.amp = amp  # the model's own switch is the inner one
     # One pass gives everything: what predict computes on its way is caught, not computed again.
     caught: dict[str, Tensor] = {}
     hooks = [
@@ -78,6 +79,7 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
     finally:
         for hook in hooks:
             hook.remove()
+        model.amp = training_amp
         model.train(mode)
 
 

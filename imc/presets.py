@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from imc.config import Config
+from imc.data import NAMES
 from imc.errors import UserError
 
 Numbers = dict[str, Any]
@@ -201,15 +202,37 @@ DATA: dict[tuple[str, str], Numbers] = {
 
 SMALL = 20  # pixels: smaller images get the recipe of the digits
 
+# Ours, for fewer images of one's own than FEW. The papers' 500 updates of warm-up would be half of a run on some
+# hundred images, and a ResNet needs a GPU.
+FEW = 5000
+FEW_IMAGES: dict[str, Numbers] = {
+    "imc-swav": {
+        **DIGITS_ENCODER,
+        "epochs": 40,
+        "batch_size": 64,
+        "lr": 3e-3,
+        "schedule": "cosine",
+        "warmup_updates": 30,
+        "freeze_updates": 30,
+    },
+    "crlc": {
+        **{name: value for name, value in DIGITS_CRLC.items() if name not in AFFINE and name != "large_size"},
+        "batch_size": 64,
+        "warmup_updates": 30,
+    },
+}
 
-def numbers(method: str, data: str, side: int) -> Numbers:
-    """What the presets say about a method, a data set (by name) and images of this side."""
+
+def numbers(method: str, data: str, side: int, count: int) -> Numbers:
+    """What the presets say about a method, a data set (by name) and so many images of this side."""
     if (method, data) not in DATA and side < SMALL:
         return {**METHODS[method], **DATA[method, "digits"], **_scaled(DATA[method, "digits"], side / 8)}
     nearest = min(SIZES[method], key=lambda known: abs(known - side))
     sized = SIZES[method][nearest]
     if (method, data) not in DATA:
         sized = {**sized, **_scaled({**METHODS[method], **sized}, side / nearest)}
+        if data not in NAMES and count < FEW:
+            sized |= FEW_IMAGES[method]
     return {**METHODS[method], **sized, **DATA.get((method, data), {})}
 
 
@@ -232,7 +255,7 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     Raises:
         UserError: a value that the data do not allow, or none can be found.
     """
-    preset = numbers(config.method, name, side)
+    preset = numbers(config.method, name, side, count)
     preset["stem"] = "cifar" if side < 48 else "cifar-pool"
     preset["channels"], preset["side"] = channels, side
     preset["batch_size"] = min(preset["batch_size"], count)

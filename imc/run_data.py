@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from imc.config import Config
-from imc.data import Dataset, Images, load
+from imc.data import NAMES, Dataset, Images, load
 from imc.data.statistics import channel_statistics
+from imc.distributed import choose_device
 from imc.errors import UserError
+
+SIDE_WITHOUT_GPU = 32
 
 
 def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
@@ -27,10 +30,18 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
     return load(
         config.data,
         root=None if config.data_root is None else Path(config.data_root),
-        image_size=config.image_size,
+        image_size=_image_size(config),
         labels_from_folders=config.labels_from_folders,
         download=config.download,
     )
+
+
+def _image_size(config: Config) -> int | None:
+    """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
+    own_folder = config.data not in NAMES and Path(config.data).expanduser().is_dir()
+    if config.image_size is None and own_folder and choose_device(config.device).type == "cpu":
+        return SIDE_WITHOUT_GPU
+    return config.image_size
 
 
 def clustered(config: Config, data: Dataset) -> Images:

@@ -106,4 +106,15 @@ def test_a_set_without_labels_needs_a_number_of_clusters() -> None:
     few = presets.resolve(
         dataclasses.replace(config, clusters=5), name="photos", side=32, channels=3, count=100, classes=0
     )
-    assert few.batch_size == 100  # the preset's 256 would be more than there are
+    assert few.batch_size == 64
+
+
+def test_few_images_of_ones_own_get_a_recipe_that_ends_its_warm_up() -> None:
+    for method in ("imc-swav", "crlc"):
+        config = Config(method=method, data="photos", clusters=5)
+        few = presets.resolve(config, name="photos", side=32, channels=3, count=500, classes=0)
+        updates = few.epochs * (500 // few.batch_size)
+        assert few.warmup_updates <= updates / 4
+        assert (few.encoder, few.augmentation, few.large_size > 20) == ("digits", "crops", True)
+    tiny = presets.resolve(config, name="photos", side=32, channels=3, count=40, classes=0)
+    assert tiny.batch_size == 40  # the preset's 64 would be more than there are
