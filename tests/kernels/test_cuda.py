@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -272,23 +272,31 @@ def test_autocast_does_not_reach_the_products() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def fastest(call: Callable[[], object]) -> float:
+    """Seconds of a call: the best mean of 20, which other load on the machine hardly reaches."""
+    best = float("inf")
+    for _ in range(300):
+        start = time.perf_counter()
+        for _ in range(20):
+            call()
+        best = min(best, (time.perf_counter() - start) / 20)
+    return best
+
+
 def test_a_call_costs_the_host_little() -> None:
     """Checks, memory for the result and the launch of an empty kernel; of mutual_information_loss two of each, and the
-    product between them, which is torch's and runs."""
+    product between them, which is torch's and runs. In units of torch's own smallest call: the machine's speed cancels.
+    """
     scores, logits = torch.rand(2, 256, 1000), torch.rand(10, 2, 512, 10)
     assignments, small = torch.rand(2, 256, 1000), torch.rand(2, 3, 4)
     cuda.emulate(run=False)
+    unit = fastest(lambda: torch.relu(small))
     for native_calls, call in (
         (1, lambda: sinkhorn(scores, backend="cuda")),
         (1, lambda: swapped_prediction_loss(scores, assignments, backend="cuda")),
         (1, lambda: log_dot_product_loss(logits, backend="cuda")),
         (2, lambda: mutual_information_loss(small, small, backend="cuda")),
     ):
-        best = float("inf")
-        for _ in range(300):
-            start = time.perf_counter()
-            for _ in range(20):
-                call()
-            best = min(best, (time.perf_counter() - start) / 20)
-        print(f"{1e6 * best:.1f} us a call")
-        assert best < native_calls * 40e-6
+        seconds = fastest(call)
+        print(f"{1e6 * seconds:.1f} us a call, {seconds / unit:.0f} of relu's")
+        assert seconds < native_calls * 40 * unit
