@@ -68,6 +68,8 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """The command: folders in, tables out."""
     options = arguments.parse(Options, argv, program="imc evaluate", description=__doc__ or "")
+    if len(options.runs) == 1 and options.out is not None:
+        raise UserError("--out takes the summary of several runs, and one run was given; its results lie in its folder")
     results = []
     for folder in options.runs:
         results.append(evaluate(folder, options))
@@ -77,8 +79,6 @@ def main(argv: Sequence[str]) -> None:
         print(summary_table(summary))
         if options.out is not None:
             write_summary(Path(options.out), summary, results)
-    elif options.out is not None:
-        raise UserError("--out takes the summary of several runs, and one run was given; its results lie in its folder")
 
 
 def evaluate(folder: str | Path, options: Options | None = None, data: Dataset | None = None) -> dict[str, Any]:

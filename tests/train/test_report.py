@@ -87,7 +87,7 @@ def test_without_labels_nothing_is_said_about_classes(run_copy: Path, split_digi
         split_digits.train, labels=None, class_names=(), files=tuple(f"dir/<{index}>.png" for index in range(192))
     )
     text = report(Options(str(run_copy)), dataclasses.replace(split_digits, train=train)).read_text()
-    assert "ACC" not in text
+    assert "ACC" not in re.sub(r"base64,[^\"]*", "", text)  # a picture's bytes may spell anything
     assert ">Classes</h2>" not in text
     assert "dir/&lt;7&gt;.png" in text
     Reader(text)
