@@ -114,7 +114,8 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         add(k.info_nce_loss, large, label="of many rows", counted=False)
         add(k.info_nce_loss, large, normalise=True, label="of many rows, normalised", counted=False)
     for size, channels in ((28, 3), (76, 3), (16, 1)):
-        made.append(crops(max(1, batch // 64), size, channels))
+        # A large crop is 9 tiles, twice, of about a second each in the interpreter.
+        made.append(crops(1 if size > 32 else max(1, batch // 64), size, channels))
     return made
 
 
