@@ -38,10 +38,13 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
 
 def _image_size(config: Config) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
-    own_folder = config.data not in NAMES and Path(config.data).expanduser().is_dir()
-    if config.image_size is None and own_folder and choose_device(config.device).type == "cpu":
+    if config.image_size is None and _is_own_folder(config.data) and choose_device(config.device).type == "cpu":
         return SIDE_WITHOUT_GPU
     return config.image_size
+
+
+def _is_own_folder(source: str) -> bool:
+    return source not in NAMES and Path(source).expanduser().is_dir()
 
 
 def clustered(config: Config, data: Dataset) -> Images:
@@ -69,8 +72,8 @@ def other_data(config: Config, source: str | None, labels_from_folders: bool) ->
     """
     if source is not None and source != config.data:
         config = replace(config, data=source, download=False, labels_from_folders=False)
-        if Path(source).is_dir():
-            config = replace(config, image_size=config.side)
+    if _is_own_folder(config.data):  # not its default, which depends on the device
+        config = replace(config, image_size=config.side)
     data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
     channels = data.train.images.shape[-1]
     if channels != config.channels:

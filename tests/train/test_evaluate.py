@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from train.conftest import tiny_config
 
 from imc.cli import main
-from imc.data import Dataset
+from imc.data import Dataset, Images
 from imc.errors import UserError
 from imc.evaluate import Options, evaluate, table
 from imc.evaluation import outputs, plane, recalibrate
+from imc.run_data import other_data
 from imc.run_folder import load_run
 from imc.summary import summarise, summary_table, write_summary
+from imc.train import train
 
 
 def quick(**changes: object) -> Options:
@@ -146,6 +150,42 @@ def test_a_mistake_is_one_sentence(
     assert captured.err.count("\n") == 1
     assert says in captured.err
     assert not (run_copy / "evaluation.json").exists()
+
+
+def test_a_folder_is_read_at_the_size_of_the_training_on_any_machine(
+    trained: Path, split_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    for index in range(12):
+        pixels = np.repeat(np.repeat(split_digits.train.images[index, :, :, 0].numpy(), 8, 0), 8, 1)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    config = dataclasses.replace(load_run(trained).config, data=str(tmp_path / "photos"), device="cuda")
+    assert other_data(config, None, False).train.images.shape == (12, 8, 8, 1)
+    assert other_data(config, str(tmp_path / "photos"), False).train.images.shape == (12, 8, 8, 1)
+
+
+@pytest.fixture
+def crlc_run(digits: Images, tmp_path: Path) -> Path:
+    config = tiny_config(tmp_path / "crlc")
+    train(dataclasses.replace(config, method="crlc", small_crops=0, sub_heads=3, head_hidden=8, epochs=1), digits)
+    return tmp_path / "crlc"
+
+
+def test_every_cluster_head_is_scored_beside_the_chosen_one(crlc_run: Path, split_digits: Dataset) -> None:
+    result = evaluate(crlc_run, quick(), split_digits)
+    run = load_run(crlc_run)
+    assert result["head"] == run.model.best_head == int(run.model.head_losses.argmin())
+    for split in result["splits"].values():
+        for score in ("acc", "nmi", "ari"):
+            heads = split["heads"][score]
+            assert len(heads["values"]) == 3
+            assert heads["values"][result["head"]] == split[score]
+            assert heads["mean"] == pytest.approx(np.mean(heads["values"]))
+            assert heads["deviation"] == pytest.approx(np.std(heads["values"], ddof=1))
+        assert len(set(split["heads"]["nmi"]["values"])) > 1
+    assert "mean of 3 heads" in table(result)
+    assert f"head {result['head']}, the one with the lowest loss" in table(result)
 
 
 def test_images_of_another_kind_are_refused(run_copy: Path, tmp_path: Path) -> None:
