@@ -87,6 +87,8 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         written = sum(x.nbytes for x in inputs if x.requires_grad)
         if function is k.sinkhorn:
             written += inputs[0].nbytes * (2 if inputs[0].requires_grad else 1)  # the result, and its gradient, read
+        if function is k.prototype_scores:  # the result, and its gradient, read
+            written += 2 * inputs[0][..., 0].numel() * len(inputs[1]) * inputs[0].itemsize
         name = " ".join(filter(None, (function.__name__, shapes, dtype, label)))
         run = differentiated(function, *inputs, **options)
         made.append(Call(name, run, sum(x.nbytes for x in inputs) + written, counted))
