@@ -34,10 +34,12 @@ build/sanitize/built: .venv/requirements setup.py $(SOURCES)
 ASAN = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0
 SANITIZED = cd build/sanitize && $(ASAN) PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider
 
-# Left out: torch.compile, whose compilers would be instrumented too, and the tests that measure or fill the memory.
+# Left out: torch.compile, whose compilers would be instrumented too; Triton, which has no native code here; and the tests
+# that measure or fill the memory, or start processes.
 sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
-	    --ignore ../../tests/kernels/test_large.py -k "not test_memory_is_linear" $(ARGS)
+	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_threads_and_processes.py \
+	    -k "not test_memory_is_linear and not triton" $(ARGS)
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built
