@@ -131,7 +131,8 @@ def train(
             if not processes.first:
                 return None
             save_model(folder / MODEL, model)
-            result = _report(model, config, clustered(config, dataset), folder, loop.seconds) if report else {}
+            reported = replace(config, backend=_backend(config.backend, device))
+            result = _report(model, reported, clustered(config, dataset), folder, loop.seconds) if report else {}
     return {**result, "out": str(folder)}
 
 

@@ -156,3 +156,10 @@ def test_a_result_is_not_overwritten_unasked(tiny: Config, tmp_path: Path, monke
     names = [str(open_run_folder(Config())) for _ in range(3)]
     assert names == ["runs/digits", "runs/digits-2", "runs/digits-3"]
     assert str(open_run_folder(Config(name="mine"))) == "runs/mine"
+
+
+def test_an_automatic_choice_is_reported_by_name_and_saved_as_automatic(tiny: Config, digits: Images) -> None:
+    config = dataclasses.replace(tiny, backend="auto", epochs=1)
+    result = train(config, digits)
+    assert result["backend"] == backends.serving("cpu", torch.float32)[0]
+    assert json.loads((Path(result["out"]) / "config.json").read_text())["backend"] == "auto"
