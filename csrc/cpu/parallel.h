@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+#include "scratch.h"
 
 namespace imc::IMC_ISA {
 
@@ -37,19 +37,15 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
+  explicit Scratch(int64_t count) : block_(take_block(static_cast<std::size_t>(count) * sizeof(T))) {}
+  ~Scratch() { return_block(block_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* get() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
+  T* get() { return static_cast<T*>(block_.data); }
+  T& operator[](int64_t i) { return get()[i]; }
 
  private:
-  T* data_;
+  Block block_;
 };
 
 }  // namespace imc::IMC_ISA
