@@ -12,6 +12,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def calls(requires_grad: bool) -> dict[str, Call]:
         indices = torch.arange(3)
         images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
         parameters = draw_crop_parameters(0, 0, indices, views=2, height=8, width=8)
-        options = {"size": 6, "mean": [0.5] * 3, "std": [0.2] * 3}
+        options: dict[str, Any] = {"size": 6, "mean": [0.5] * 3, "std": [0.2] * 3}
         made["multi_crop"] = functools.partial(multi_crop, images, indices, parameters, **options)
     return {name: functools.partial(call, backend="cuda") for name, call in made.items()}
 
@@ -76,7 +77,7 @@ def main() -> None:
         sys.exit("imc_kernels._cuda is not built on the emulator: run this in build/simt after `make simt`")
     torch.set_num_threads(1)
     # Crops' values are checked on CPU tensors only, which on a GPU they are not.
-    importlib.import_module("imc_kernels.ops.multi_crop")._check_values = lambda *tensors: None
+    vars(importlib.import_module("imc_kernels.ops.multi_crop"))["_check_values"] = lambda *tensors: None
     native.module("_cuda").emulate(run=False)
     small, grown = torch.rand(2, 3, 4), torch.rand(2, 3, 4, requires_grad=True)
     plain, with_gradient = calls(False), calls(True)

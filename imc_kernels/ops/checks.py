@@ -31,7 +31,7 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
-    return tensor.resolve_neg() if tensor.is_neg() else tensor
+    return tensor.resolve_neg()
 
 
 def together(operation: str, **tensors: Tensor) -> None:
