@@ -5,7 +5,7 @@ A step's crops of CIFAR-10 (2 of 28 pixels and 4 of 18 from 256 images of 32 pix
     released        the official transforms as they are usually written, image by image in Pillow
     batched         whole batches in PyTorch, each colour operation on just the crops whose turn it is
     torch.compile   of the eager form, whose masks the compiler fuses; the batched form's index lists it cannot
-    kornia          its augmentations of the same kinds on whole batches; it draws its own crops, so they are not compared
+    kornia          its augmentations of the same kinds on whole batches; it draws its own crops: these are not compared
 
 Each row's `images_per_second` counts source images.
 """
@@ -82,7 +82,7 @@ def pillow_crops(images: Tensor, parameters: Tensor, size: int) -> Tensor:
 
 
 def batched_crops(images: Tensor, parameters: Tensor, size: int) -> Tensor:
-    """uint8 [B, H, W, 3] and parameters [V, B, 13] -> [V, B, 3, size, size], without a mask over what is not changed."""
+    """uint8 [B, H, W, 3] and parameters [V, B, 13] -> [V, B, 3, size, size], and no mask over what stays."""
     crops = resize(images, parameters, size, torch.float32).flatten(0, 1)
     columns = parameters.flatten(0, 1)
     flipped = columns[:, Column.FLIP].nonzero().squeeze(1)

@@ -1,9 +1,10 @@
 """Every operation in every form, forward and forward + backward: `pytest --benchmark-only`.
 
-One table per operation, size and pass. Its rows are the backends of this machine, on the GPU where there is one; `eager`
-is the specification, written to be read. At the size of the paper that the operation comes from, and in the direction
-that its training step takes, there are also the forms of `rivals.py`: `released`, the structure of the authors' code;
-`batched`, the best form we know in PyTorch; and `torch.compile` of that. Each is held against the specification first.
+One table per operation, size and pass. Its rows are the backends of this machine, on the GPU where there is one;
+`eager` is the specification, written to be read. At the size of the paper that the operation comes from, and in the
+direction that its training step takes, there are also the forms of `rivals.py`: `released`, the structure of the
+authors' code; `batched`, the best form we know in PyTorch; and `torch.compile` of that. Each is held against the
+specification first.
 """
 
 from __future__ import annotations

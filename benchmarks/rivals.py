@@ -1,9 +1,9 @@
 """What the kernels are compared with, beside the eager specification.
 
-``released_*`` restates the structure of the authors' code, without its logging: a loop over pairs of views, each of which
-computes its softmaxes, marginals and guard again; in CRLC a loop over sub-heads, each with its N x N critic. A step's
-losses and their gradients (V = 6) are 2,310 operator calls that launch a kernel (``tests/benchmarks/test_rivals.py``
-counts them); the authors' own were counted at 2,307.
+``released_*`` restates the structure of the authors' code, without its logging: a loop over pairs of views, each of
+which computes its softmaxes, marginals and guard again; in CRLC a loop over sub-heads, each with its N x N critic. The
+losses of an IMC-SwAV step and their gradients are 2,310 operator calls that launch a kernel
+(``tests/benchmarks/test_rivals.py`` counts them); the authors' own were counted at 2,307.
 
 ``batched_*`` is the best form we know in PyTorch: all pairs at once, the joint entropies as one matrix product. It is
 written for speed, with every shortcut that is exact, and is what ``torch.compile`` is given.

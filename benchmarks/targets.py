@@ -1,7 +1,7 @@
 """What the kernels are asked to reach, held against the rows of a run: printed after the tables of `--benchmark-only`.
 
-Times are medians of the run's rows. The floor is the larger of the work's bytes at the copy bandwidth and its operations
-at the matrix rate, both measured in the same process: no form can be faster, whatever is asked of it.
+Times are medians of the run's rows. The floor is the larger of the work's bytes at the copy bandwidth and its
+operations at the matrix rate, both measured in the same process: no form can be faster, whatever is asked of it.
 """
 
 from __future__ import annotations
