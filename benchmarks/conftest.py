@@ -24,12 +24,12 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """After the tables, what they say."""
-    groups: dict[str, dict[str, float]] = {}
+    from targets import Seconds, summary
+
+    groups: dict[str, dict[str, Seconds]] = {}
     for row in config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
         if row:
-            groups.setdefault(row.group, {})[row.name] = row.stats.median
+            groups.setdefault(row.group, {})[row.name] = Seconds(row.stats.median, row.stats.min)
     if groups:
-        from targets import summary
-
         terminalreporter.section("targets")
         terminalreporter.write_line("\n".join(summary(groups, time.perf_counter() - START)))
