@@ -266,18 +266,17 @@ def test_every_flipped_bit_of_a_checkpoint_is_refused_or_harmless(tiny: Config, 
     for place in range(0, len(content), len(content) // 150):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         try:
-            assert_same(read_checkpoint(path.parent), exact)
-        except UserError as error:
-            assert "is no checkpoint that can be read" in str(error)
+            found = read_checkpoint(path.parent)
+        except UserError:
             refused += 1
+        else:
+            assert_same(found, exact)
     assert refused > 75
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_one_seed_is_bitwise_one_run(
-    threads: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From run to run, and for any number of threads where the kernels and the sums are those of this package."""
+def test_one_seed_is_bitwise_one_run(threads: int, tiny: Config, digits: Images) -> None:
+    """From run to run; two threads round torch's convolutions otherwise than one."""
     before = torch.get_num_threads()
     try:
         results = []
