@@ -54,7 +54,8 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 	touch $@
 
 SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda \
-    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py
+    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py \
+    ../../tests/kernels/test_native_boundary.py
 
 simt: build/simt/built build/simt-sanitize/built
 	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)
