@@ -2,8 +2,8 @@
 
 `photos`, `new-photos` and `scans.npz` are small drawings in a folder that is also the home; `runs/photos` and
 `runs/digits` come from one short training each. Trainings get `--epochs 1`, of seeds and numbers of clusters two. A
-command that cannot run in a test (it
-needs a GPU, the network, other machines or hours) ends as a skip that says why and what was run instead.
+command that cannot run in a test (it needs a GPU, the network, other machines or hours) ends as a skip that says why
+and what was run instead.
 """
 
 from __future__ import annotations
