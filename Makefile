@@ -51,7 +51,8 @@ build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
 
 # Without random addresses, of which ThreadSanitizer takes only so many.
 sanitize-threads: build/sanitize-threads/built
-	cd build/sanitize-threads && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1 \
+	cd build/sanitize-threads && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" \
+	    TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/kernels/races.suppressions" \
 	    PYTHONPATH=lib setarch -R ../../$(BIN)/pytest -p no:cacheprovider ../../tests/kernels/races.py $(ARGS)
 
 # FAULTS="rank_killed disk_full": only these; tests/torture/__main__.py has all names.

@@ -199,8 +199,9 @@ def damaged_checkpoint(bench: Bench) -> Row:
         flipped, place = bytearray(new), draw.randrange(len(new))
         flipped[place] ^= 1 << draw.randrange(8)
         tries.append(bytes(flipped))
+    differing = [place for place, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     for _ in range(bench.times(200)):
-        place = draw.randrange(len(new))
+        place = draw.randrange(differing[0] + 1, differing[-1] + 1)
         tries.append(new[:place] + old[place:])
     harmless, path = 0, folder / "run" / CHECKPOINT
     for content in tries:
