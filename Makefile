@@ -3,8 +3,11 @@
 # make bench     compare the kernels with eager PyTorch
 # make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz      the same for new random inputs, about ten minutes
+# make sanitize-threads  look for races in the kernels with ThreadSanitizer
+# make torture   kill, stop, starve and damage training runs; writes the table of docs/robustness.md, about 20 minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
 # make gpu-check on a machine with a GPU: build, test and measure there, in the Python that has torch (PYTHON=...)
+# make docs      the reference of the Python functions, from their docstrings, in build/docs/
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
@@ -15,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize sanitize-threads fuzz torture simt gpu-check lint dev clean
+.PHONY: train test bench sanitize sanitize-threads fuzz torture simt gpu-check docs lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -48,7 +51,8 @@ build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
 
 # Without random addresses, of which ThreadSanitizer takes only so many.
 sanitize-threads: build/sanitize-threads/built
-	cd build/sanitize-threads && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1 \
+	cd build/sanitize-threads && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" \
+	    TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/kernels/races.suppressions" \
 	    PYTHONPATH=lib setarch -R ../../$(BIN)/pytest -p no:cacheprovider ../../tests/kernels/races.py $(ARGS)
 
 # FAULTS="rank_killed disk_full": only these; tests/torture/__main__.py has all names.
@@ -67,7 +71,8 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 	touch $@
 
 SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda \
-    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py
+    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py \
+    ../../tests/kernels/test_native_boundary.py
 
 simt: build/simt/built build/simt-sanitize/built
 	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)
@@ -83,6 +88,10 @@ gpu-check:
 	    compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q tests/gpu -k "cuda and specification" \
 	    || exit 1; done; else echo "compute-sanitizer is not installed: memcheck and racecheck are left out"; fi
 	$(PYTHON) benchmarks/gpu_report.py
+
+DOCUMENTED := imc_kernels imc.estimator imc.train imc.config imc.data
+docs: .venv/installed
+	$(BIN)/python -W error -m pdoc --docformat google --no-search --output-directory build/docs $(DOCUMENTED)
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

@@ -140,6 +140,12 @@ def include_flags() -> list[str]:
     return [f"-I{folder}" for folder in folders]
 
 
+def compile_module(build: NinjaFile, source: str, flags: list[str]) -> None:
+    """What Python sees of a module, and how its arguments are read."""
+    for path in (CSRC / source, *sorted((CSRC / "python").glob("*.cpp"))):
+        build.compile("cxx", path, flags, "module")
+
+
 def cpu_build(target: Path) -> NinjaFile:
     """imc_kernels._cpu: every kernel once per instruction set, and the module that chooses among them."""
     build, compiler = NinjaFile(), find_compiler()
@@ -152,7 +158,7 @@ def cpu_build(target: Path) -> NinjaFile:
         for name, extra in INSTRUCTION_SETS.items() if IS_X86 else ():
             build.compile("cxx", source, [*flags, *extra, f"-DIMC_ISA={name}"], name)
     module_flags = [*CPU_FLAGS, *include_flags(), *(["-DIMC_X86"] if IS_X86 else [])]
-    build.compile("cxx", CSRC / "cpu_module.cpp", module_flags, "module")
+    compile_module(build, "cpu_module.cpp", module_flags)
     build.link("link", target)
     return build
 
@@ -168,9 +174,7 @@ def cuda_build(target: Path, nvcc: str) -> NinjaFile:
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         build.compile("nvcc", source, [*nvcc_flags, *architectures, f"-I{CSRC / 'include'}"], "cuda")
     module_flags = [*CPU_FLAGS, *include_flags(), f'-DIMC_CUDA_ARCHITECTURES="{names}"']
-    build.compile(
-        "cxx", CSRC / "cuda_module.cpp", [*module_flags, f"-I{Path(nvcc).parent.parent / 'include'}"], "module"
-    )
+    compile_module(build, "cuda_module.cpp", [*module_flags, f"-I{Path(nvcc).parent.parent / 'include'}"])
     build.link("link", target)
     return build
 
@@ -196,7 +200,7 @@ def simt_build(target: Path) -> NinjaFile:
     for source in sorted((CSRC / "simt").glob("*.cpp")):
         build.compile("cxx", source, executor_flags, "simt")
     module_flags = [*CPU_FLAGS, *include_flags(), "-DIMC_SIMT", '-DIMC_CUDA_ARCHITECTURES="none, emulated"']
-    build.compile("cxx", CSRC / "cuda_module.cpp", module_flags, "module")
+    compile_module(build, "cuda_module.cpp", module_flags)
     build.link("link", target)
     return build
 

@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "imc/bindings.h"
-#include "imc/element.h"
+#include "imc/crop_parameters.h"
+#include "python/crop_sizes.h"
+#include "python/function.h"
 
 #define IMC_ISA baseline
 #include "cpu/kernels.h"
@@ -20,8 +21,6 @@
 #endif
 
 namespace {
-
-namespace py = pybind11;
 
 enum class InstructionSet { baseline, v3, v4 };
 
@@ -48,48 +47,6 @@ const char* instruction_set_name() {
   }
 }
 
-using imc::Wire;
-
-// Defines a function that takes the element code, then the kernel's arguments, and runs without the GIL.
-template <typename... Single, typename... Double>
-void define(py::module_& m, const char* name, void (*single)(Single...), void (*wide)(Double...)) {
-  m.def(
-      name,
-      [single, wide](int element, typename Wire<Single>::type... arguments) {
-        switch (static_cast<imc::Element>(element)) {
-          case imc::Element::float32:
-            return single(Wire<Single>::read(arguments)...);
-          case imc::Element::float64:
-            return wide(Wire<Double>::read(arguments)...);
-          default:
-            throw std::invalid_argument("the CPU kernels take float32 and float64");
-        }
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
-
-// The same for a kernel that also takes half precision.
-template <typename... Single, typename... Double, typename... Brain, typename... Half>
-void define(py::module_& m, const char* name, void (*single)(Single...), void (*wide)(Double...),
-            void (*brain)(Brain...), void (*half)(Half...)) {
-  m.def(
-      name,
-      [single, wide, brain, half](int element, typename Wire<Single>::type... arguments) {
-        switch (static_cast<imc::Element>(element)) {
-          case imc::Element::float32:
-            return single(Wire<Single>::read(arguments)...);
-          case imc::Element::float64:
-            return wide(Wire<Double>::read(arguments)...);
-          case imc::Element::bfloat16:
-            return brain(Wire<Brain>::read(arguments)...);
-          case imc::Element::float16:
-            return half(Wire<Half>::read(arguments)...);
-        }
-        throw std::invalid_argument("an unknown element type");
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
-
 #ifdef IMC_X86
 #define IMC_PICK(kernel, T)                                            \
   (instruction_set() == InstructionSet::v4   ? &imc::v4::kernel<T>     \
@@ -98,31 +55,99 @@ void define(py::module_& m, const char* name, void (*single)(Single...), void (*
 #else
 #define IMC_PICK(kernel, T) (&imc::baseline::kernel<T>)
 #endif
-#define IMC_DEFINE(kernel) define(m, #kernel, IMC_PICK(kernel, float), IMC_PICK(kernel, double))
-#define IMC_DEFINE_WITH_HALF(kernel)                                    \
-  define(m, #kernel, IMC_PICK(kernel, float), IMC_PICK(kernel, double), \
-         IMC_PICK(kernel, imc::bfloat16), IMC_PICK(kernel, imc::float16))
+#define IMC_KERNEL(kernel, T) imc::make_kernel(IMC_PICK(kernel, T))
+#define IMC_DEFINE(kernel, signature, ...)                                                                       \
+  imc::define(module, #kernel, signature, kPlace, {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, double)}, \
+              imc::Options{__VA_ARGS__})
+#define IMC_DEFINE_WITH_HALF(kernel, signature, ...)                                                             \
+  imc::define(module, #kernel, signature, kPlace,                                                          \
+              {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, double), IMC_KERNEL(kernel, imc::bfloat16),   \
+               IMC_KERNEL(kernel, imc::float16)},                                                                \
+              imc::Options{__VA_ARGS__})
+
+constexpr imc::Place kPlace{imc::dlpack::kCpu, INT64_MAX, "threads"};
+
+void check_backward_sweep(const imc::Call& call) {
+  enum { kEarlierRows = 6, kColumnsGradient = 8 };
+  if (!call.slots[kEarlierRows].pointer && !call.slots[kColumnsGradient].pointer) {
+    throw std::invalid_argument("sinkhorn_backward_sweep: earlier_rows or columns_gradient must be given");
+  }
+}
+
+// The kernel reads where indices and parameters say.
+void check_crops(const imc::Call& call) {
+  const imc::Sizes& sizes = call.sizes;
+  enum { kIndices = 2, kParameters = 3 };
+  imc::check_crop_sizes(sizes['c'], sizes['h'], sizes['w'], sizes['s']);
+  const auto* indices = static_cast<const std::int64_t*>(call.slots[kIndices].pointer);
+  const auto* parameters = static_cast<const float*>(call.slots[kParameters].pointer);
+  for (std::int64_t i = 0; i < sizes['b']; ++i) {
+    if (indices[i] < 0 || indices[i] >= sizes['m']) {
+      throw std::invalid_argument("multi_crop: indices must lie in [0, " + std::to_string(sizes['m']) + "), got " +
+                                  std::to_string(indices[i]));
+    }
+  }
+  const auto height = static_cast<float>(sizes['h']), width = static_cast<float>(sizes['w']);
+  for (std::int64_t i = 0; i < sizes['v'] * sizes['b']; ++i) {
+    const float* p = parameters + i * imc::kParameters;
+    const bool inside = p[imc::kTop] >= 0 && p[imc::kLeft] >= 0 && p[imc::kHeight] >= 1 && p[imc::kWidth] >= 1 &&
+                        p[imc::kTop] + p[imc::kHeight] <= height && p[imc::kLeft] + p[imc::kWidth] <= width;
+    if (!inside || !(p[imc::kOrder] >= 0 && p[imc::kOrder] < 24)) {
+      throw std::invalid_argument("multi_crop: the boxes of parameters must lie inside the images, and their orders in "
+                                  "[0, 24); those of crop " + std::to_string(i) + " do not");
+    }
+  }
+}
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
-  m.doc() = "C++ kernels of imc_kernels. Private: they take raw addresses; imc_kernels.native checks and calls them.";
-  m.def("instruction_set", &instruction_set_name);
-  IMC_DEFINE(sinkhorn);
-  IMC_DEFINE(sinkhorn_backward);
-  IMC_DEFINE(sinkhorn_sweep);
-  IMC_DEFINE(sinkhorn_backward_sweep);
-  IMC_DEFINE(prototype_scores);
-  IMC_DEFINE(prototype_scores_backward);
-  IMC_DEFINE(swapped_prediction_loss);
-  IMC_DEFINE(mutual_information_loss);
-  IMC_DEFINE(mutual_information_loss_sums);
-  IMC_DEFINE(mutual_information_loss_finish);
-  IMC_DEFINE(log_dot_product_loss);
-  IMC_DEFINE(log_dot_product_loss_sums);
-  IMC_DEFINE(log_dot_product_loss_parts);
-  IMC_DEFINE(info_nce_loss);
-  IMC_DEFINE(info_nce_loss_rows);
-  IMC_DEFINE(info_nce_loss_gradient);
-  IMC_DEFINE_WITH_HALF(multi_crop);
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "C++ kernels of imc_kernels, private: a function's docstring is its signature (csrc/python/signature.h).";
+  module.def("instruction_set", &instruction_set_name);
+  IMC_DEFINE(sinkhorn,
+             "scores[p.. b k], marginals[k]?, assignments[p.. b k], rows[p i b]?, columns[p i k]?rows, p, b, k, "
+             "epsilon, iterations i; 1 <= i");
+  IMC_DEFINE(sinkhorn_backward,
+             "scores[p.. b k], marginals[k]?, assignments[p.. b k], rows[p i b], columns[p i k], "
+             "grad_output[p.. b k], gradient[p.. b k], p, b, k, epsilon, i");
+  IMC_DEFINE(sinkhorn_sweep,
+             "scores[p.. b k], extremes[3 p], assignments[p.. b k], columns[p k], rows[p b], log_sums[p k], p, b, k, "
+             "epsilon, iteration, last");
+  IMC_DEFINE(sinkhorn_backward_sweep,
+             "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
+             "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
+             "gradient[p.. b k], sums[p k], p, b, k, epsilon",
+             {}, check_backward_sweep);
+  IMC_DEFINE(prototype_scores,
+             "embeddings[n.. d], prototypes[k d], scores[n.. k], n, k, d, normalize_prototypes");
+  IMC_DEFINE(prototype_scores_backward,
+             "embeddings[n.. d], prototypes[k d], grad_output[n.. k], embeddings_gradient[n.. d]?, "
+             "prototypes_gradient[k d]?, n, k, d, normalize_prototypes");
+  IMC_DEFINE(swapped_prediction_loss,
+             "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, v, a, b, k, temperature; a <= v; 2 <= v");
+  IMC_DEFINE(mutual_information_loss,
+             "logits[v b c], scores[v b k], loss[], logits_gradient[v b c]?, scores_gradient[v b k]?, v, b, c, k, "
+             "temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
+  IMC_DEFINE(mutual_information_loss_sums,
+             "logits[v b c], scores[v b k], sums[vcvk+vc+2], v, b, c, k, temperature, logit_limit");
+  IMC_DEFINE(mutual_information_loss_finish,
+             "logits[v b c], scores[v b k], sums[vcvk+vc+2], loss[], logits_gradient[v b c]?, "
+             "scores_gradient[v b k]?, v, b, c, k, temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
+  IMC_DEFINE(log_dot_product_loss,
+             "logits[h 2 b c], loss[h], gradient[h 2 b c]?, h, b, c, smoothing, entropy_weight, logit_limit");
+  IMC_DEFINE(log_dot_product_loss_sums, "logits[h 2 b c], sums[h c 4], h, b, c, smoothing");
+  IMC_DEFINE(log_dot_product_loss_parts,
+             "logits[h 2 b c], sums[h c 4], samples[], whole_quotients[h c 2]?, losses[h], quotients[h c 2], "
+             "gradient[h 2 b c]?whole_quotients, h, b, c, smoothing, entropy_weight, logit_limit");
+  IMC_DEFINE(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
+  IMC_DEFINE(info_nce_loss_rows,
+             "embeddings[2 b d], loss[], statistics[2 2 n], b, d, first_sample f, n, temperature, normalise; "
+             "f+n <= b");
+  IMC_DEFINE(info_nce_loss_gradient,
+             "embeddings[2 b d], statistics[2 2 b], gradient[2 n d], b, d, first_sample f, n, temperature, "
+             "normalise; f+n <= b");
+  IMC_DEFINE_WITH_HALF(multi_crop,
+                       "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13], affine[2 c], v, b, h, w, "
+                       "c, size s, channels_last",
+                       {}, check_crops);
 }

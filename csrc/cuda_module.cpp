@@ -1,12 +1,12 @@
-// Python module imc_kernels._cuda: bindings only. Tensors arrive as addresses; imc_kernels/native.py checks them.
-
+// The module imc_kernels._cuda: the kernels of cuda/kernels.h, or their emulation on the CPU.
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <stdexcept>
 
 #include "cuda/kernels.h"
-#include "imc/bindings.h"
-#include "imc/element.h"
+#include "python/crop_sizes.h"
+#include "python/function.h"
 
 #ifdef IMC_SIMT
 #include "simt/executor.h"
@@ -16,47 +16,74 @@
 #define IMC_CUDA_ARCHITECTURES "unknown"
 #endif
 
+template <>
+inline constexpr imc::dlpack::DataType imc::kElement<__nv_bfloat16> = imc::kElement<imc::bfloat16>;
+template <>
+inline constexpr imc::dlpack::DataType imc::kElement<__half> = imc::kElement<imc::float16>;
+
 namespace {
 
 namespace py = pybind11;
-using imc::Wire;
 
-// Defines a function that takes the element code, then the kernel's arguments, and runs without the GIL.
-template <typename... Single, typename... Brain, typename... Half>
-void define(py::module_& module, const char* name, void (*single)(Single...), void (*brain)(Brain...),
-            void (*half)(Half...)) {
-  module.def(
-      name,
-      [single, brain, half](int element, typename Wire<Single>::type... arguments) {
-        switch (static_cast<imc::Element>(element)) {
-          case imc::Element::float32:
-            return single(Wire<Single>::read(arguments)...);
-          case imc::Element::bfloat16:
-            return brain(Wire<Brain>::read(arguments)...);
-          case imc::Element::float16:
-            return half(Wire<Half>::read(arguments)...);
-          default:
-            throw std::invalid_argument("the CUDA kernels take float32, bfloat16 and float16");
-        }
-      },
-      py::call_guard<py::gil_scoped_release>());
+constexpr int64_t kLargestSize = int64_t(1) << 30;  // kernels hold most sizes in 32 bits
+#ifdef IMC_SIMT
+constexpr imc::Place kPlace{imc::dlpack::kCpu, kLargestSize, "device, stream"};
+#else
+constexpr imc::Place kPlace{imc::dlpack::kCuda, kLargestSize, "device, stream"};
+#endif
+
+#define IMC_KERNEL(kernel, T) imc::make_kernel(&imc::cuda::kernel<T>)
+#define IMC_DEFINE(kernel, signature, ...)                                                                \
+  imc::define(module, #kernel, signature, kPlace,                                                   \
+              {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, __nv_bfloat16), IMC_KERNEL(kernel, __half)}, \
+              imc::Options{__VA_ARGS__})
+
+// Asks for the sizes in a signature's workspace(...).
+auto workspace(int64_t (*bytes)(int64_t, int)) {
+  return [bytes](const int64_t* n, int device) { return bytes(n[0], device); };
+}
+auto workspace(int64_t (*bytes)(int64_t, int64_t, int64_t, int)) {
+  return [bytes](const int64_t* n, int device) { return bytes(n[0], n[1], n[2], device); };
+}
+auto workspace(int64_t (*bytes)(int64_t, int64_t, int64_t, int64_t, int)) {
+  return [bytes](const int64_t* n, int device) { return bytes(n[0], n[1], n[2], n[3], device); };
 }
 
-// The same for a kernel of what others left in float32.
-template <typename... Single>
-void define(py::module_& module, const char* name, void (*single)(Single...)) {
-  module.def(
-      name, [single](int, typename Wire<Single>::type... arguments) { single(Wire<Single>::read(arguments)...); },
-      py::call_guard<py::gil_scoped_release>());
+void check_in(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  throw std::invalid_argument(std::string(name) + " must lie in [" + std::to_string(low) + ", " + std::to_string(high) +
+                              "], got " + std::to_string(value));
 }
 
-#define IMC_DEFINE(kernel)                                                             \
-  define(module, #kernel, &imc::cuda::kernel<float>, &imc::cuda::kernel<__nv_bfloat16>, \
-         &imc::cuda::kernel<__half>)
+// The workspace of mutual_information_loss lives from its first part to its second: it is a tensor.
+int64_t mutual_information_workspace(int64_t views, int64_t batch, int64_t clusters, int64_t prototypes) {
+  check_in("views", views, 1, 1 << 15);
+  check_in("batch", batch, 1, kLargestSize);
+  check_in("clusters", clusters, 1, kLargestSize);
+  check_in("prototypes", prototypes, 1, kLargestSize);
+  return imc::cuda::mutual_information_loss_workspace_bytes(views, batch, clusters, prototypes, 0) / 4;
+}
+
+void check_workspace(const imc::Call& call) {
+  const imc::Sizes& n = call.sizes;
+  const int64_t needed = mutual_information_workspace(n['v'], n['b'], n['c'], n['k']);
+  if (n['n'] < needed) {
+    throw std::invalid_argument("mutual_information_loss: workspace must have " + std::to_string(needed) +
+                                " elements, got " + std::to_string(n['n']));
+  }
+}
+
+void check_crops(const imc::Call& call) {
+  const imc::Sizes& n = call.sizes;
+  imc::check_crop_sizes(n['c'], n['h'], n['w'], n['s']);
+}
 
 #ifdef IMC_SIMT
 // Changes the emulated device; returns how many kernels were launched so far.
 int64_t emulate(int multiprocessors, int64_t shared_per_block, int largest_cluster, bool run) {
+  check_in("multiprocessors", multiprocessors, 1, 1024);
+  check_in("shared_per_block", shared_per_block, 1024, 1 << 20);
+  check_in("largest_cluster", largest_cluster, 1, 16);
   simt::Limits& limits = simt::limits();
   limits.multiprocessors = multiprocessors;
   limits.shared_per_block = shared_per_block;
@@ -69,7 +96,8 @@ int64_t emulate(int multiprocessors, int64_t shared_per_block, int largest_clust
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-  module.doc() = "CUDA kernels of imc_kernels. Private: they take raw addresses; imc_kernels.native calls them.";
+  using namespace imc::cuda;
+  module.doc() = "CUDA kernels of imc_kernels, private: a function's docstring is its signature (csrc/python/signature.h).";
   module.def("architectures", [] { return IMC_CUDA_ARCHITECTURES; });
 #ifdef IMC_SIMT
   using py::arg;
@@ -81,18 +109,36 @@ PYBIND11_MODULE(_cuda, module) {
 #else
   module.def("emulated", [] { return false; });
 #endif
-  module.def("sinkhorn_workspace_bytes", &imc::cuda::sinkhorn_workspace_bytes);
-  module.def("sinkhorn_backward_workspace_bytes", &imc::cuda::sinkhorn_backward_workspace_bytes);
-  module.def("swapped_prediction_loss_workspace_bytes", &imc::cuda::swapped_prediction_loss_workspace_bytes);
-  module.def("log_dot_product_loss_workspace_bytes", &imc::cuda::log_dot_product_loss_workspace_bytes);
-  module.def("mutual_information_loss_workspace_bytes", &imc::cuda::mutual_information_loss_workspace_bytes);
-  module.def("multi_crop_workspace_bytes", &imc::cuda::multi_crop_workspace_bytes);
-  IMC_DEFINE(sinkhorn);
-  IMC_DEFINE(sinkhorn_backward);
-  IMC_DEFINE(swapped_prediction_loss);
-  IMC_DEFINE(log_dot_product_loss);
-  IMC_DEFINE(mutual_information_loss_softmaxes);
-  define(module, "mutual_information_loss_entropies", &imc::cuda::mutual_information_loss_entropies);
-  IMC_DEFINE(mutual_information_loss_gradients);
-  IMC_DEFINE(multi_crop);
+  IMC_DEFINE(sinkhorn,
+             "scores[p.. b k], marginals[k]?, assignments[p.. b k], rows[p i b]?, columns[p i k]?rows, "
+             "workspace(p b k), p, b, k, epsilon, iterations i; 1 <= i",
+             workspace(sinkhorn_workspace_bytes));
+  IMC_DEFINE(sinkhorn_backward,
+             "scores[p.. b k], marginals[k]?, rows[p i b], columns[p i k], grad_output[p.. b k], gradient[p.. b k], "
+             "workspace(p b k), p, b, k, epsilon, i",
+             workspace(sinkhorn_backward_workspace_bytes));
+  IMC_DEFINE(swapped_prediction_loss,
+             "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, workspace(b), v, a, b, k, temperature; "
+             "a <= v; 2 <= v",
+             workspace(swapped_prediction_loss_workspace_bytes));
+  IMC_DEFINE(log_dot_product_loss,
+             "logits[h 2 b c], loss[h], gradient[h 2 b c]?, workspace(h b c), h, b, c, smoothing, entropy_weight, "
+             "logit_limit",
+             workspace(log_dot_product_loss_workspace_bytes));
+  module.def("mutual_information_loss_workspace", &mutual_information_workspace, "The length of its workspace.");
+  IMC_DEFINE(mutual_information_loss_softmaxes,
+             "logits[v b c], scores[v b k], y[b vc], u[b w], workspace[n], v, b, c, k, w, temperature, logit_limit, "
+             "symmetric s; vk < w; c = k if s",
+             {}, check_workspace);
+  imc::define(module, "mutual_information_loss_entropies",
+              "joint[vc w], loss[], workspace[n], views v, batch b, clusters c, prototypes k, w, entropy_weight, "
+              "symmetric s; vk < w; c = k if s",
+              kPlace, {imc::make_kernel(&mutual_information_loss_entropies)}, {{}, check_workspace});
+  IMC_DEFINE(mutual_information_loss_gradients,
+             "logits[v b c], y[b vc], u[b w], dy[b vc]?, du[b w]?, logits_gradient[v b c]?dy, "
+             "scores_gradient[v b k]?du, v, b, c, prototypes k, w, temperature, logit_limit; vk < w; 1 <= k");
+  IMC_DEFINE(multi_crop,
+             "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13], workspace(vb w c s), m, v, b, h, w, "
+             "c, size s, channels_last, red_factor, green_factor, blue_factor, red_offset, green_offset, blue_offset",
+             workspace(multi_crop_workspace_bytes), check_crops);
 }

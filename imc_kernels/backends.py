@@ -96,6 +96,13 @@ BACKENDS: Mapping[str, Backend] = {
     "eager": Backend("eager", None, FLOATING, lambda: None),
 }
 
+
+@functools.cache
+def _refusal(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """That of a backend, found out once: it holds as long as the process lives."""
+    return BACKENDS[name].refusal(device, dtype)
+
+
 _process_choice: str | None = None
 _context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
 
@@ -145,14 +152,14 @@ def choose(operation: str, offered: tuple[str, ...], device: str, dtype: torch.d
     """
     name = requested() if name is None else _known(name, "backend=")
     if name is not None:
-        refusal = BACKENDS[name].refusal(device, dtype)
+        refusal = _refusal(name, device, dtype)
         if name not in offered:
             refusal = f"it has no {operation}; {', '.join(offered)} have"
         if refusal is not None:
             raise ValueError(f"backend {name!r} cannot run {operation}: {refusal}")
         return name
     for candidate in offered:
-        if not BACKENDS[candidate].emulated() and BACKENDS[candidate].refusal(device, dtype) is None:
+        if _refusal(candidate, device, dtype) is None and not BACKENDS[candidate].emulated():
             return candidate
     raise ValueError(f"no backend of this machine runs {operation} on {dtype} tensors on {device}")
 

@@ -1,8 +1,7 @@
-"""The only place where a tensor becomes a pointer.
+"""The compiled modules: what is there, and how their functions are called.
 
-The compiled modules know neither torch nor Python objects: their functions take addresses, sizes, numbers and an
-element-type code. A wrong address corrupts memory, so every tensor passes :func:`call`, which checks its device,
-dtype, contiguity and shape first.
+Their functions take tensors and check them against their signature, which is their docstring (csrc/python/signature.h):
+whatever else they are given is a TypeError or a ValueError.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["call", "missing", "module", "threads", "workspace"]
-
-ELEMENT_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+__all__ = ["call", "missing", "module", "threads"]
 
 _HOW_TO_BUILD = {
-    "_cpu": "reinstall with a C++17 compiler (g++ or clang++) on the path",
-    "_cuda": "reinstall with nvcc on the path (or CUDA_HOME set) and IMC_BUILD_CUDA=1",
+    "_cpu": "in the source tree, with g++ or clang++ on the path: pip install --force-reinstall --no-deps .",
+    "_cuda": "in the source tree, with nvcc on the path or CUDA_HOME set: "
+    "IMC_BUILD_CUDA=1 pip install --force-reinstall --no-deps .",
 }
 
 
+MOST_THREADS = 1024  # that the kernels accept
 _forked = False
 
 
@@ -41,7 +39,7 @@ if hasattr(os, "register_at_fork"):
 
 def threads() -> int:
     """How many threads a CPU kernel uses: torch's setting; in a forked process one."""
-    return 1 if _forked else torch.get_num_threads()
+    return 1 if _forked else min(torch.get_num_threads(), MOST_THREADS)
 
 
 @functools.cache
@@ -72,46 +70,10 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
-Argument = tuple[Tensor | None, tuple[int, ...]] | tuple[Tensor | None, tuple[int, ...], torch.dtype]
-
-
-def call(name: str, operation: str, tensors: Sequence[Argument], *numbers: float) -> None:
-    """Run ``operation`` of the compiled module ``name``.
-
-    Args:
-        tensors: (tensor, the shape it must have), and the dtype where that is not the first tensor's. None is passed as
-            the null address. All are contiguous and on the first tensor's device.
-        numbers: sizes and options, in the order of the native signature.
-
-    Raises:
-        RuntimeError: a tensor is not what its place requires (a fault of this package, not of its user).
-    """
-    first = tensors[0][0]
-    assert first is not None
-    element, device = first.dtype, first.device
-    addresses = []
-    for position, (tensor, shape, *other) in enumerate(tensors):
-        if tensor is None:
-            addresses.append(0)
-            continue
-        dtype = other[0] if other else element
-        if tensor.dtype != dtype or tensor.device != device or tensor.shape != shape or not tensor.is_contiguous():
-            raise RuntimeError(
-                f"{name}.{operation}, tensor {position}: contiguous {dtype} {list(shape)} on {device} is required, got "
-                f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
-            )
-        addresses.append(tensor.data_ptr())
+def call(name: str, operation: str, *arguments: Tensor | float | None) -> None:
+    """Run ``operation`` of the compiled module ``name`` on these arguments, those of its signature but for threads."""
     function = getattr(module(name), operation)
-    if device.type == "cuda":
-        stream = torch.cuda.current_stream(device).cuda_stream
-        function(ELEMENT_CODES[element], *addresses, *numbers, device.index, stream)
-    elif name == "_cuda":  # emulated on the CPU
-        function(ELEMENT_CODES[element], *addresses, *numbers, 0, 0)
+    if name == "_cpu":
+        function(*arguments, threads())
     else:
-        function(ELEMENT_CODES[element], *addresses, *numbers, threads())
-
-
-def workspace(name: str, operation: str, like: Tensor, *sizes: int) -> Argument:
-    """Memory for a CUDA operation of these sizes, as much as the module asks for, as an argument of :func:`call`."""
-    count = getattr(module(name), f"{operation}_workspace_bytes")(*sizes, like.device.index or 0)
-    return torch.empty(count, dtype=torch.uint8, device=like.device) if count else None, (count,), torch.uint8
+        function(*arguments)

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 // ThreadSanitizer does not know the barriers of GCC's OpenMP library: where it looks on (make sanitize-threads), the
 // same items are handed to threads that it does know.
@@ -13,6 +11,8 @@
 #elif defined(_OPENMP)
 #include <omp.h>
 #endif
+
+#include "scratch.h"
 
 namespace imc::IMC_ISA {
 
@@ -51,19 +51,15 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
+  explicit Scratch(int64_t count) : block_(take_block(static_cast<std::size_t>(count) * sizeof(T))) {}
+  ~Scratch() { return_block(block_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* get() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
+  T* get() { return static_cast<T*>(block_.data); }
+  T& operator[](int64_t i) { return get()[i]; }
 
  private:
-  T* data_;
+  Block block_;
 };
 
 }  // namespace imc::IMC_ISA

@@ -13,7 +13,6 @@
 #include <cmath>
 
 #include "device.cuh"
-#include "imc/element.h"
 #include "kernels.h"
 #include "primitives.cuh"
 #include "sums.cuh"

@@ -25,9 +25,9 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
         raise TypeError(f"{operation}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{operation}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
-    axes = layout.strip("[]").split(", ")
-    rank = len(axes) - ("..." in axes)
-    if tensor.dim() < rank or (tensor.dim() > rank and "..." not in axes):
+    any_further = layout.startswith("[...")
+    rank = layout.count(",") + (0 if any_further else 1)
+    if tensor.dim() < rank or (tensor.dim() > rank and not any_further):
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
@@ -41,11 +41,12 @@ def together(operation: str, **tensors: Tensor) -> None:
         ValueError: they do not.
     """
     (first, reference), *others = tensors.items()
+    device, dtype = reference.device, reference.dtype
     for name, tensor in others:
-        if tensor.device != reference.device:
-            raise ValueError(f"{operation}: {first} is on {reference.device} and {name} on {tensor.device}; move one")
-        if tensor.dtype != reference.dtype:
-            raise ValueError(f"{operation}: {first} is {reference.dtype} and {name} {tensor.dtype}; cast one")
+        if tensor.device != device:
+            raise ValueError(f"{operation}: {first} is on {device} and {name} on {tensor.device}; move one")
+        if tensor.dtype != dtype:
+            raise ValueError(f"{operation}: {first} is {dtype} and {name} {tensor.dtype}; cast one")
 
 
 def group(operation: str, group: object) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imc_kernels.ops.precision import at_least_single, gradient_dtype, result_dtype
+from imc_kernels.ops.precision import at_least_single, cast, gradient_dtype, result_dtype
 
 Needs = tuple[bool, ...]
 
@@ -52,6 +52,7 @@ class FusedLoss:
         loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
     ) -> None:
         self.kernels = kernels
+        self.backends = (*kernels, "eager")
         self.count = len(inputs)
         self.loss_shape = loss_shape
         arguments = [
@@ -69,7 +70,8 @@ class FusedLoss:
 
     def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
-        needs = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs)
+        recorded = torch.is_grad_enabled()
+        needs = tuple([recorded and tensor.requires_grad for tensor in inputs])
         if not self.kernels[backend].reads_half:
             inputs = [at_least_single(tensor) for tensor in inputs]
         if torch.compiler.is_compiling():
@@ -122,8 +124,8 @@ class _FusedLoss(torch.autograd.Function):
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # The usual case, loss.backward(), needs no pass over the gradients. Asked on the CPU only: elsewhere the
         # comparison would wait for the device.
-        if grad_output.device.type == "cpu" and bool((grad_output == 1).all()):
-            return None, None, None, *(None if g is None else g.to(dtype) for g, dtype in gradients)
+        if grad_output.device.type == "cpu" and grad_output.tolist() in (1.0, [1.0] * grad_output.numel()):
+            return None, None, None, *(None if g is None else cast(g, dtype) for g, dtype in gradients)
         return None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
 
 

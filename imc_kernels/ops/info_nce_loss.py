@@ -61,7 +61,7 @@ def info_nce_loss(
         from imc_kernels.ops import distributed  # which imports the compiler
 
         return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
-    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise)
     return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
@@ -75,17 +75,9 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
-    views, batch, dim = embeddings.shape
     loss = embeddings.new_empty(())
     gradient = torch.empty_like(embeddings) if needs[0] else None
-    native.call(
-        "_cpu",
-        NAME,
-        [(embeddings, (views, batch, dim)), (loss, ()), (gradient, (views, batch, dim))],
-        batch,
-        dim,
-        *options,
-    )
+    native.call("_cpu", NAME, embeddings, loss, gradient, *options)
     return loss, (gradient,)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
+from imc_kernels.ops.precision import gradient_buffer, result_dtype, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,8 +79,7 @@ def log_dot_product_loss(
 
         numbers = (float(smoothing), float(entropy_weight), logit_limit)
         return distributed.log_dot_product_loss(logits, *numbers, critic, group, backend)
-    offered: tuple[str, ...] = (*LOSS.kernels, "eager")
-    form = NAME
+    offered, form = LOSS.backends, NAME
     if critic != "log-dot":
         offered, form = ("eager",), f"{NAME} with critic={critic!r}"
     chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
@@ -91,25 +90,13 @@ def log_dot_product_loss(
     return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
 
 
-def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _native(
+    module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits = inputs[0].contiguous()
-    heads, _, batch, clusters = logits.shape
-    loss = logits.new_empty(heads, dtype=torch.float32)
+    loss = logits.new_empty(logits.shape[0], dtype=result_dtype(logits.dtype))
     gradient = gradient_buffer(logits) if needs[0] else None
-    native.call(
-        "_cuda",
-        NAME,
-        [
-            (logits, logits.shape),
-            (loss, (heads,), torch.float32),
-            (gradient, logits.shape, gradient_dtype(logits.dtype)),
-            native.workspace("_cuda", NAME, logits, heads, batch, clusters),
-        ],
-        heads,
-        batch,
-        clusters,
-        *options,
-    )
+    native.call(module, NAME, logits, loss, gradient, *options)
     return loss, (gradient,)
 
 
@@ -121,30 +108,13 @@ def _triton(
     return kernel(inputs, options, needs)
 
 
-def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    logits = inputs[0].contiguous()
-    heads, views, batch, clusters = logits.shape
-    loss = logits.new_empty(heads)
-    gradient = torch.empty_like(logits) if needs[0] else None
-    native.call(
-        "_cpu",
-        NAME,
-        [
-            (logits, (heads, views, batch, clusters)),
-            (loss, (heads,)),
-            (gradient, (heads, views, batch, clusters)),
-        ],
-        heads,
-        batch,
-        clusters,
-        *options,
-    )
-    return loss, (gradient,)
-
-
 LOSS = FusedLoss(
     NAME,
-    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {
+        "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
+        "triton": Kernel(_triton, reads_half=True),
+        "cpu": Kernel(functools.partial(_native, "_cpu")),
+    },
     inputs=("logits",),
     options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
     loss_shape=lambda inputs: inputs[0].shape[:1],

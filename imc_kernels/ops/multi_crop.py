@@ -64,7 +64,7 @@ def multi_crop(
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, (*KERNELS, "eager"), images.device.type, dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, images.device.type, dtype, backend)
     tensors = (images, indices, parameters)
     if torch.compiler.is_compiling() and chosen != "eager":
         channels_last = memory_format == torch.channels_last
@@ -176,24 +176,17 @@ def _native(
 ) -> Tensor:
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
-    views, batch, columns = parameters.shape
-    count, height, width, channels = images.shape
+    views, batch, _ = parameters.shape
+    channels = images.shape[3]
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     crops = torch.empty(shape, dtype=dtype, device=images.device)
-    tensors: list[native.Argument] = [
-        (crops, shape),
-        (images, images.shape, torch.uint8),
-        (indices.contiguous(), (batch,), torch.int64),
-        (parameters.contiguous(), (views, batch, columns), torch.float32),
-    ]
-    sizes = (views, batch, height, width, channels, size, channels_last)
+    tensors = (crops, images, indices.contiguous(), parameters.contiguous())
     factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     if module == "_cuda":  # whose numbers travel with the launch
-        tensors.append(native.workspace(module, NAME, crops, views * batch, width, channels, size))
-        native.call(module, NAME, tensors, count, *sizes, *(factors * 3)[:3], *(offsets * 3)[:3])
+        native.call(module, NAME, *tensors, size, channels_last, *(factors * 3)[:3], *(offsets * 3)[:3])
     else:
-        tensors.append((torch.tensor([factors, offsets], dtype=torch.float64), (2, channels), torch.float64))
-        native.call(module, NAME, tensors, *sizes)
+        affine = torch.tensor([factors, offsets], dtype=torch.float64)
+        native.call(module, NAME, *tensors, affine, size, channels_last)
     return crops.movedim(-1, -3) if channels_last else crops
 
 
@@ -202,6 +195,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "triton": _triton,
     "cpu": functools.partial(_native, "_cpu"),
 }
+OFFERED = (*KERNELS, "eager")
 
 
 # What torch.compile sees in place of the call above.

@@ -12,7 +12,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
+from imc_kernels.ops.precision import gradient_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -86,7 +86,7 @@ def mutual_information_loss(
 
         numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
         return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
-    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, logits.device.type, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric)
         return specification(eager.mutual_information_loss, *everything)
@@ -102,58 +102,36 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 
 def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    logits, scores = (tensor.contiguous() for tensor in inputs)
+    logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
     temperature, entropy_weight, limit, symmetric = options
     (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
+    sizes = (views, batch, clusters, prototypes)
     width = -(-(views * prototypes + 1) // 4) * 4  # of u: a column more, of ones; rows aligned to 16 bytes
-    sizes = (views, batch, clusters, prototypes, width)
-    single = torch.float32
-    y_shape, u_shape, joint_shape = (batch, views * clusters), (batch, width), (views * clusters, width)
-    y = logits.new_empty(y_shape, dtype=single)
-    u, joint, loss = y.new_empty(u_shape), y.new_empty(joint_shape), y.new_empty(())
-    workspace = native.workspace("_cuda", NAME, logits, *sizes[:4])
-    batches = [(logits, (views, batch, clusters)), (scores, (views, batch, prototypes))]
-    softmaxes = [(y, y_shape, single), (u, u_shape, single)]
-    native.call("_cuda", f"{NAME}_softmaxes", [*batches, *softmaxes, workspace], *sizes, temperature, limit, symmetric)
-    torch.mm(y.t(), u, out=joint)  # autocast does not reach a product into a given result
-    entropies = [(joint, joint_shape), (loss, ()), workspace]
-    native.call("_cuda", f"{NAME}_entropies", entropies, *sizes, entropy_weight, symmetric)
+    loss = logits.new_empty((), dtype=torch.float32)
+    y, u = loss.new_empty((batch, views * clusters)), loss.new_empty((batch, width))
+    workspace = loss.new_empty(native.module("_cuda").mutual_information_loss_workspace(*sizes))
+    native.call("_cuda", f"{NAME}_softmaxes", logits, scores, y, u, workspace, temperature, limit, symmetric)
+    joint = torch.mm(y.t(), u, out=loss.new_empty((views * clusters, width)))  # which autocast does not reach
+    native.call("_cuda", f"{NAME}_entropies", joint, loss, workspace, *sizes, entropy_weight, symmetric)
     if not any(needs):
         return loss, (None, None)
-    dy = torch.mm(u, joint.t(), out=y.new_empty(y_shape)) if needs[0] else None
-    du = torch.mm(y, joint, out=y.new_empty(u_shape)) if needs[1] else None
-    gradients = tuple(gradient_buffer(x) if needed else None for x, needed in zip((logits, scores), needs, strict=True))
-    products = [(dy, y_shape, single), (du, u_shape, single)]
-    results = [(g, shape, gradient_dtype(x.dtype)) for g, (x, shape) in zip(gradients, batches, strict=True)]
-    everything: list[native.Argument] = [batches[0], *softmaxes, *products, *results]
-    native.call("_cuda", f"{NAME}_gradients", everything, *sizes, temperature, limit)
+    dy = torch.mm(u, joint.t(), out=torch.empty_like(y)) if needs[0] else None
+    du = torch.mm(y, joint, out=torch.empty_like(u)) if needs[1] else None
+    gradients = _gradients(inputs, needs)
+    native.call("_cuda", f"{NAME}_gradients", logits, y, u, dy, du, *gradients, prototypes, temperature, limit)
     return loss, gradients
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    logits, scores = (tensor.contiguous() for tensor in inputs)
+    logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
     loss = logits.new_empty(())
-    gradients = tuple(
-        torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
-    )
-    (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
-    native.call(
-        "_cpu",
-        NAME,
-        [
-            (logits, (views, batch, clusters)),
-            (scores, (views, batch, prototypes)),
-            (loss, ()),
-            (gradients[0], (views, batch, clusters)),
-            (gradients[1], (views, batch, prototypes)),
-        ],
-        views,
-        batch,
-        clusters,
-        prototypes,
-        *options,
-    )
+    gradients = _gradients(inputs, needs)
+    native.call("_cpu", NAME, logits, scores, loss, *gradients, *options)
     return loss, gradients
+
+
+def _gradients(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor | None, ...]:
+    return tuple(gradient_buffer(x) if needed else None for x, needed in zip(inputs, needs, strict=True))
 
 
 LOSS = FusedLoss(

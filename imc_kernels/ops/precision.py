@@ -14,9 +14,14 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, which costs microseconds even where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def gradient_buffer(tensor: Tensor) -> Tensor:
     """Memory for a gradient of ``tensor`` that is still to be scaled: float32 for float16, whose range is too small."""
-    return torch.empty(tensor.shape, dtype=gradient_dtype(tensor.dtype), device=tensor.device)
+    return torch.empty_like(tensor, dtype=gradient_dtype(tensor.dtype), memory_format=torch.contiguous_format)
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:

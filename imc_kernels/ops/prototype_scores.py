@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.precision import at_least_single, cast, specification
 
 NAME = "prototype_scores"
 
@@ -46,7 +46,7 @@ def prototype_scores(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "
             f"{list(prototypes.shape)}"
         )
-    chosen = backends.choose(NAME, (*KERNELS, "eager"), embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, embeddings.device.type, embeddings.dtype, backend)
     if chosen == "eager":
         scores = specification(eager.prototype_scores, embeddings, prototypes, normalize_prototypes)
         return scores.to(embeddings.dtype)
@@ -56,8 +56,8 @@ def prototype_scores(
     if torch.compiler.is_compiling():
         return _operator(x, w, normalize, chosen).to(embeddings.dtype)
     if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
-        return _PrototypeScores.apply(chosen, x, w, normalize).to(embeddings.dtype)
-    return kernels.forward(x, w, normalize).to(embeddings.dtype)
+        return cast(_PrototypeScores.apply(chosen, x, w, normalize), embeddings.dtype)
+    return cast(kernels.forward(x, w, normalize), embeddings.dtype)
 
 
 Backward = Callable[[Tensor, Tensor, Tensor, bool, Sequence[bool]], "tuple[Tensor | None, Tensor | None]"]
@@ -93,14 +93,7 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
 def _cpu(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
     embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
     scores = embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
-    native.call(
-        "_cpu",
-        NAME,
-        [(embeddings, embeddings.shape), (prototypes, prototypes.shape), (scores, scores.shape)],
-        embeddings.shape[:-1].numel(),
-        *prototypes.shape,
-        normalize_prototypes,
-    )
+    native.call("_cpu", NAME, embeddings, prototypes, scores, normalize_prototypes)
     return scores
 
 
@@ -116,20 +109,8 @@ def _cpu_backward(
         torch.empty_like(embeddings) if needs[0] else None,
         torch.empty_like(prototypes) if needs[1] else None,
     )
-    native.call(
-        "_cpu",
-        "prototype_scores_backward",
-        [
-            (embeddings, embeddings.shape),
-            (prototypes, prototypes.shape),
-            (grad_output.contiguous(), (*embeddings.shape[:-1], prototypes.shape[0])),
-            (gradients[0], embeddings.shape),
-            (gradients[1], prototypes.shape),
-        ],
-        embeddings.shape[:-1].numel(),
-        *prototypes.shape,
-        normalize_prototypes,
-    )
+    given = (embeddings, prototypes, grad_output.contiguous())
+    native.call("_cpu", "prototype_scores_backward", *given, *gradients, normalize_prototypes)
     return gradients
 
 
@@ -137,6 +118,7 @@ KERNELS = {
     "triton": Kernels(_triton, _triton_backward, reads_half=True),
     "cpu": Kernels(_cpu, _cpu_backward),
 }
+OFFERED = (*KERNELS, "eager")
 
 
 class _PrototypeScores(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.precision import at_least_single, cast, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,11 +74,7 @@ def sinkhorn(
 
         return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
-    form, offered = NAME, tuple(KERNELS)
-    if needed or marginals is not None:
-        form = f"{NAME} with {'a gradient' if needed else 'marginals'}"
-        offered = tuple(name for name, kernels in KERNELS.items() if kernels.backward is not None)
-    chosen = backends.choose(form, (*offered, "eager"), scores.device.type, scores.dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, scores.device.type, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
@@ -86,8 +83,8 @@ def sinkhorn(
     if torch.compiler.is_compiling():
         return _operator(x, epsilon, iterations, marginals, needed, chosen)[0].to(scores.dtype)
     if needed:
-        return _Sinkhorn.apply(chosen, x, epsilon, iterations, marginals).to(scores.dtype)
-    return kernels.forward(x, epsilon, iterations, marginals, False)[0].to(scores.dtype)
+        return cast(_Sinkhorn.apply(chosen, x, epsilon, iterations, marginals), scores.dtype)
+    return cast(kernels.forward(x, epsilon, iterations, marginals, False)[0], scores.dtype)
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
@@ -131,50 +128,34 @@ class Kernels(NamedTuple):
             for them, what the backward needs of the row and column scalings: their logarithms after each iteration,
             [problems, iterations, B] and [problems, iterations (+ further), K].
         backward: (scores, marginals, assignments, rows, columns, grad_output, epsilon) -> the gradient of the scores.
-            None: the backend has neither gradient nor marginals.
         reads_half: whether it reads half precision itself.
         potentials: the dtype of the scalings.
         further: further rows of the column scalings.
     """
 
     forward: Forward
-    backward: Backward | None
+    backward: Backward
     reads_half: bool = False
     potentials: torch.dtype = torch.float32
     further: int = 0
 
 
-def _cuda(
-    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
+def _native(
+    module: str, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     scores = scores.contiguous()
-    batch, prototypes = scores.shape[-2:]
-    problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)
-    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
-    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
-    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
-    native.call(
-        "_cuda",
-        NAME,
-        [
-            (scores, scores.shape),
-            (marginals, (prototypes,), torch.float32),
-            (assignments, scores.shape),
-            (rows, row_shape, torch.float64),
-            (columns, column_shape, torch.float64),
-            native.workspace("_cuda", NAME, scores, problems, batch, prototypes),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-        iterations,
-    )
+    rows = columns = None
+    if potentials:
+        *leading, batch, prototypes = scores.shape
+        rows = scores.new_empty((math.prod(leading), iterations, batch), dtype=torch.float64)
+        columns = scores.new_empty((math.prod(leading), iterations, prototypes), dtype=torch.float64)
+    native.call(module, NAME, scores, marginals, assignments, rows, columns, epsilon, iterations)
     return assignments, rows, columns
 
 
-def _cuda_backward(
+def _native_backward(
+    module: str,
     scores: Tensor,
     marginals: Tensor | None,
     assignments: Tensor,
@@ -185,87 +166,8 @@ def _cuda_backward(
 ) -> Tensor:
     scores = scores.contiguous()
     gradient = torch.empty_like(scores)
-    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
-    native.call(
-        "_cuda",
-        "sinkhorn_backward",
-        [
-            (scores, scores.shape),
-            (marginals, (prototypes,), torch.float32),
-            (rows, (problems, iterations, batch), torch.float64),
-            (columns, (problems, iterations, prototypes), torch.float64),
-            (grad_output.contiguous(), scores.shape),
-            (gradient, scores.shape),
-            native.workspace("_cuda", "sinkhorn_backward", scores, problems, batch, prototypes),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-        iterations,
-    )
-    return gradient
-
-
-def _cpu(
-    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    scores = scores.contiguous()
-    batch, prototypes = scores.shape[-2:]
-    problems = scores.shape[:-2].numel()
-    assignments = torch.empty_like(scores)
-    row_shape, column_shape = (problems, iterations, batch), (problems, iterations, prototypes)
-    rows = scores.new_empty(row_shape, dtype=torch.float64) if potentials else None
-    columns = scores.new_empty(column_shape, dtype=torch.float64) if potentials else None
-    native.call(
-        "_cpu",
-        NAME,
-        [
-            (scores, scores.shape),
-            (marginals, (prototypes,)),
-            (assignments, scores.shape),
-            (rows, row_shape, torch.float64),
-            (columns, column_shape, torch.float64),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-        iterations,
-    )
-    return assignments, rows, columns
-
-
-def _cpu_backward(
-    scores: Tensor,
-    marginals: Tensor | None,
-    assignments: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    grad_output: Tensor,
-    epsilon: float,
-) -> Tensor:
-    scores = scores.contiguous()
-    gradient = torch.empty_like(scores)
-    (batch, prototypes), (problems, iterations) = scores.shape[-2:], rows.shape[:2]
-    native.call(
-        "_cpu",
-        "sinkhorn_backward",
-        [
-            (scores, scores.shape),
-            (marginals, (prototypes,)),
-            (assignments, scores.shape),
-            (rows, (problems, iterations, batch), torch.float64),
-            (columns, (problems, iterations, prototypes), torch.float64),
-            (grad_output.contiguous(), scores.shape),
-            (gradient, scores.shape),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-        iterations,
-    )
+    saved = (rows, columns) if module == "_cuda" else (assignments, rows, columns)
+    native.call(module, "sinkhorn_backward", scores, marginals, *saved, grad_output.contiguous(), gradient, epsilon)
     return gradient
 
 
@@ -281,17 +183,17 @@ def _triton_backward(*arguments: Any) -> Tensor:
     return kernel(*arguments)
 
 
+def _of_module(module: str, reads_half: bool) -> Kernels:
+    forward, backward = functools.partial(_native, module), functools.partial(_native_backward, module)
+    return Kernels(forward, backward, reads_half, potentials=torch.float64)
+
+
 KERNELS = {
-    "cuda": Kernels(_cuda, _cuda_backward, reads_half=True, potentials=torch.float64),
+    "cuda": _of_module("_cuda", reads_half=True),
     "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
-    "cpu": Kernels(_cpu, _cpu_backward, potentials=torch.float64),
+    "cpu": _of_module("_cpu", reads_half=False),
 }
-
-
-def _backward_of(backend: str) -> Backward:
-    backward = KERNELS[backend].backward
-    assert backward is not None
-    return backward
+OFFERED = (*KERNELS, "eager")
 
 
 class _Sinkhorn(torch.autograd.Function):
@@ -308,7 +210,7 @@ class _Sinkhorn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         scores, marginals, assignments, rows, columns = ctx.saved_tensors
-        backward = _backward_of(ctx.backend)
+        backward = KERNELS[ctx.backend].backward
         gradient = backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
         return None, gradient, None, None, None
 
@@ -349,7 +251,7 @@ def _(
 )
 def _backward_operator(*arguments: Any) -> Tensor:
     *rest, backend = arguments
-    return _backward_of(backend)(*rest)
+    return KERNELS[backend].backward(*rest)
 
 
 @_backward_operator.register_fake

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, gradient_dtype, specification
+from imc_kernels.ops.precision import gradient_buffer, result_dtype, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -50,7 +50,7 @@ def swapped_prediction_loss(
         )
     if assignments.requires_grad:
         raise ValueError(f"{NAME}: assignments are constants; pass assignments.detach()")
-    chosen = backends.choose(NAME, (*LOSS.kernels, "eager"), scores.device.type, scores.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, scores.device.type, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
     return LOSS(chosen, (scores, assignments), (float(temperature),))
@@ -64,56 +64,23 @@ def _triton(
     return kernel(inputs, options, needs)
 
 
-def _cuda(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    scores, assignments = (tensor.contiguous() for tensor in inputs)
-    loss = scores.new_empty((), dtype=torch.float32)
+def _native(
+    module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    scores, assignments = inputs[0].contiguous(), inputs[1].contiguous()
+    loss = scores.new_empty((), dtype=result_dtype(scores.dtype))
     gradient = gradient_buffer(scores) if needs[0] else None
-    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
-    native.call(
-        "_cuda",
-        NAME,
-        [
-            (scores, (views, batch, prototypes)),
-            (assignments, (assigned, batch, prototypes)),
-            (loss, (), torch.float32),
-            (gradient, (views, batch, prototypes), gradient_dtype(scores.dtype)),
-            native.workspace("_cuda", NAME, scores, batch),
-        ],
-        views,
-        assigned,
-        batch,
-        prototypes,
-        *options,
-    )
-    return loss, (gradient, None)
-
-
-def _cpu(inputs: Sequence[Tensor], options: Sequence[float], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    scores, assignments = (tensor.contiguous() for tensor in inputs)
-    loss = scores.new_empty(())
-    gradient = torch.empty_like(scores) if needs[0] else None
-    (views, batch, prototypes), assigned = scores.shape, assignments.shape[0]
-    native.call(
-        "_cpu",
-        NAME,
-        [
-            (scores, (views, batch, prototypes)),
-            (assignments, (assigned, batch, prototypes)),
-            (loss, ()),
-            (gradient, (views, batch, prototypes)),
-        ],
-        views,
-        assigned,
-        batch,
-        prototypes,
-        *options,
-    )
+    native.call(module, NAME, scores, assignments, loss, gradient, *options)
     return loss, (gradient, None)
 
 
 LOSS = FusedLoss(
     NAME,
-    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {
+        "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
+        "triton": Kernel(_triton, reads_half=True),
+        "cpu": Kernel(functools.partial(_native, "_cpu")),
+    },
     inputs=("scores", "assignments"),
     options={"temperature": "float"},
 )

@@ -7,7 +7,7 @@ import torch
 from operations import CASES, Operation, Sizes, each_case
 from torch import Tensor
 
-from imc_kernels import backends, native
+from imc_kernels import backends
 
 SMALL = Sizes(2, 5, 7, 3, 4)
 SIZES = [
@@ -199,12 +199,3 @@ def test_a_second_derivative_is_refused(operation: Operation, backend: str) -> N
     (gradient,) = torch.autograd.grad(result.square().sum(), leaves[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
-
-
-@pytest.mark.skipif(native.missing("_cpu") is not None, reason="the CPU kernels are not built")
-def test_native_calls_check_what_becomes_a_pointer() -> None:
-    scores = torch.rand(2, 3, 4)
-    good = [(scores, (2, 3, 4)), (None, ()), (None, ()), (None, ()), (None, ())]
-    for wrong in (torch.empty(2, 3, 5), torch.empty(2, 3, 4).double(), torch.empty(2, 4, 3).transpose(1, 2)):
-        with pytest.raises(RuntimeError, match="tensor 2: contiguous"):
-            native.call("_cpu", "sinkhorn", [*good[:2], (wrong, (2, 3, 4)), *good[3:]], 2, 3, 4, 0.05, 3)

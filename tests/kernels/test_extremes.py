@@ -66,7 +66,8 @@ def test_the_answer_is_finite_and_right(operation: Operation, values: str) -> No
             assert result[representable].isfinite().all(), (backend, size, dtype)
             compared = representable & result.isfinite()
             error, rivals, scale = (
-                float(x[compared].abs().max()) if compared.any() else 0.0 for x in (result - exact, rival - exact, exact)
+                float(x[compared].abs().max()) if compared.any() else 0.0
+                for x in (result - exact, rival - exact, exact)
             )
             unit = torch.finfo(result.dtype)
             # A result below 1e-12 is 0 up to the rounding of terms, of the size of the inputs, that cancel.

@@ -1,6 +1,6 @@
 """``make torture``: run the faults, print what happened, and write the table into docs/robustness.md.
 
-    python -m torture [fault ...] [--share 0.1] [--write]
+python -m torture [fault ...] [--share 0.1] [--write]
 """
 
 from __future__ import annotations

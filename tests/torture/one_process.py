@@ -61,7 +61,7 @@ def killed_again_and_again(bench: Bench) -> Row:
 
 
 def die_at(event: int) -> Callable[[], None]:
-    """Kill this process at an event of its writing: each piece of a file, its fsync, and before and after its rename."""
+    """Kill this process at an event of its writing: a piece of a file, before or after an fsync, or after a rename."""
 
     def sabotage() -> None:
         count = itertools.count()
@@ -155,7 +155,9 @@ def disk_full(bench: Bench) -> Row:
     environment = os.environ | {"IMC_TORTURE_MOUNTS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if not result.stdout.strip():
-        raise SystemExit(f"disk_full needs a system whose users may mount a file system: {result.stderr.strip()[-800:]}")
+        raise SystemExit(
+            f"disk_full needs a system whose users may mount a file system: {result.stderr.strip()[-800:]}"
+        )
     return Row(**json.loads(result.stdout.splitlines()[-1]))
 
 
@@ -197,8 +199,9 @@ def damaged_checkpoint(bench: Bench) -> Row:
         flipped, place = bytearray(new), draw.randrange(len(new))
         flipped[place] ^= 1 << draw.randrange(8)
         tries.append(bytes(flipped))
+    differing = [place for place, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     for _ in range(bench.times(200)):
-        place = draw.randrange(len(new))
+        place = draw.randrange(differing[0] + 1, differing[-1] + 1)
         tries.append(new[:place] + old[place:])
     harmless, path = 0, folder / "run" / CHECKPOINT
     for content in tries:

@@ -1,4 +1,4 @@
-"""A small training of the digits, started in a forked process so that a hundred starts cost little, and what it left."""
+"""A small training of the digits, in a forked process so that a hundred starts cost little, and what it left."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ class Process:
                 break
             time.sleep(0.002)
         seconds = time.monotonic() - self.start
-        return Ended(
-            None if hung else os.waitstatus_to_exitcode(status), self._message(), self._last_record(), seconds
-        )
+        return Ended(None if hung else os.waitstatus_to_exitcode(status), self._message(), self._last_record(), seconds)
 
     def _message(self) -> str:
         with self.log:
@@ -221,7 +219,9 @@ def torchrun(folder: Path, world: int, *extra: str) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"]
     command = [sys.executable, *launcher, "--rdzv-endpoint=127.0.0.1:0", "-m", "imc.train", *COMMAND[1:], *extra]
     with (folder / "torchrun.log").open("w") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
 
 
 def _bytes(x: Tensor) -> bytes:

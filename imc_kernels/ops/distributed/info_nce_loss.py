@@ -63,47 +63,20 @@ def info_nce_loss(
 
 
 def _cpu_forward(embeddings: Tensor, samples: range, temperature: float, normalise: bool) -> tuple[Tensor, Tensor]:
-    views, batch, dim = embeddings.shape
+    views = embeddings.shape[0]
     total = embeddings.new_empty((), dtype=torch.float64)
     statistics = embeddings.new_empty(2, views, len(samples))
-    native.call(
-        "_cpu",
-        "info_nce_loss_rows",
-        [
-            (embeddings, (views, batch, dim)),
-            (total, (), torch.float64),
-            (statistics, (2, views, len(samples))),
-        ],
-        batch,
-        dim,
-        samples.start,
-        len(samples),
-        temperature,
-        normalise,
-    )
+    native.call("_cpu", "info_nce_loss_rows", embeddings, total, statistics, samples.start, temperature, normalise)
     return total, statistics
 
 
 def _cpu_backward(
     embeddings: Tensor, statistics: Tensor, samples: range, temperature: float, normalise: bool
 ) -> Tensor:
-    views, batch, dim = embeddings.shape
+    views, _, dim = embeddings.shape
     gradient = embeddings.new_empty(views, len(samples), dim)
-    native.call(
-        "_cpu",
-        "info_nce_loss_gradient",
-        [
-            (embeddings, (views, batch, dim)),
-            (statistics, (2, views, batch)),
-            (gradient, (views, len(samples), dim)),
-        ],
-        batch,
-        dim,
-        samples.start,
-        len(samples),
-        temperature,
-        normalise,
-    )
+    given = (embeddings, statistics, gradient)
+    native.call("_cpu", "info_nce_loss_gradient", *given, samples.start, temperature, normalise)
     return gradient
 
 

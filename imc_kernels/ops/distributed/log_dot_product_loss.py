@@ -84,43 +84,20 @@ def _add_pairs(parts: Tensor) -> Tensor:
 
 
 def _cpu_sums(logits: Tensor, smoothing: float) -> Tensor:
-    heads, views, batch, clusters = logits.shape
+    heads, _, _, clusters = logits.shape
     sums = logits.new_empty(heads, clusters, 4, dtype=torch.float64)
-    native.call(
-        "_cpu",
-        "log_dot_product_loss_sums",
-        [(logits, (heads, views, batch, clusters)), (sums, (heads, clusters, 4), torch.float64)],
-        heads,
-        batch,
-        clusters,
-        smoothing,
-    )
+    native.call("_cpu", "log_dot_product_loss_sums", logits, sums, smoothing)
     return sums
 
 
 def _cpu_parts(
     logits: Tensor, sums: Tensor, samples: Tensor, quotients: Tensor | None, options: Sequence[Any]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    heads, _, batch, clusters = logits.shape
+    heads, _, _, clusters = logits.shape
     losses, own_quotients = sums.new_empty(heads), sums.new_empty(heads, clusters, 2)
     gradient = None if quotients is None else torch.empty_like(logits)
-    native.call(
-        "_cpu",
-        "log_dot_product_loss_parts",
-        [
-            (logits, logits.shape),
-            (sums, (heads, clusters, 4), torch.float64),
-            (samples, (), torch.float64),
-            (quotients, (heads, clusters, 2), torch.float64),
-            (losses, (heads,), torch.float64),
-            (own_quotients, (heads, clusters, 2), torch.float64),
-            (gradient, logits.shape),
-        ],
-        heads,
-        batch,
-        clusters,
-        *options,
-    )
+    results = (losses, own_quotients, gradient)
+    native.call("_cpu", "log_dot_product_loss_parts", logits, sums, samples, quotients, *results, *options)
     return losses, own_quotients, gradient
 
 

@@ -60,22 +60,10 @@ def mutual_information_loss(
     return distributed_loss(run, group, at_least_single(logits), at_least_single(scores))
 
 
-def _size(logits: Tensor, scores: Tensor) -> int:
-    (views, _, clusters), prototypes = logits.shape, scores.shape[-1]
-    return views * clusters * views * prototypes + views * clusters + 2
-
-
 def _cpu_sums(logits: Tensor, scores: Tensor, temperature: float, logit_limit: float) -> Tensor:
-    sums = logits.new_empty(_size(logits, scores))
-    native.call(
-        "_cpu",
-        "mutual_information_loss_sums",
-        [(logits, logits.shape), (scores, (*logits.shape[:2], scores.shape[2])), (sums, sums.shape)],
-        *logits.shape,
-        scores.shape[2],
-        temperature,
-        logit_limit,
-    )
+    all_clusters, all_prototypes = (x.shape[0] * x.shape[2] for x in (logits, scores))
+    sums = logits.new_empty(all_clusters * all_prototypes + all_clusters + 2)
+    native.call("_cpu", "mutual_information_loss_sums", logits, scores, sums, temperature, logit_limit)
     return sums
 
 
@@ -93,24 +81,8 @@ def _cpu_finish(
     gradients = tuple(
         torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
     )
-    native.call(
-        "_cpu",
-        "mutual_information_loss_finish",
-        [
-            (logits, logits.shape),
-            (scores, (*logits.shape[:2], scores.shape[2])),
-            (sums, (_size(logits, scores),)),
-            (loss, ()),
-            (gradients[0], logits.shape),
-            (gradients[1], scores.shape),
-        ],
-        *logits.shape,
-        scores.shape[2],
-        temperature,
-        entropy_weight,
-        logit_limit,
-        symmetric,
-    )
+    given, options = (logits, scores, sums), (temperature, entropy_weight, logit_limit, symmetric)
+    native.call("_cpu", "mutual_information_loss_finish", *given, loss, *gradients, *options)
     return loss, gradients
 
 

@@ -110,26 +110,9 @@ class _Sinkhorn(torch.autograd.Function):
 def _cpu_sweep(
     scores: Tensor, extremes: Tensor, assignments: Tensor, columns: Tensor, epsilon: float, iteration: int, last: bool
 ) -> tuple[Tensor, Tensor]:
-    problems, (batch, prototypes) = extremes.shape[1], scores.shape[-2:]
-    rows, log_sums = columns.new_empty(problems, batch), torch.empty_like(columns)
-    native.call(
-        "_cpu",
-        "sinkhorn_sweep",
-        [
-            (scores, scores.shape),
-            (extremes, (3, problems)),
-            (assignments, scores.shape),
-            (columns, (problems, prototypes), torch.float64),
-            (rows, (problems, batch), torch.float64),
-            (log_sums, (problems, prototypes), torch.float64),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-        iteration,
-        last,
-    )
+    rows, log_sums = columns.new_empty(extremes.shape[1], scores.shape[-2]), torch.empty_like(columns)
+    given = (scores, extremes, assignments, columns)
+    native.call("_cpu", "sinkhorn_sweep", *given, rows, log_sums, epsilon, iteration, last)
     return rows, log_sums
 
 
@@ -145,30 +128,9 @@ def _cpu_backward_sweep(
     gradient: Tensor,
     epsilon: float,
 ) -> Tensor:
-    problems, (batch, prototypes) = extremes.shape[1], scores.shape[-2:]
-    sums = scores.new_empty(problems, prototypes)
-    earlier_rows, earlier_columns = earlier or (None, None)
-    native.call(
-        "_cpu",
-        "sinkhorn_backward_sweep",
-        [
-            (scores, scores.shape),
-            (extremes, (3, problems)),
-            (marginals, (prototypes,)),
-            (assignments, scores.shape),
-            (grad_output, scores.shape),
-            (columns, (problems, prototypes), torch.float64),
-            (earlier_rows, (problems, batch), torch.float64),
-            (earlier_columns, (problems, prototypes), torch.float64),
-            (columns_gradient, (problems, prototypes)),
-            (gradient, scores.shape),
-            (sums, (problems, prototypes)),
-        ],
-        problems,
-        batch,
-        prototypes,
-        epsilon,
-    )
+    sums = torch.empty_like(columns, dtype=scores.dtype)
+    given = (scores, extremes, marginals, assignments, grad_output, columns, *(earlier or (None, None)))
+    native.call("_cpu", "sinkhorn_backward_sweep", *given, columns_gradient, gradient, sums, epsilon)
     return sums
 
 
