@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from train.conftest import tiny_config
+from train.conftest import crlc_config, tiny_config
 
 import imc.loop
 from imc.checkpoint import read_checkpoint
@@ -132,7 +132,7 @@ def test_the_bank_and_the_queue_are_in_the_checkpoint(
 
 
 def test_crlc_resumes_too(tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(tiny, method="crlc", small_crops=0, sub_heads=2, head_hidden=8)
+    config = crlc_config(tiny, sub_heads=2)
     complete = dataclasses.replace(config, out=str(tmp_path / "complete"))
     train(complete, digits)
     with monkeypatch.context() as patch:
