@@ -5,6 +5,7 @@
 # make fuzz      the same for new random inputs, about ten minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
 # make gpu-check on a machine with a GPU: build, test and measure there, in the Python that has torch (PYTHON=...)
+# make docs      the reference of the Python functions, from their docstrings, in build/docs/
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
@@ -15,7 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize fuzz simt gpu-check lint dev clean
+.PHONY: train test bench sanitize fuzz simt gpu-check docs lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -70,6 +71,10 @@ gpu-check:
 	    compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q tests/gpu -k "cuda and specification" \
 	    || exit 1; done; else echo "compute-sanitizer is not installed: memcheck and racecheck are left out"; fi
 	$(PYTHON) benchmarks/gpu_report.py
+
+DOCUMENTED := imc_kernels imc.estimator imc.train imc.config imc.data
+docs: .venv/installed
+	$(BIN)/python -W error -m pdoc --docformat google --no-search --output-directory build/docs $(DOCUMENTED)
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

@@ -127,7 +127,7 @@ def _prototype_scores(rows: int, dim: int, prototypes: int, size: str, dtype: to
         f"[{rows}, {dim}] x [{prototypes}, {dim}] {size}",
         _all(_normal((rows, dim), dtype), _normal((prototypes, dim), dtype)),
         imc_kernels.prototype_scores,
-        {"batched": lambda z, w: normalize(z, dim=-1) @ normalize(w, dim=-1).T},
+        {"batched": rivals.batched_prototype_scores},
         bytes=(3 * (rows + prototypes) * dim + 2 * rows * prototypes) * dtype.itemsize,
         operations=3 * 2 * rows * dim * prototypes,
         dtype=dtype,
@@ -157,7 +157,7 @@ def _swapped_prediction(views: int, batch: int, prototypes: int, size: str) -> C
         f"[{views}, {batch}, {prototypes}] {size}",
         _all(_uniform((views, batch, prototypes), gradient=True), _assignments((2, batch, prototypes))),
         imc_kernels.swapped_prediction_loss,
-        {"batched": rivals.batched_swapped_prediction},
+        rivals.RIVALS["swapped_prediction_loss"],
         bytes=4 * (2 * views + 2) * elements,
     )
 
@@ -167,8 +167,8 @@ def _mutual_information(views: int, batch: int, clusters: int, prototypes: int, 
         "mutual_information_loss",
         f"[{views}, {batch}, {clusters}], [{views}, {batch}, {prototypes}] {size}",
         _all(_normal((views, batch, clusters)), _uniform((views, batch, prototypes))),
-        partial(imc_kernels.mutual_information_loss, logit_limit=rivals.LOGIT_LIMIT),
-        {"batched": rivals.batched_mutual_information},
+        partial(imc_kernels.mutual_information_loss, **rivals.OPTIONS["mutual_information_loss"]),
+        rivals.RIVALS["mutual_information_loss"],
         bytes=4 * views * batch * (2 * clusters + prototypes),
         operations=2 * 2 * views * clusters * batch * views * prototypes,
     )
@@ -179,8 +179,8 @@ def _log_dot_product(heads: int, batch: int, clusters: int, size: str) -> Case:
         "log_dot_product_loss",
         f"[{heads}, 2, {batch}, {clusters}] {size}",
         _all(_normal((heads, 2, batch, clusters))),
-        partial(imc_kernels.log_dot_product_loss, entropy_weight=2.0, logit_limit=25.0),
-        {"batched": rivals.batched_log_dot_product},
+        partial(imc_kernels.log_dot_product_loss, **rivals.OPTIONS["log_dot_product_loss"]),
+        rivals.RIVALS["log_dot_product_loss"],
         bytes=2 * 4 * heads * 2 * batch * clusters,
     )
 
@@ -221,7 +221,7 @@ def _imc_swav_step(views: int, batch: int, clusters: int, prototypes: int, size:
 
 def _crlc_step(heads: int, batch: int, clusters: int, dim: int, size: str) -> Case:
     def losses(logits: Tensor, embeddings: Tensor) -> Tensor:
-        cluster = imc_kernels.log_dot_product_loss(logits, entropy_weight=2.0, logit_limit=25.0)
+        cluster = imc_kernels.log_dot_product_loss(logits, **rivals.OPTIONS["log_dot_product_loss"])
         return 10 * imc_kernels.info_nce_loss(embeddings) + cluster.mean()
 
     return Case(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], Any]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where `pytest --benchmark-only` measures
 
 
 @dataclass
@@ -69,7 +70,7 @@ def measure(
         try:
             for _ in range(3):  # compiles, fills caches
                 form(*rotating[0])
-            _synchronize(device)
+            finish(device)
             working[name] = form
         except Exception as error:  # a rival that cannot run is a row of the table, not the end of the report
             timings[name].failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
@@ -86,7 +87,8 @@ def measure(
     return timings
 
 
-def _synchronize(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -178,7 +180,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 def _fastest(step: Step, device: torch.device, calls: int = 10) -> float:
     step()
-    _synchronize(device)
+    finish(device)
     return min(_one(lambda: step(), (), device) for _ in range(calls)) / 1e6
 
 

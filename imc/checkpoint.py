@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,21 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The folder's checkpoint, on the CPU, or None where there is none.
 
     Raises:
-        UserError: the file is no checkpoint of this version.
+        UserError: the file is damaged, or no checkpoint of this version.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     try:
+        # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no pickle makes the reader raise anything
-        raise UserError(f"{path} is no checkpoint that can be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is no checkpoint that can be read: {reason}; --overwrite starts anew") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of imc")
     return content

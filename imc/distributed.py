@@ -107,7 +107,11 @@ def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
     if ours:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"the {world} ranks did not all meet within {timeout:g} s ({reason})") from None
     group = dist.group.WORLD
     host = group if device.type == "cpu" else dist.new_group(backend="gloo", timeout=limit)
     try:

@@ -19,7 +19,7 @@ from imc.data import Images
 from imc.evaluation import kmeans_on_pixels
 from imc.metrics import SCORES, clustering_scores
 from imc.run_figures import draw_confusion, draw_gallery
-from imc.run_folder import FILES, RESULT, write_json
+from imc.run_folder import FILES, RESULT, write_json, written
 
 
 def write_results(
@@ -65,10 +65,11 @@ def write_results(
         "versions": versions(),
         "machine": machine(data.images.device),
     }
-    _write_labels(folder / "labels.csv", data, clusters, confidence)
-    if labels is not None:
-        draw_confusion(folder / "confusion.png", data, clusters, config.clusters)
-    draw_gallery(folder / "gallery.png", data, clusters, confidence, config.clusters)
+    with written(folder):
+        _write_labels(folder / "labels.csv", data, clusters, confidence)
+        if labels is not None:
+            draw_confusion(folder / "confusion.png", data, clusters, config.clusters)
+        draw_gallery(folder / "gallery.png", data, clusters, confidence, config.clusters)
     write_json(folder / RESULT, result)
     return result
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save
 
 from imc.config import Config
 from imc.data import name_of, views
-from imc.errors import UserError
+from imc.errors import RunError, UserError
 from imc.methods import build_model
 from imc.methods.method import Method
 
@@ -131,9 +133,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:
-    """Append a JSON object as one line."""
-    with path.open("a") as file:
+    """Append a JSON object as one line, on the disk before a checkpoint that counts on it.
+
+    Raises:
+        RunError: the disk does not take it.
+    """
+    with written(path), path.open("a") as file:
         file.write(json.dumps(content) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def keep_json_lines(path: Path, epochs: int) -> None:
@@ -150,10 +158,33 @@ def save_model(path: Path, model: torch.nn.Module) -> None:
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that at any moment, also of a power cut, it holds the old content or the new."""
+    """Write a file so that at any moment, also of a power cut, it holds the old content or the new.
+
+    Raises:
+        RunError: the disk does not take it; the file holds the old content.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with written(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn what the disk objects to while a file of a run is written into a sentence.
+
+    Raises:
+        RunError: the disk is full, gone or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} could not be written: {reason}; --resume continues from the last checkpoint") from None

@@ -43,9 +43,9 @@ def device_of(backend: str, default: str = "cpu") -> str:
 device_of._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as backends.choose: torch.compile asks once
 
 
-def measured_backends() -> list[str]:
-    """The backends of this machine whose times mean something, for CPU tensors."""
-    served = (name for name in backends.available() if device_of(name) == "cpu")
+def measured_backends(device: str = "cpu") -> list[str]:
+    """The backends of this machine whose times mean something, for tensors on a type of device."""
+    served = (name for name in backends.available() if device_of(name, default=device) == device)
     return [name for name in served if not backends.BACKENDS[name].emulated()]
 
 

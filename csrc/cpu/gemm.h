@@ -51,24 +51,6 @@ void pack_panel(const T* b, int64_t stride, const T* depth_scale, int64_t depth,
   }
 }
 
-// All the panels of a few columns, as pack_panel packs one, row by row: what a row holds is read at once. (Panel by panel
-// the rows, kilobytes apart, came from memory line by line: 256 x 6000 in blocks of 128 columns.)
-template <typename T>
-void pack_block(const T* b, int64_t stride, int64_t depth, int64_t columns, T* packed) {
-  constexpr int width = kPanel<T>;
-  using Unaligned = typename Vector<T>::unaligned;
-  const int64_t full = columns / width * width;
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t j = 0; j < full; j += width) {
-      const Unaligned* from = reinterpret_cast<const Unaligned*>(b + k * stride + j);
-      Unaligned* out = reinterpret_cast<Unaligned*>(packed + j * depth + k * width);
-      out[0] = from[0];
-      out[1] = from[1];
-    }
-  }
-  if (full < columns) pack_panel<T>(b + full, stride, nullptr, depth, columns - full, packed + full * depth);
-}
-
 // Packs B given row by row, b[depth][columns]; row k is scaled by depth_scale[k] where that is not null.
 template <typename T>
 void pack_rows(const T* b, const T* depth_scale, int64_t depth, int64_t columns, T* packed, int threads) {
@@ -136,9 +118,11 @@ struct TransposedSource {
   }
 };
 
-// c[kTileRows][kPanel] (+)= tile[kTileRows][depth] * panel[depth][kPanel]
+// c[kTileRows][kPanel] (+)= tile[kTileRows][depth] * panel[depth][kPanel]. The tile may lie in `pieces` of `depth`,
+// `step` elements apart.
 template <typename Source, typename T>
-inline void multiply_tile(int64_t depth, const T* tile, const T* panel, T* c, int64_t c_stride, bool accumulate) {
+inline void multiply_tile(int64_t depth, const T* tile, const T* panel, T* c, int64_t c_stride, bool accumulate,
+                          int64_t pieces = 1, int64_t step = 0) {
   using V = typename Vector<T>::type;
   using Unaligned = typename Vector<T>::unaligned;
   constexpr int lanes = Vector<T>::lanes;
@@ -151,16 +135,17 @@ inline void multiply_tile(int64_t depth, const T* tile, const T* panel, T* c, in
     __builtin_prefetch(c + r * c_stride + lanes, 1);
     __builtin_prefetch(c + r * c_stride + 2 * lanes - 1, 1);
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    const V left = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T>);
-    const V right = *reinterpret_cast<const Unaligned*>(panel + k * kPanel<T> + lanes);
+  for (int64_t piece = 0; piece < pieces; ++piece, tile += step)
+    for (int64_t k = 0; k < depth; ++k, panel += kPanel<T>) {
+      const V left = *reinterpret_cast<const Unaligned*>(panel);
+      const V right = *reinterpret_cast<const Unaligned*>(panel + lanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
-      const T a = tile[r * Source::kRowStride + k * Source::kDepthStride];
-      sums[r][0] += a * left;
-      sums[r][1] += a * right;
+      for (int r = 0; r < kTileRows; ++r) {
+        const T a = tile[r * Source::kRowStride + k * Source::kDepthStride];
+        sums[r][0] += a * left;
+        sums[r][1] += a * right;
+      }
     }
-  }
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r) {
     Unaligned* row = reinterpret_cast<Unaligned*>(c + r * c_stride);

@@ -35,16 +35,6 @@ double entropy_and_log(T* x, int64_t n, T scale) {
   });
 }
 
-// The same for -sum p log(p / m), given log m; x is replaced by log(p / m).
-template <typename T>
-double conditional_entropy_and_log(T* x, const T* log_m, int64_t n, T scale) {
-  return sum_of<T>(n, [=](int64_t i) {
-    const T p = x[i] * scale;
-    x[i] = safe_log(p) - log_m[i];
-    return -p * x[i];
-  });
-}
-
 // gradient = softmax backward of dp at p, times scale
 template <typename T>
 void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) {
@@ -53,93 +43,158 @@ void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) 
   for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * (dp[i] - along) * scale;
 }
 
-// The sizes, and the buffers that the steps hand on.
+// Prototypes to a panel of U: whole tiles of rows for every instruction set, whole cache lines for every element type.
+constexpr int kWide = 48;
+
+// U serves both products as their left operand where it lies, [panel][sample][kWide]: its prototypes as rows with the
+// samples as depth, and the other way round.
+struct PrototypeRows {
+  static constexpr int kRowStride = 1, kDepthStride = kWide;
+};
+struct SampleRows {
+  static constexpr int kRowStride = kWide, kDepthStride = 1;
+};
+
+// The sizes, and the buffers that the steps hand on. Panels are filled up with zeros, so that no product has an edge.
 template <typename T>
 struct Problem {
   int64_t views, batch, clusters, prototypes;
   int64_t whole_batch;  // of all processes
   int threads;
-  T* joint;  // J [V C, V K] times whole_batch, then log(J / m)
-  T* log_y;  // [V C] sums of P, then the logarithms of its means
   int64_t all_clusters = views * clusters, all_prototypes = views * prototypes;
-  Scratch<T> y{batch * all_clusters};    // P [batch, V C]
-  Scratch<T> u{batch * all_prototypes};  // U [batch, V K]
+  int64_t cluster_panels = ceil_div(all_clusters, kPanel<T>), prototype_panels = ceil_div(all_prototypes, kWide);
+  int64_t rows = ceil_div(batch, kTileRows) * kTileRows, columns = prototype_panels * kWide;
+  Scratch<T> y{batch * all_clusters};                     // P [batch, V C]
+  Scratch<T> packed_y{cluster_panels * batch * kPanel<T>};  // P [panel][sample][kPanel]
+  Scratch<T> u{columns * rows};                           // U [panel][sample][kWide]
+  Scratch<T> joint{cluster_panels * columns * kPanel<T>};  // J^T [panel][prototype][kPanel] times whole_batch, then
+                                                          // log(J / m): packed for the product with U
+  Scratch<T> log_y{all_clusters};                         // sums of P, then the logarithms of its means
+
+  T& joint_at(int64_t cluster, int64_t prototype) {
+    return joint[(cluster / kPanel<T> * columns + prototype) * kPanel<T> + cluster % kPanel<T>];
+  }
+
+  // body(first element of the row, its address in U, how many) for the pieces in which a row of U lies.
+  template <typename Body>
+  void for_pieces(int64_t sample, int64_t view, const Body& body) {
+    for (int64_t k = 0; k < prototypes;) {
+      const int64_t column = view * prototypes + k, left = prototypes - k, room = kWide - column % kWide;
+      const int64_t n = left < room ? left : room;
+      body(k, &u[(column / kWide * rows + sample) * kWide + column % kWide], n);
+      k += n;
+    }
+  }
 };
 
-// p = softmax(scale x)
+// p = softmax(scale x), but for the factor that is returned
 template <typename T>
-void softmax(const T* x, T* p, int64_t n, T scale) {
-  const T inverse = 1 / exp_row(x, p, n, scale);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) p[i] *= inverse;
+T softmax(const T* x, T* p, int64_t n, T scale) {
+  return 1 / exp_row(x, p, n, scale);
 }
 
 template <typename T>
 void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temperature) {
-  parallel_for(p.batch, useful_threads(p.batch * p.all_prototypes, p.threads), [&](int64_t sample, int) {
+  const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
+  Scratch<T> exponentials(threads * p.prototypes);
+  const int64_t filled = p.all_prototypes % kWide;
+  parallel_for(p.rows, threads, [&](int64_t sample, int worker) {
+    T* last = &p.u[((p.prototype_panels - 1) * p.rows + sample) * kWide];
+    for (int64_t k = filled; filled && k < kWide; ++k) last[k] = 0;
+    if (sample >= p.batch) {
+      for (int64_t panel = 0; panel < p.prototype_panels; ++panel)
+        for (int64_t k = 0; k < kWide; ++k) p.u[(panel * p.rows + sample) * kWide + k] = 0;
+      return;
+    }
+    T* e = &exponentials[worker * p.prototypes];
     for (int64_t view = 0; view < p.views; ++view) {
       const int64_t row = view * p.batch + sample;
-      softmax(logits + row * p.clusters, &p.y[sample * p.all_clusters + view * p.clusters], p.clusters, T(1));
-      softmax(scores + row * p.prototypes, &p.u[sample * p.all_prototypes + view * p.prototypes], p.prototypes,
-              inverse_temperature);
+      const T inverse = softmax(scores + row * p.prototypes, e, p.prototypes, inverse_temperature);
+      p.for_pieces(sample, view, [&](int64_t k, T* out, int64_t n) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) out[i] = e[k + i] * inverse;
+      });
+      T* y = &p.y[sample * p.all_clusters + view * p.clusters];
+      const T factor = softmax(logits + row * p.clusters, y, p.clusters, T(1));
+      for (int64_t c = 0; c < p.clusters; ++c) y[c] *= factor;
     }
+    for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
+      p.packed_y[(c / kPanel<T> * p.batch + sample) * kPanel<T> + c % kPanel<T>] =
+          c < p.all_clusters ? p.y[sample * p.all_clusters + c] : T(0);
   });
 }
 
-// A block of columns of J: the product, in slices of the batch that stay in the L2 cache while they are packed.
+// What comes next out of the last cache is asked for early: the products then run at the rate of the arithmetic (1.6 and
+// 2.0 ms without, 1.25 each with, of 1.2 by the library's rate).
 template <typename T>
-void joint_block(Problem<T>& p, int64_t first, int64_t columns, T* packed, T* tile) {
+void prefetch(const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i);
+}
+
+// A panel of columns of J: the product.
+template <typename T>
+void joint_panel(Problem<T>& p, int64_t panel) {
   for (int64_t sample = 0; sample < p.batch; sample += kDepth) {
-    const int64_t slice = p.batch - sample < kDepth ? p.batch - sample : kDepth;
-    pack_block<T>(&p.u[sample * p.all_prototypes + first], p.all_prototypes, slice, columns, packed);
-    const TransposedSource<T> y{&p.y[sample * p.all_clusters], p.all_clusters};
-    for (int64_t row = 0; row < p.all_clusters; row += kBlockRows)
-      multiply_block(y, row, p.all_clusters - row < kBlockRows ? p.all_clusters - row : kBlockRows, packed, slice,
-                     columns, slice, &p.joint[row * p.all_prototypes + first], p.all_prototypes, sample > 0, tile);
+    const int64_t depth = p.batch - sample < kDepth ? p.batch - sample : kDepth;
+    const T* u = &p.u[(panel * p.rows + sample) * kWide];
+    for (int64_t clusters = 0; clusters < p.cluster_panels; ++clusters) {
+      const T* y = &p.packed_y[(clusters * p.batch + sample) * kPanel<T>];
+      T* joint = &p.joint[(clusters * p.columns + panel * kWide) * kPanel<T>];
+      const int64_t part = ceil_div(depth, p.cluster_panels) * kWide;
+      if (panel + 1 < p.prototype_panels) prefetch(u + p.rows * kWide + clusters * part, part);
+      for (int64_t row = 0; row < kWide; row += kTileRows)
+        multiply_tile<PrototypeRows>(depth, u + row, y, joint + row * kPanel<T>, kPanel<T>, sample > 0);
+    }
   }
 }
 
-// The sum of H(Y|U) over a block of columns of J, which is replaced by log(J / m).
+// The sum of H(Y|U) over the first `count` columns of a panel of J, which are replaced by log(J / m).
 template <typename T>
-double conditional_entropy_block(Problem<T>& p, int64_t first, int64_t columns) {
+double conditional_entropy_panel(Problem<T>& p, int64_t first, int64_t count) {
   const T scale = T(1) / static_cast<T>(p.whole_batch);
-  T log_m[kBlockPanels * kPanel<T>] = {};
-  for (int64_t c = 0; c < p.clusters; ++c)
-    for (int64_t k = 0; k < columns; ++k) log_m[k] += p.joint[c * p.all_prototypes + first + k];
-  entropy_and_log(log_m, columns, scale);
-  double sum = 0;
-  for (int64_t row = 0; row < p.all_clusters; ++row)
-    sum += conditional_entropy_and_log(&p.joint[row * p.all_prototypes + first], log_m, columns, scale);
-  return sum;
+  T log_m[kWide];
+  for (int64_t k = 0; k < count; ++k) {
+    T m = 0;
+    for (int64_t c = 0; c < p.clusters; ++c) m += p.joint_at(c, first + k);
+    log_m[k] = safe_log(m * scale);
+  }
+  double total = 0;
+  for (int64_t panel = 0; panel < p.cluster_panels; ++panel) {
+    T sums[kPanel<T>] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      T* row = &p.joint[(panel * p.columns + first + k) * kPanel<T>];
+#pragma omp simd
+      for (int64_t c = 0; c < kPanel<T>; ++c) {
+        const T joint = row[c] * scale;
+        row[c] = safe_log(joint) - log_m[k];
+        sums[c] -= joint * row[c];
+      }
+    }
+    for (int64_t c = 0; c < kPanel<T>; ++c) total += sums[c];
+  }
+  return total;
 }
 
-// body(first column, columns, item, worker's scratch) for blocks of columns of J.
+// body(first column, columns, panel) for the panels of columns of J.
 template <typename T, typename Body>
-void for_joint_blocks(const Problem<T>& p, const Body& body) {
-  constexpr int64_t block = kBlockPanels * kPanel<T>, scratch_size = block * kDepth + kTileSize;
+void for_panels(const Problem<T>& p, const Body& body) {
   const int threads = useful_threads(p.all_clusters * p.all_prototypes * p.batch / 16, p.threads);
-  Scratch<T> scratch(threads * scratch_size);
-  for (int64_t i = 0; i < threads * scratch_size; ++i) scratch[i] = 0;
-  parallel_for(ceil_div(p.all_prototypes, block), threads, [&](int64_t item, int worker) {
-    const int64_t first = item * block, left = p.all_prototypes - first;
-    body(first, left < block ? left : block, item, &scratch[worker * scratch_size]);
+  parallel_for(p.prototype_panels, threads, [&](int64_t panel, int) {
+    const int64_t first = panel * kWide, left = p.all_prototypes - first;
+    body(first, left < kWide ? left : kWide, panel);
   });
 }
 
-enum class Joint { sums, entropies, both };
-
-// J, the mean over the pairs of H(Y_j|U_i) from it, or one after the other while a block is in the cache.
-template <typename T>
-double joint_distributions(Problem<T>& p, Joint wanted) {
-  constexpr int64_t block = kBlockPanels * kPanel<T>;
-  const int64_t blocks = ceil_div(p.all_prototypes, block);
-  Scratch<double> entropies(blocks);
-  for_joint_blocks(p, [&](int64_t first, int64_t columns, int64_t item, T* scratch) {
-    if (wanted != Joint::entropies) joint_block(p, first, columns, scratch, scratch + block * kDepth);
-    entropies[item] = wanted == Joint::sums ? 0 : conditional_entropy_block(p, first, columns);
+// The mean over the pairs of H(Y_j|U_i); prepare(first column, columns, panel) leaves a panel of J.
+template <typename T, typename Prepare>
+double conditional_entropy(Problem<T>& p, const Prepare& prepare) {
+  Scratch<double> entropies(p.prototype_panels);
+  for_panels(p, [&](int64_t first, int64_t count, int64_t panel) {
+    prepare(first, count, panel);
+    entropies[panel] = conditional_entropy_panel(p, first, count);
   });
   double total = 0;
-  for (int64_t item = 0; item < blocks; ++item) total += entropies[item];
+  for (int64_t panel = 0; panel < p.prototype_panels; ++panel) total += entropies[panel];
   return total / static_cast<double>(p.views * p.views);
 }
 
@@ -155,7 +210,7 @@ void cluster_sums(Problem<T>& p) {
 // Mean over the views of H(Y_j), and their logarithms.
 template <typename T>
 double cluster_entropy(Problem<T>& p) {
-  const double entropy = entropy_and_log(p.log_y, p.all_clusters, T(1) / static_cast<T>(p.whole_batch));
+  const double entropy = entropy_and_log(p.log_y.get(), p.all_clusters, T(1) / static_cast<T>(p.whole_batch));
   return entropy / static_cast<double>(p.views);
 }
 
@@ -169,16 +224,16 @@ double symmetric_loss(Problem<T>& p, T entropy_weight) {
   Scratch<T> log_j(n * n), log_m(n);
   double total = 0;
   for (int64_t pair = 0; pair < p.views * p.views; ++pair) {
-    T* joint = &p.joint[(pair / p.views * n) * p.all_prototypes + pair % p.views * n];
+    const int64_t row = pair / p.views * n, column = pair % p.views * n;
     for (int64_t c = 0; c < n; ++c) {
       for (int64_t k = 0; k < n; ++k)
-        log_j[c * n + k] = joint[c * p.all_prototypes + k] + joint[k * p.all_prototypes + c];
+        log_j[c * n + k] = p.joint_at(row + c, column + k) + p.joint_at(row + k, column + c);
       log_m[c] = static_cast<T>(sum_of<T>(n, [&](int64_t k) { return log_j[c * n + k]; }));
     }
     total += entropy_and_log(log_j.get(), n * n, scale) - weight * entropy_and_log(log_m.get(), n, scale);
     for (int64_t c = 0; c < n; ++c)
       for (int64_t k = 0; k < n; ++k)
-        joint[c * p.all_prototypes + k] = log_j[c * n + k] - T(0.5) * weight * (log_m[c] + log_m[k]);
+        p.joint_at(row + c, column + k) = log_j[c * n + k] - T(0.5) * weight * (log_m[c] + log_m[k]);
   }
   for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = 0;  // the marginals' gradient is in the joint's
   return total / static_cast<double>(p.views * p.views);
@@ -195,28 +250,50 @@ double excess(const T* logits, int64_t n, double limit) {
   return total;
 }
 
+// The gradient of one sample's logits, d the product U G^T of its rows but for the factor -1 / V^2 batch.
 template <typename T>
-void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weight, T limit) {
+void sample_backward(Problem<T>& p, const T* logits, T* d, T* gradient, int64_t sample, T entropy_weight, T limit) {
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T pair_weight = T(-1) / (views * views * batch), marginal_weight = entropy_weight / (views * batch);
   const T guard_weight = T(kGuardWeight) / (views * batch);
-  const int64_t width = ceil_div(p.all_clusters, kPanel<T>) * kPanel<T>;  // whole panels: no edge in the product
-  Scratch<T> packed(packed_size<T>(p.all_prototypes, p.all_clusters)), dy(p.batch * width);
-  pack_columns<T>(p.joint, nullptr, p.all_prototypes, p.all_clusters, packed.get(), p.threads);
-  gemm(RowSource<T>{p.u.get(), p.all_prototypes, nullptr}, packed.get(), dy.get(), p.batch, width,
-       p.all_prototypes, p.threads);
-  for (int64_t sample = 0; sample < p.batch; ++sample)
-    for (int64_t view = 0; view < p.views; ++view) {
-      T* d = &dy[sample * width + view * p.clusters];
-      for (int64_t c = 0; c < p.clusters; ++c)
-        d[c] = d[c] * pair_weight + p.log_y[view * p.clusters + c] * marginal_weight;
-      const int64_t row = (view * p.batch + sample) * p.clusters;
-      softmax_backward(&p.y[sample * p.all_clusters + view * p.clusters], d, gradient + row, p.clusters, T(1));
-      for (int64_t c = 0; c < p.clusters; ++c) {
-        const T logit = logits[row + c];
-        gradient[row + c] += logit > limit ? guard_weight : logit < -limit ? -guard_weight : T(0);
+  for (int64_t c = 0; c < p.all_clusters; ++c) d[c] = d[c] * pair_weight + p.log_y[c] * marginal_weight;
+  for (int64_t view = 0; view < p.views; ++view) {
+    const int64_t row = (view * p.batch + sample) * p.clusters, first = view * p.clusters;
+    softmax_backward(&p.y[sample * p.all_clusters + first], d + first, gradient + row, p.clusters, T(1));
+    for (int64_t c = 0; c < p.clusters; ++c) {
+      const T logit = logits[row + c];
+      gradient[row + c] += logit > limit ? guard_weight : logit < -limit ? -guard_weight : T(0);
+    }
+  }
+}
+
+template <typename T>
+void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weight, T limit) {
+  constexpr int64_t slice = 4;  // panels of U, whose part of G stays in the L1 cache
+  const int64_t width = p.cluster_panels * kPanel<T>, tiles = p.rows / kTileRows;
+  const int threads = useful_threads(p.rows * width * p.all_prototypes / 16, p.threads);
+  const int64_t blocks = threads * ceil_div(p.rows, threads * kBlockRows);  // evenly over the threads
+  const int64_t height = ceil_div(tiles, blocks);
+  Scratch<T> dy(p.rows * width);
+  parallel_for(ceil_div(tiles, height), threads, [&](int64_t block, int) {
+    const int64_t begin = block * height * kTileRows, stop = begin + height * kTileRows;
+    const int64_t end = stop < p.rows ? stop : p.rows;
+    for (int64_t panel = 0; panel < p.prototype_panels; panel += slice) {
+      const int64_t count = p.prototype_panels - panel < slice ? p.prototype_panels - panel : slice;
+      for (int64_t clusters = 0; clusters < p.cluster_panels; ++clusters) {
+        const T* g = &p.joint[(clusters * p.columns + panel * kWide) * kPanel<T>];
+        const int64_t next = panel + slice + clusters;
+        for (int64_t row = begin; row < end; row += kTileRows) {
+          if (clusters < slice && next < p.prototype_panels)
+            prefetch(&p.u[(next * p.rows + row) * kWide], kTileRows * kWide);
+          multiply_tile<SampleRows>(kWide, &p.u[(panel * p.rows + row) * kWide], g,
+                                    &dy[row * width + clusters * kPanel<T>], width, panel > 0, count, p.rows * kWide);
+        }
       }
     }
+    for (int64_t sample = begin; sample < end && sample < p.batch; ++sample)
+      sample_backward(p, logits, &dy[sample * width], gradient, sample, entropy_weight, limit);
+  });
 }
 
 template <typename T>
@@ -224,14 +301,24 @@ void scores_backward(Problem<T>& p, T* gradient, T inverse_temperature) {
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T scale = -inverse_temperature / (views * views * batch);
   Scratch<T> packed(packed_size<T>(p.all_clusters, p.all_prototypes)), du(p.batch * p.all_prototypes);
-  pack_rows<T>(p.joint, nullptr, p.all_clusters, p.all_prototypes, packed.get(), p.threads);
+  parallel_for(ceil_div(p.all_prototypes, kPanel<T>), p.threads, [&](int64_t panel, int) {
+    for (int64_t c = 0; c < p.all_clusters; ++c)
+      for (int64_t k = panel * kPanel<T>; k < (panel + 1) * kPanel<T>; ++k)
+        packed[panel * kPanel<T> * (p.all_clusters - 1) + c * kPanel<T> + k] =
+            k < p.all_prototypes ? p.joint_at(c, k) : T(0);
+  });
   gemm(RowSource<T>{p.y.get(), p.all_clusters, nullptr}, packed.get(), du.get(), p.batch, p.all_prototypes,
        p.all_clusters, p.threads);
-  parallel_for(p.batch, useful_threads(p.batch * p.all_prototypes, p.threads), [&](int64_t sample, int) {
+  const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
+  Scratch<T> rows(threads * p.prototypes);
+  parallel_for(p.batch, threads, [&](int64_t sample, int worker) {
+    T* u = &rows[worker * p.prototypes];
     for (int64_t view = 0; view < p.views; ++view) {
-      const int64_t first = sample * p.all_prototypes + view * p.prototypes;
-      softmax_backward(&p.u[first], &du[first], gradient + (view * p.batch + sample) * p.prototypes, p.prototypes,
-                       scale);
+      p.for_pieces(sample, view, [&](int64_t k, const T* piece, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) u[k + i] = piece[i];
+      });
+      softmax_backward(u, &du[sample * p.all_prototypes + view * p.prototypes],
+                       gradient + (view * p.batch + sample) * p.prototypes, p.prototypes, scale);
     }
   });
 }
@@ -254,27 +341,35 @@ template <typename T>
 void mutual_information_loss(const T* logits, const T* scores, T* loss, T* logits_gradient, T* scores_gradient,
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
                              double entropy_weight, double logit_limit, bool symmetric, int threads) {
-  Scratch<T> joint(views * clusters * views * prototypes), log_y(views * clusters);
-  Problem<T> p{views, batch, clusters, prototypes, batch, threads, joint.get(), log_y.get()};
+  Problem<T> p{views, batch, clusters, prototypes, batch, threads};
   softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
-  const double conditional = joint_distributions(p, symmetric ? Joint::sums : Joint::both);
+  double conditional = 0;
+  if (symmetric)
+    for_panels(p, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
+  else
+    conditional = conditional_entropy(p, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
   cluster_sums(p);
   *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
                                 logit_limit, symmetric, excess(logits, views * batch * clusters, logit_limit)));
 }
 
+// The sums of a process: J^T [V K, V C] and the sums of P, both times its batch, the guard's and the batch.
 template <typename T>
 void mutual_information_loss_sums(const T* logits, const T* scores, T* sums, int64_t views, int64_t batch,
                                   int64_t clusters, int64_t prototypes, double temperature, double logit_limit,
                                   int threads) {
-  const int64_t joint_size = views * clusters * views * prototypes;
-  T* log_y = sums + joint_size;
-  Problem<T> p{views, batch, clusters, prototypes, batch, threads, sums, log_y};
+  Problem<T> p{views, batch, clusters, prototypes, batch, threads};
   softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
-  joint_distributions(p, Joint::sums);
+  for_panels(p, [&](int64_t first, int64_t count, int64_t panel) {
+    joint_panel(p, panel);
+    for (int64_t k = first; k < first + count; ++k)
+      for (int64_t c = 0; c < p.all_clusters; ++c) sums[k * p.all_clusters + c] = p.joint_at(c, k);
+  });
   cluster_sums(p);
-  log_y[views * clusters] = static_cast<T>(excess(logits, views * batch * clusters, logit_limit));
-  log_y[views * clusters + 1] = static_cast<T>(batch);
+  T* rest = sums + p.all_clusters * p.all_prototypes;
+  for (int64_t c = 0; c < p.all_clusters; ++c) rest[c] = p.log_y[c];
+  rest[p.all_clusters] = static_cast<T>(excess(logits, views * batch * clusters, logit_limit));
+  rest[p.all_clusters + 1] = static_cast<T>(batch);
 }
 
 template <typename T>
@@ -282,13 +377,23 @@ void mutual_information_loss_finish(const T* logits, const T* scores, T* sums, T
                                     T* scores_gradient, int64_t views, int64_t batch, int64_t clusters,
                                     int64_t prototypes, double temperature, double entropy_weight, double logit_limit,
                                     bool symmetric, int threads) {
-  T* log_y = sums + views * clusters * views * prototypes;
-  const int64_t whole_batch = static_cast<int64_t>(log_y[views * clusters + 1]);
-  Problem<T> p{views, batch, clusters, prototypes, whole_batch, threads, sums, log_y};
+  const T* rest = sums + views * clusters * views * prototypes;
+  const int64_t whole_batch = static_cast<int64_t>(rest[views * clusters + 1]);
+  Problem<T> p{views, batch, clusters, prototypes, whole_batch, threads};
   if (logits_gradient || scores_gradient) softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
-  const double conditional = symmetric ? 0 : joint_distributions(p, Joint::entropies);
+  const auto load = [&](int64_t first, int64_t, int64_t) {
+    for (int64_t k = first; k < first + kWide; ++k)
+      for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
+        p.joint_at(c, k) = k < p.all_prototypes && c < p.all_clusters ? sums[k * p.all_clusters + c] : T(0);
+  };
+  double conditional = 0;
+  if (symmetric)
+    for_panels(p, load);
+  else
+    conditional = conditional_entropy(p, load);
+  for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = rest[c];
   *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
-                                logit_limit, symmetric, static_cast<double>(log_y[views * clusters])));
+                                logit_limit, symmetric, static_cast<double>(rest[p.all_clusters])));
 }
 
 IMC_INSTANTIATE(mutual_information_loss)

@@ -2,12 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
-#ifdef _OPENMP
+// ThreadSanitizer does not know the barriers of GCC's OpenMP library: where it looks on (make sanitize-threads), the
+// same items are handed to threads that it does know.
+#ifdef __SANITIZE_THREAD__
+#include <atomic>
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
 #include <omp.h>
 #endif
+
+#include "scratch.h"
 
 namespace imc::IMC_ISA {
 
@@ -23,7 +29,17 @@ inline int useful_threads(int64_t elements, int threads) {
 template <typename Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
   if (threads > count) threads = static_cast<int>(count);
-#ifdef _OPENMP
+#ifdef __SANITIZE_THREAD__
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int worker) {  // relaxed: handing out items must order nothing, or it would hide races
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(item, worker);
+  };
+  std::vector<std::thread> workers;
+  for (int worker = 1; worker < threads; ++worker) workers.emplace_back(work, worker);
+  work(0);
+  for (std::thread& worker : workers) worker.join();
+  return;
+#elif defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t item = 0; item < count; ++item) body(item, omp_get_thread_num());
@@ -37,19 +53,15 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64));
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
+  explicit Scratch(int64_t count) : block_(take_block(static_cast<std::size_t>(count) * sizeof(T))) {}
+  ~Scratch() { return_block(block_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* get() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
+  T* get() { return static_cast<T*>(block_.data); }
+  T& operator[](int64_t i) { return get()[i]; }
 
  private:
-  T* data_;
+  Block block_;
 };
 
 }  // namespace imc::IMC_ISA

@@ -39,6 +39,10 @@ def load(
         labels_from_folders: take the sub-folders of a user's folder as labels.
         download: fetch a published set that is not there.
 
+    Returns:
+        The splits that there are, images uint8 [M, H, W, C] and labels int64 [M] where known, with the channels' mean
+        and deviation and a note of what was read and left out.
+
     Raises:
         UserError: it is not there, cannot be read, or is not what its name says; the message names the file.
     """

@@ -1,0 +1,123 @@
+"""Every command that the documents show is run, on pictures drawn here.
+
+`photos`, `new-photos` and `scans.npz` are small drawings in a folder that is also the home; `runs/photos` and `runs/digits`
+come from one short training each. Trainings get `--epochs 1`. A command that cannot run in a test (it needs a GPU, the
+network, other machines or hours) ends as a skip that says why and what was run instead.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_commands import COMMANDS, ROOT, Command
+
+from imc import cli
+
+SHORT = ("--epochs", "1")
+ELSEWHERE = {  # dry-run by test_commands.py
+    "make train": "installs a .venv of its own; imc train is run below",
+    "make test": "is this test and all others",
+    "make bench": "takes four minutes",
+    "make gpu-check": "needs a GPU",
+    "make dev": "installs into the .venv that runs this test",
+    "make lint": "is a step of CI of its own",
+    "make sanitize": "is a step of CI of its own",
+    "make simt": "is a step of CI of its own",
+    "make fuzz": "takes ten minutes",
+    "make docs": "is what test_reference.py runs",
+}
+WRITES = {  # what a command must have left, relative to the folder it ran in
+    "train": "runs/*/result.json",
+    "report": "runs/photos/report.html",
+    "predict": "runs/photos/predictions-new-photos.csv",
+    "evaluate": "runs/*/*.json",
+    "export": "runs/photos/model.pt2",
+    "clusters-sweep": "runs/photos-clusters/clusters-sweep.png",
+    "seeds": "runs/digits-seeds/summary.json",
+}
+
+
+def draw(folder: Path, count: int) -> None:
+    """Pictures of stripes, bars and discs, each kind in a sub-folder."""
+    random = np.random.default_rng(count)
+    y, x = np.mgrid[:40, :48]
+    kinds = {"stripes": np.sin(x / 3), "bars": np.sin(y / 3), "discs": np.sign(150 - (x - 24) ** 2 - (y - 20) ** 2)}
+    for index in range(count):
+        name, shape = list(kinds.items())[index % len(kinds)]
+        colours = (0.5 + shape[..., None] / 2) * random.uniform(60, 255, 3) + random.normal(0, 8, (40, 48, 3))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colours.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index}.jpg")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the documents' reader stands, with the two runs that they speak of."""
+    folder = tmp_path_factory.mktemp("home")
+    draw(folder / "photos", 96)
+    draw(folder / "new-photos", 9)
+    images = np.random.default_rng(0).integers(256, size=(96, 16, 16), dtype=np.uint8)
+    np.savez(folder / "scans.npz", images=images)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        settle(patch, folder)
+        assert cli.main(["train", "--data", "photos", "--clusters", "10", *SHORT]) == 0
+        assert cli.main(["train", "--method", "crlc", "--seed", "0", *SHORT]) == 0
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def settle(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.chdir(folder)
+    patch.setenv("HOME", str(folder))
+    for variable in ("IMC_CACHE", "IMC_DATA"):
+        patch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_of_the_documents_runs(
+    command: Command, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(command.text)
+    if words[0] == "make":
+        pytest.skip(ELSEWHERE[" ".join(words[:2])])
+    if "--nnodes" in words:
+        pytest.skip("needs two machines; its options are parsed by test_commands.py")
+    if "cifar10" in words and words[0] != "torchrun":
+        pytest.skip("needs CIFAR-10; the same without it is run, and its options are parsed by test_commands.py")
+    trains = words[0] == "torchrun" or words[1] in ("train", "seeds", "clusters-sweep")
+    folder = tmp_path / "home"  # what one command leaves does not stand in another's way
+    shutil.copytree(home, folder, ignore=shutil.ignore_patterns("runs") if trains else None)
+    settle(monkeypatch, folder)
+    if words[0] == "torchrun":
+        program = str(Path(sys.executable).with_name("torchrun"))
+        replaced = [{"4": "2", "cifar10": "digits"}.get(word, word) for word in words[1:]]
+        subprocess.run([program, *replaced, *SHORT], check=True, timeout=200, capture_output=True)
+        assert (folder / "runs/digits/result.json").exists()
+        pytest.skip("needs CIFAR-10 and four cores: ran with two processes on the digits")
+    assert words[0].endswith("imc"), f"{command.text}: say here how it is run"
+    argv = [word.replace("~", str(folder)) for word in words[1:]]
+    if trains:
+        argv += SHORT
+    assert cli.main(argv) == 0
+    assert list(folder.glob(WRITES[argv[0]])), f"{command.text} left no {WRITES[argv[0]]}"
+    if "--embeddings" in argv:
+        assert len(np.load(folder / "new.npy")) == 9
+    if "--sort-into" in argv:
+        assert len(list((folder / "sorted").rglob("*.jpg"))) == 9
+
+
+def test_the_module_says_what_is_built() -> None:
+    done = subprocess.run([sys.executable, "-m", "imc_kernels"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in ("cuda", "triton", "cpu", "eager"):
+        assert name in done.stdout
+    assert "available" in done.stdout
