@@ -3,6 +3,8 @@
 # make bench     compare the kernels with eager PyTorch
 # make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz      the same for new random inputs, about ten minutes
+# make sanitize-threads  look for races in the kernels with ThreadSanitizer
+# make torture   kill, stop, starve and damage training runs; writes the table of docs/robustness.md, about 20 minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
 # make gpu-check on a machine with a GPU: build, test and measure there, in the Python that has torch (PYTHON=...)
 # make docs      the reference of the Python functions, from their docstrings, in build/docs/
@@ -16,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench sanitize fuzz simt gpu-check docs lint dev clean
+.PHONY: train test bench sanitize sanitize-threads fuzz torture simt gpu-check docs lint dev clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -41,6 +43,20 @@ sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
 	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_threads_and_processes.py \
 	    -k "not test_memory_is_linear and not triton" $(ARGS)
+
+build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
+	IMC_BUILD_CUDA=0 IMC_SANITIZE=thread $(BIN)/python setup.py --quiet build \
+	    --build-base build/sanitize-threads --build-lib build/sanitize-threads/lib
+	touch $@
+
+# Without random addresses, of which ThreadSanitizer takes only so many.
+sanitize-threads: build/sanitize-threads/built
+	cd build/sanitize-threads && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1 \
+	    PYTHONPATH=lib setarch -R ../../$(BIN)/pytest -p no:cacheprovider ../../tests/kernels/races.py $(ARGS)
+
+# FAULTS="rank_killed disk_full": only these; tests/torture/__main__.py has all names.
+torture: .venv/installed
+	cd tests && ../$(BIN)/python -m torture $(FAULTS) --write
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built

@@ -12,6 +12,7 @@ written for speed, with every shortcut that is exact, and is what ``torch.compil
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,7 +240,7 @@ RIVALS: dict[str, dict[str, Form]] = {
     },
     "info_nce_loss": {"released": released_info_nce, "batched": batched_info_nce},
 }
-OPTIONS: dict[str, dict[str, float]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "mutual_information_loss": {"entropy_weight": ENTROPY_WEIGHT, "logit_limit": LOGIT_LIMIT},
     "log_dot_product_loss": {"entropy_weight": HEAD_ENTROPY_WEIGHT, "logit_limit": HEAD_LOGIT_LIMIT},
 }

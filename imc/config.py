@@ -131,22 +131,32 @@ class Config:
     )
     projection_hidden: int = option(None, "network", "width between the projection's two layers", at_least=1)
     embedding_dim: int = option(None, "network", "dimension of embeddings and prototypes", at_least=2)
-    projection_bias: bool = option(None, "network", "imc-swav: biases in the projection")
-    prototypes: int = option(None, "network", "imc-swav: number of prototypes", at_least=2)
-    classifier_widths: tuple[int, ...] = option(None, "network", "imc-swav: classifier's hidden layers", at_least=1)
-    sub_heads: int = option(None, "network", "crlc: number of cluster heads", at_least=1)
-    head_hidden: int = option(None, "network", "crlc: width of a cluster head's hidden layer", at_least=1)
+    projection_bias: bool = option(None, "network", "biases in the projection", method="imc-swav")
+    prototypes: int = option(None, "network", "number of prototypes", at_least=2, method="imc-swav")
+    classifier_widths: tuple[int, ...] = option(
+        None, "network", "classifier's hidden layers", at_least=1, method="imc-swav"
+    )
+    sub_heads: int = option(None, "network", "number of cluster heads", at_least=1, method="crlc")
+    head_hidden: int = option(None, "network", "width of a cluster head's hidden layer", at_least=1, method="crlc")
 
     temperature: float = option(None, "loss", "divides prototype scores, or cosines of embeddings", above=0)
     entropy_weight: float = option(None, "loss", "weight of the entropy of the clusters", at_least=0)
     logit_limit: float = option(None, "loss", "logits beyond +-this are penalised", above=0)
-    sinkhorn_epsilon: float = option(None, "loss", "imc-swav: entropy regularisation of Sinkhorn-Knopp", above=0)
-    sinkhorn_iterations: int = option(None, "loss", "imc-swav: iterations of Sinkhorn-Knopp", at_least=1)
-    queue: int = option(0, "loss", "imc-swav: earlier embeddings per view that join Sinkhorn-Knopp (SwAV)", at_least=0)
-    queue_start_epoch: int = option(15, "loss", "imc-swav: epoch from which the queue is filled, from 0", at_least=0)
-    bank: bool = option(None, "loss", "imc-swav: the classifier sees labelled-split rows only, collected to a batch")
-    smoothing: float = option(None, "loss", "crlc: weight of the uniform distribution", at_least=0, below=1)
-    contrast_weight: float = option(None, "loss", "crlc: weight of the contrast of the embeddings", at_least=0)
+    sinkhorn_epsilon: float = option(
+        None, "loss", "entropy regularisation of Sinkhorn-Knopp", above=0, method="imc-swav"
+    )
+    sinkhorn_iterations: int = option(None, "loss", "iterations of Sinkhorn-Knopp", at_least=1, method="imc-swav")
+    queue: int = option(
+        0, "loss", "earlier embeddings per view that join Sinkhorn-Knopp (SwAV)", at_least=0, method="imc-swav"
+    )
+    queue_start_epoch: int = option(
+        15, "loss", "epoch from which the queue is filled, from 0", at_least=0, method="imc-swav"
+    )
+    bank: bool = option(
+        None, "loss", "the classifier sees labelled-split rows only, collected to a batch", method="imc-swav"
+    )
+    smoothing: float = option(None, "loss", "weight of the uniform distribution", at_least=0, below=1, method="crlc")
+    contrast_weight: float = option(None, "loss", "weight of the contrast of the embeddings", at_least=0, method="crlc")
 
     device: str = option(
         "auto", "speed", "where to run; auto: a GPU where there is one", choices=("auto", "cpu", "cuda")
@@ -181,6 +191,10 @@ class Config:
             UserError: the first value that is not, with what is accepted.
         """
         check(self)
+        for entry in fields(self):
+            owner = entry.metadata["method"]
+            if owner not in (None, self.method) and getattr(self, entry.name) != entry.default:
+                raise UserError(f"{flag(entry.name)} belongs to --method {owner}, this is --method {self.method}")
         if self.large_crops is not None and self.small_crops is not None and self.large_crops + self.small_crops < 2:
             raise UserError("--large-crops and --small-crops must be at least 2 together, got 1")
         if self.method == "crlc" and (self.large_crops not in (None, 2) or self.small_crops not in (None, 0)):

@@ -22,8 +22,10 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    method: str | None = None,
 ) -> Any:
-    """A flag: its default, its group and line in ``--help``, and the bounds of its value or the texts accepted.
+    """A flag: its default, its group and line in ``--help``, the bounds of its value or the texts accepted, and the
+    method that alone has it.
 
     A default of None stands for what is chosen later; the field's type is then that of the choice.
     """
@@ -32,7 +34,8 @@ def option(
         default=default,
         metadata={
             "group": group,
-            "help": help,
+            "help": f"{method}: {help}" if method else help,
+            "method": method,
             "bounds": {k: v for k, v in bounds.items() if v is not None},
             "choices": choices,
         },

@@ -45,6 +45,7 @@ td.number, th.number { text-align: right; }
        gap: .25rem; margin: .25rem 0 .5rem; }
 .row img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .2rem; background: #eee; }
 .row img.pixelated { image-rendering: pixelated; }
+@media (min-width: 48rem) { .row { grid-template-columns: repeat(12, 1fr); } }
 summary { cursor: pointer; color: var(--accent); }
 """
 

@@ -98,7 +98,8 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     sections.append(("Configuration", _configuration(folder, run)))
     path = folder / PAGE
     name = run.config.name or folder.resolve().name
-    path.write_text(page.page(f"{name}: {images.name}", _lead(data.note, images, result), sections), encoding="utf-8")
+    title = name if name == images.name else f"{name}: {images.name}"
+    path.write_text(page.page(title, _lead(data.note, images, result), sections), encoding="utf-8")
     return path
 
 
@@ -124,7 +125,10 @@ def _clusters(images: Images, result: Outputs) -> str:
     parts = [page.paragraph("Of each cluster its most certain images, then its least certain ones.")]
     if len(shown) < len(texts):
         parts.append(page.paragraph(f"The {len(shown)} largest of {len(texts)} clusters.", muted=True))
-    for cluster in shown:
+    if not sizes.all():
+        empty = ", ".join(map(str, np.flatnonzero(sizes == 0)))
+        parts.append(page.paragraph(f"Without images: {empty}.", muted=True))
+    for cluster in shown[sizes[shown] > 0]:
         most, least = most_and_least_certain(clusters, confidence, cluster, SHOWN)
         body = page.tag("h3", f"Cluster {cluster}: {page.escape(texts[cluster])}")
         for heading, members in (("most certain", most), ("least certain", least)):

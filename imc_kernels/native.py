@@ -17,8 +17,9 @@ from torch import Tensor
 __all__ = ["call", "missing", "module", "threads"]
 
 _HOW_TO_BUILD = {
-    "_cpu": "reinstall with a C++17 compiler (g++ or clang++) on the path",
-    "_cuda": "reinstall with nvcc on the path (or CUDA_HOME set) and IMC_BUILD_CUDA=1",
+    "_cpu": "in the source tree, with g++ or clang++ on the path: pip install --force-reinstall --no-deps .",
+    "_cuda": "in the source tree, with nvcc on the path or CUDA_HOME set: "
+    "IMC_BUILD_CUDA=1 pip install --force-reinstall --no-deps .",
 }
 
 

@@ -1,4 +1,4 @@
-"""`make docs` builds the reference without a warning, and every public function says what it takes, gives and refuses."""
+"""`make docs` builds the reference without a warning; every public function says what it takes, gives and refuses."""
 
 from __future__ import annotations
 

@@ -72,14 +72,9 @@ def write(rows: list[Row]) -> None:
     """Replace the rows of these faults in the page's table."""
     before, rest = PAGE.read_text().split(BEGIN)
     table, after = rest.split(END)
-    lines = table.splitlines()
-    for line in markdown(rows).splitlines():
-        fault = line.split(" | ")[0]
-        places = [i for i, old in enumerate(lines) if old.split(" | ")[0] == fault]
-        lines[places[0] : places[0] + 1] = [line] if places else []
-        if not places:
-            lines.append(line)
-    PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
+    lines = {line.split(" | ")[0]: line for line in table.splitlines()}
+    lines |= {line.split(" | ")[0]: line for line in markdown(rows).splitlines()}
+    PAGE.write_text(before + BEGIN + "\n".join(lines.values()) + "\n" + END + after)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,12 @@ def tiny_config(out: Path) -> Config:
         prototypes=12,
         classifier_widths=(16,),
     )
+
+
+def crlc_config(config: Config, **options: Any) -> Config:
+    """The same for CRLC: two views, and none of what belongs to IMC-SwAV."""
+    own = {"small_crops": 0, "head_hidden": 8, "prototypes": None, "classifier_widths": None}
+    return dataclasses.replace(config, method="crlc", **{**own, **options})
 
 
 @pytest.fixture

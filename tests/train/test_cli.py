@@ -25,6 +25,10 @@ def in_process(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str
         ([], "no command given; accepted are train"),
         (["trian"], "unknown command 'trian'; accepted are train"),
         (["train", "--epohs", "3"], "unknown flag --epohs; did you mean --epochs?"),
+        (
+            ["train", "--method=crlc", "--prototypes=9"],
+            "--prototypes belongs to --method imc-swav",
+        ),
         (["train", "--epoch=3"], "unknown flag --epoch; did you mean --epochs?"),
         (["train", "digits"], "unexpected argument 'digits'"),
         (["train", "--data", "digitz"], "--data 'digitz' is not there; accepted are digits"),

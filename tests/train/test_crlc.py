@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from train.conftest import crlc_config
 
 from imc.config import Config
 from imc.data import Images
@@ -36,7 +36,7 @@ def eager():
 @pytest.fixture
 def model(tiny: Config, digits: Images) -> Method:
     torch.manual_seed(0)
-    config = dataclasses.replace(tiny, method="crlc", small_crops=0, sub_heads=HEADS, head_hidden=8)
+    config = crlc_config(tiny, sub_heads=HEADS)
     return build_model(plan(config, digits))
 
 

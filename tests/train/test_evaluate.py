@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train.conftest import tiny_config
+from train.conftest import crlc_config, tiny_config
 
 from imc.cli import main
 from imc.data import Dataset, Images
@@ -168,7 +168,7 @@ def test_a_folder_is_read_at_the_size_of_the_training_on_any_machine(
 @pytest.fixture
 def crlc_run(digits: Images, tmp_path: Path) -> Path:
     config = tiny_config(tmp_path / "crlc")
-    train(dataclasses.replace(config, method="crlc", small_crops=0, sub_heads=3, head_hidden=8, epochs=1), digits)
+    train(crlc_config(config, sub_heads=3, epochs=1), digits)
     return tmp_path / "crlc"
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from train.conftest import crlc_config
 
 from imc import export
 from imc.cli import main
@@ -25,6 +25,7 @@ SCRIPT = """
 import sys
 sys.modules["imc"] = sys.modules["imc_kernels"] = None  # importing either fails
 import numpy, onnxruntime, torch
+from train.conftest import crlc_config
 images = numpy.load("images.npy")
 program = torch.export.load("model.pt2").module()
 logits, probabilities, clusters = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images})
@@ -109,7 +110,7 @@ def test_nothing_is_overwritten(run_copy: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_every_method_has_a_graph(tiny: Config, digits: Images) -> None:
-    config = plan(dataclasses.replace(tiny, method="crlc", small_crops=None), digits)
+    config = plan(crlc_config(tiny, small_crops=None), digits)
     model = ExportedModel(LoadedRun(config, build_model(config))).eval()
     program = traced(model).module()
     for count in (1, 5):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from train.conftest import tiny_config
+from train.conftest import crlc_config, tiny_config
 
 import imc.train
 from imc.checkpoint import read_checkpoint
@@ -31,7 +31,7 @@ CASES = {
     "plain": PLAIN,
     "bank-and-queue": {**PLAIN, "bank": True, "queue": 120, "queue_start_epoch": 0},
     "crops": {**PLAIN, "augmentation": "crops"},
-    "crlc": {**PLAIN, "method": "crlc", "small_crops": 0, "sub_heads": 2, "head_hidden": 8},
+    "crlc": {**PLAIN, "sub_heads": 2},
 }
 
 
@@ -44,7 +44,8 @@ def data() -> Dataset:
 
 
 def configure(folder: Path, case: str) -> Config:
-    return dataclasses.replace(tiny_config(folder / case), threads=1, **CASES[case])
+    plain = dataclasses.replace(tiny_config(folder / case), threads=1)
+    return crlc_config(plain, **CASES[case]) if case == "crlc" else dataclasses.replace(plain, **CASES[case])
 
 
 def run(config: Config) -> None:

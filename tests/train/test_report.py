@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imc import page
 from imc.cli import main
 from imc.data import Dataset
+from imc.evaluation import Outputs, outputs
 from imc.report import Options, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -53,8 +55,9 @@ def test_the_page_shows_the_run(written: Path) -> None:
     text = written.read_text()
     for heading in ("Clusters", "Classes", "Embeddings", "Evidence", "Training", "Use", "Configuration"):
         assert f">{heading}</h2>" in text
-    for shown in ("192", "ACC", "Cluster 0: ", "most certain", "embedding_dim", "imc-swav", "processor", "class 3"):
+    for shown in ("192", "ACC", "most certain", "embedding_dim", "imc-swav", "processor", "class 3"):
         assert shown in text
+    assert re.search(r"Cluster \d+: ", text)
     figures = {path.name for path in (written.parent / "figures").iterdir()}
     curves = {"curves.png", "cluster-use.png", "prototype-use.png"}
     assert figures == {"confusion-train.png", "embeddings.png", "heatmaps.png", *curves}
@@ -104,24 +107,44 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
-@pytest.mark.parametrize("width", [500, 1280])  # 500: headless chromium makes no narrower window
-def test_a_browser_shows_it_without_scrolling_sideways(written: Path, width: int, tmp_path: Path) -> None:
-    probe = tmp_path / "probe.html"
+@pytest.mark.parametrize("width", [390, 1280])  # a phone, a desk
+def test_a_browser_shows_it_without_errors_or_scrolling_sideways(written: Path, width: int, tmp_path: Path) -> None:
+    probe, frame = tmp_path / "probe.html", tmp_path / "frame.html"  # headless chromium's windows are 500 wide or more
     script = (
-        "<script>addEventListener('load', () => { const root = document.documentElement;"
-        "const broken = [...document.images].filter(image => !image.naturalWidth).length;"
-        "root.setAttribute('data-seen', `${root.scrollWidth > root.clientWidth} ${broken} ${innerWidth}`); })</script>"
+        "<script>let errors = 0; addEventListener('error', () => errors++, true); addEventListener('load', () => {"
+        "const root = document.documentElement, images = [...document.images];"
+        "const broken = images.filter(image => !image.complete || !image.naturalWidth).length;"
+        "const unnamed = images.filter(image => !image.alt).length;"
+        "parent.postMessage([innerWidth, root.scrollWidth > root.clientWidth, broken, unnamed, errors].join(' '), '*')"
+        "})</script>"
     )
-    probe.write_text(written.read_text().replace("</body>", f"{script}</body>"))
+    probe.write_text(written.read_text().replace("</head>", f"{script}</head>"))
+    frame.write_text(
+        "<!DOCTYPE html><html><body><script>addEventListener('message', message => "
+        "document.documentElement.setAttribute('data-seen', message.data))</script>"
+        f"<iframe src='{probe.as_uri()}' style='width: {width}px; height: 800px; border: 0'></iframe></body></html>"
+    )
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     shown = subprocess.run(
-        [*command, f"--window-size={width},900", "--dump-dom", probe.as_uri()],
+        [*command, "--enable-logging=stderr", "--window-size=1400,900", "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
-    ).stdout
-    assert f'data-seen="false 0 {width}"' in shown
+    )
+    assert f'data-seen="{width} false 0 0 0"' in shown.stdout  # width, scrolls sideways, broken, without alt, errors
+    assert "CONSOLE" not in shown.stderr
+
+
+def test_empty_clusters_take_one_line(run_copy: Path, split_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_cluster(*arguments: object, **options: object) -> Outputs:
+        found = outputs(*arguments, **options)  # type: ignore[arg-type]
+        return found._replace(probabilities=torch.eye(found.probabilities.shape[1])[[3] * len(found.probabilities)])
+
+    monkeypatch.setattr("imc.report.outputs", one_cluster)
+    text = report(Options(str(run_copy)), split_digits).read_text()
+    assert "Without images: 0, 1, 2, 4" in text
+    assert text.count('class="cluster"') == 1
 
 
 def test_text_is_escaped() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from train.conftest import tiny_config
+from train.conftest import crlc_config, tiny_config
 
 import imc.loop
 from imc.checkpoint import read_checkpoint
@@ -130,7 +132,7 @@ def test_the_bank_and_the_queue_are_in_the_checkpoint(
 
 
 def test_crlc_resumes_too(tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(tiny, method="crlc", small_crops=0, sub_heads=2, head_hidden=8)
+    config = crlc_config(tiny, sub_heads=2)
     complete = dataclasses.replace(config, out=str(tmp_path / "complete"))
     train(complete, digits)
     with monkeypatch.context() as patch:
@@ -230,3 +232,59 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
         assert signals.received
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def fails_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full from this fsync on."""
+    count = itertools.count()
+
+    def fsync(_: int) -> None:
+        if next(count) >= write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("imc.run_folder.os.fsync", fsync)
+
+
+@pytest.mark.parametrize("write", range(7))  # config, checkpoint, metrics, checkpoint, metrics, checkpoint, model
+def test_a_full_disk_is_a_sentence_and_the_resumed_run_is_bitwise_the_whole(
+    write: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fails_at(write, patch)
+        with pytest.raises(RunError, match=r"could not be written: No space left on device; --resume continues"):
+            train(tiny, digits)
+    assert not list(Path(tiny.out).glob("*.tmp"))
+    train(dataclasses.replace(tiny, resume=True), digits)
+    assert_same(left_by(tiny), whole)
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_refused_or_harmless(tiny: Config, digits: Images) -> None:
+    """torch.load alone takes a flipped bit of a parameter for the parameter."""
+    train(tiny, digits)
+    path = Path(tiny.out) / CHECKPOINT
+    content, exact, refused = path.read_bytes(), read_checkpoint(path.parent), 0
+    for place in range(0, len(content), len(content) // 150):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            assert_same(read_checkpoint(path.parent), exact)
+        except UserError as error:
+            assert "is no checkpoint that can be read" in str(error)
+            refused += 1
+    assert refused > 75
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_seed_is_bitwise_one_run(
+    threads: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From run to run, and for any number of threads where the kernels and the sums are those of this package."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for name in ("first", "second"):
+            config = dataclasses.replace(tiny, out=str(Path(tiny.out) / name), threads=threads, backend="auto")
+            train(config, digits)
+            results.append(left_by(config))
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*results)
