@@ -75,7 +75,7 @@ SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda \
     ../../tests/kernels/test_native_boundary.py
 
 simt: build/simt/built build/simt-sanitize/built
-	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py $(ARGS)
+	cd build/simt && $(SIMT) ../../tests/kernels/test_cuda.py ../../tests/kernels/test_distributed.py $(ARGS)
 	cd build/simt-sanitize && $(ASAN) $(SIMT) $(ARGS)
 
 # No network and no .venv: torch, triton, pybind11, ninja, pytest and pytest-benchmark are there already.

@@ -38,9 +38,16 @@ constexpr imc::Place kPlace{imc::dlpack::kCuda, kLargestSize, "device, stream"};
               {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, __nv_bfloat16), IMC_KERNEL(kernel, __half)}, \
               imc::Options{__VA_ARGS__})
 
+// A kernel of float32 alone.
+#define IMC_DEFINE_SINGLE(kernel, signature, ...) \
+  imc::define(module, #kernel, signature, kPlace, {imc::make_kernel(&imc::cuda::kernel)}, imc::Options{__VA_ARGS__})
+
 // Asks for the sizes in a signature's workspace(...).
 auto workspace(int64_t (*bytes)(int64_t, int)) {
   return [bytes](const int64_t* n, int device) { return bytes(n[0], device); };
+}
+auto workspace(int64_t (*bytes)(int64_t, int64_t, int)) {
+  return [bytes](const int64_t* n, int device) { return bytes(n[0], n[1], device); };
 }
 auto workspace(int64_t (*bytes)(int64_t, int64_t, int64_t, int)) {
   return [bytes](const int64_t* n, int device) { return bytes(n[0], n[1], n[2], device); };
@@ -117,6 +124,14 @@ PYBIND11_MODULE(_cuda, module) {
              "scores[p.. b k], marginals[k]?, rows[p i b], columns[p i k], grad_output[p.. b k], gradient[p.. b k], "
              "workspace(p b k), p, b, k, epsilon, i",
              workspace(sinkhorn_backward_workspace_bytes));
+  IMC_DEFINE_SINGLE(sinkhorn_sweep,
+                    "scores[p.. b k], extremes[3 p], assignments[p.. b k], columns[p k], rows[p b], log_sums[p k], p, "
+                    "b, k, epsilon, iteration, last");
+  IMC_DEFINE_SINGLE(sinkhorn_backward_sweep,
+                    "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
+                    "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
+                    "gradient[p.. b k], sums[p k], workspace(p b), p, b, k, epsilon",
+                    workspace(sinkhorn_backward_sweep_workspace_bytes));
   IMC_DEFINE(swapped_prediction_loss,
              "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, workspace(b), v, a, b, k, temperature; "
              "a <= v; 2 <= v",
@@ -130,10 +145,10 @@ PYBIND11_MODULE(_cuda, module) {
              "logits[v b c], scores[v b k], y[b vc], u[b w], workspace[n], v, b, c, k, w, temperature, logit_limit, "
              "symmetric s; vk < w; c = k if s",
              {}, check_workspace);
-  imc::define(module, "mutual_information_loss_entropies",
-              "joint[vc w], loss[], workspace[n], views v, batch b, clusters c, prototypes k, w, entropy_weight, "
-              "symmetric s; vk < w; c = k if s",
-              kPlace, {imc::make_kernel(&mutual_information_loss_entropies)}, {{}, check_workspace});
+  IMC_DEFINE_SINGLE(mutual_information_loss_entropies,
+                    "joint[vc w], loss[], workspace[n], views v, batch b, clusters c, prototypes k, w, "
+                    "entropy_weight, symmetric s; vk < w; c = k if s",
+                    {}, check_workspace);
   IMC_DEFINE(mutual_information_loss_gradients,
              "logits[v b c], y[b vc], u[b w], dy[b vc]?, du[b w]?, logits_gradient[v b c]?dy, "
              "scores_gradient[v b k]?du, v, b, c, prototypes k, w, temperature, logit_limit; vk < w; 1 <= k");

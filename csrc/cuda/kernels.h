@@ -54,6 +54,33 @@ void sinkhorn_backward(const T* scores,          // [problems, batch, prototypes
                        int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations,
                        int device, uintptr_t stream);
 
+// A batch over processes, as on the CPU (csrc/cpu/kernels.h); logarithms are natural.
+void sinkhorn_sweep(const float* scores,    // [problems, batch, prototypes]
+                    const float* extremes,  // [3, problems]
+                    float* assignments,     // [problems, batch, prototypes], written by the last sweep
+                    const double* columns,  // [problems, prototypes]
+                    double* rows,           // [problems, batch]: out
+                    double* log_sums,       // [problems, prototypes]: out, but by the last sweep
+                    int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iteration, bool last,
+                    int device, uintptr_t stream);
+
+int64_t sinkhorn_backward_sweep_workspace_bytes(int64_t problems, int64_t batch, int device);
+
+void sinkhorn_backward_sweep(const float* scores,             // [problems, batch, prototypes]
+                             const float* extremes,           // [3, problems]
+                             const float* marginals,          // [prototypes] or null
+                             const float* assignments,        // [problems, batch, prototypes]
+                             const float* grad_output,        // [problems, batch, prototypes]
+                             const double* columns,           // [problems, prototypes]
+                             const double* earlier_rows,      // [problems, batch] or null
+                             const double* earlier_columns,   // [problems, prototypes] or null
+                             const float* columns_gradient,   // [problems, prototypes] or null
+                             float* gradient,                 // [problems, batch, prototypes]
+                             float* sums,                     // [problems, prototypes]: out, where there is an earlier
+                             float* workspace,                // sinkhorn_backward_sweep_workspace_bytes(...)
+                             int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int device,
+                             uintptr_t stream);
+
 int64_t swapped_prediction_loss_workspace_bytes(int64_t batch, int device);
 
 template <typename T>

@@ -40,12 +40,13 @@ def together(operation: str, **tensors: Tensor) -> None:
     Raises:
         ValueError: they do not.
     """
-    (first, reference), *others = tensors.items()
-    device, dtype = reference.device, reference.dtype
-    for name, tensor in others:
-        if tensor.device != device:
+    first = device = dtype = None
+    for name, tensor in tensors.items():
+        if first is None:
+            first, device, dtype = name, tensor.device, tensor.dtype
+        elif tensor.device != device:
             raise ValueError(f"{operation}: {first} is on {device} and {name} on {tensor.device}; move one")
-        if tensor.dtype != dtype:
+        elif tensor.dtype != dtype:
             raise ValueError(f"{operation}: {first} is {dtype} and {name} {tensor.dtype}; cast one")
 
 

@@ -85,6 +85,7 @@ INPUTS = (
 
 
 def _check_tensors(images: Tensor, *others: Tensor) -> None:
+    device = getattr(images, "device", None)
     for tensor, (name, dtype, rank, layout) in zip((images, *others), INPUTS, strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{NAME}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
@@ -92,8 +93,8 @@ def _check_tensors(images: Tensor, *others: Tensor) -> None:
             raise TypeError(f"{NAME}: {name} {layout} must be {dtype}, got {tensor.dtype}")
         if tensor.dim() != rank or tensor.numel() == 0:
             raise ValueError(f"{NAME}: {name} must have the shape {layout}, none of them 0, got {list(tensor.shape)}")
-        if tensor.device != images.device:
-            raise ValueError(f"{NAME}: images are on {images.device} and {name} on {tensor.device}; move one")
+        if tensor.device != device:
+            raise ValueError(f"{NAME}: images are on {device} and {name} on {tensor.device}; move one")
     indices, parameters = others
     if images.shape[3] not in (1, 3):
         raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
@@ -163,6 +164,13 @@ def _triton(*arguments: Any) -> Tensor:
     return kernel(*arguments)
 
 
+@functools.lru_cache(maxsize=64)
+def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[list[float], Tensor]:
+    """Factors and offsets of ``x -> (x - mean) / std``: of three channels in turn, and as float64 [2, C]."""
+    rows = [1 / float(s) for s in std], [-float(m) / float(s) for m, s in zip(mean, std, strict=True)]
+    return [number for row in rows for number in (row * 3)[:3]], torch.tensor(rows, dtype=torch.float64)
+
+
 def _native(
     module: str,
     images: Tensor,
@@ -181,11 +189,10 @@ def _native(
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     crops = torch.empty(shape, dtype=dtype, device=images.device)
     tensors = (crops, images, indices.contiguous(), parameters.contiguous())
-    factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    numbers, affine = _normalisation(tuple(mean), tuple(std))
     if module == "_cuda":  # whose numbers travel with the launch
-        native.call(module, NAME, *tensors, size, channels_last, *(factors * 3)[:3], *(offsets * 3)[:3])
+        native.call(module, NAME, *tensors, size, channels_last, *numbers)
     else:
-        affine = torch.tensor([factors, offsets], dtype=torch.float64)
         native.call(module, NAME, *tensors, affine, size, channels_last)
     return crops.movedim(-1, -3) if channels_last else crops
 

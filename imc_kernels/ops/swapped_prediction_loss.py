@@ -41,9 +41,10 @@ def swapped_prediction_loss(
     assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
     checks.together(NAME, scores=scores, assignments=assignments)
     checks.positive(NAME, "temperature", temperature)
-    if scores.shape[0] < 2:
+    (views, *sizes), (assigned, *assigned_sizes) = scores.shape, assignments.shape
+    if views < 2:
         raise ValueError(f"{NAME}: scores [V, B, K] must have at least 2 views, got {list(scores.shape)}")
-    if assignments.shape[1:] != scores.shape[1:] or assignments.shape[0] > scores.shape[0]:
+    if assigned_sizes != sizes or assigned > views:
         raise ValueError(
             f"{NAME}: assignments [A, B, K] must match scores [V, B, K] in B and K with A <= V, got "
             f"{list(assignments.shape)} for {list(scores.shape)}"

@@ -140,11 +140,12 @@ def shake(function: Any, examples: int) -> int:
     @given(data=st.data())
     def call(data: st.DataObject) -> None:
         nonlocal refused
-        arguments = [fitting(function, parameter) for parameter in wanted]
+        fits = [fitting(function, parameter) for parameter in wanted]
+        arguments = list(fits)
         for _ in range(data.draw(st.integers(1, 2))):
             at = data.draw(st.integers(0, len(arguments) - 1))
-            if isinstance(arguments[at], Tensor) and data.draw(st.booleans()):
-                arguments[at] = data.draw(st.sampled_from(ODD))(tuple(arguments[at].shape))
+            if isinstance(fits[at], Tensor) and data.draw(st.booleans()):
+                arguments[at] = data.draw(st.sampled_from(ODD))(tuple(fits[at].shape))
             else:
                 arguments[at] = data.draw(objects)
         if data.draw(st.integers(0, 9)) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -107,16 +108,24 @@ class _Sinkhorn(torch.autograd.Function):
         return None, gradient, None, None, None, None
 
 
-def _cpu_sweep(
-    scores: Tensor, extremes: Tensor, assignments: Tensor, columns: Tensor, epsilon: float, iteration: int, last: bool
+def _sweep(
+    module: str,
+    scores: Tensor,
+    extremes: Tensor,
+    assignments: Tensor,
+    columns: Tensor,
+    epsilon: float,
+    iteration: int,
+    last: bool,
 ) -> tuple[Tensor, Tensor]:
     rows, log_sums = columns.new_empty(extremes.shape[1], scores.shape[-2]), torch.empty_like(columns)
     given = (scores, extremes, assignments, columns)
-    native.call("_cpu", "sinkhorn_sweep", *given, rows, log_sums, epsilon, iteration, last)
+    native.call(module, "sinkhorn_sweep", *given, rows, log_sums, epsilon, iteration, last)
     return rows, log_sums
 
 
-def _cpu_backward_sweep(
+def _backward_sweep(
+    module: str,
     scores: Tensor,
     extremes: Tensor,
     marginals: Tensor | None,
@@ -130,8 +139,11 @@ def _cpu_backward_sweep(
 ) -> Tensor:
     sums = torch.empty_like(columns, dtype=scores.dtype)
     given = (scores, extremes, marginals, assignments, grad_output, columns, *(earlier or (None, None)))
-    native.call("_cpu", "sinkhorn_backward_sweep", *given, columns_gradient, gradient, sums, epsilon)
+    native.call(module, "sinkhorn_backward_sweep", *given, columns_gradient, gradient, sums, epsilon)
     return sums
 
 
-PHASES = {"cpu": Phases(_cpu_sweep, _cpu_backward_sweep)}
+PHASES = {
+    name: Phases(functools.partial(_sweep, module), functools.partial(_backward_sweep, module))
+    for name, module in (("cuda", "_cuda"), ("cpu", "_cpu"))
+}
