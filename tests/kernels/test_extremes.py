@@ -24,7 +24,6 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "denormal": lambda x: x * torch.finfo(x.dtype).tiny / 1e3,
     "smallest normal": lambda x: x.sign() * torch.finfo(x.dtype).tiny,
     "half's largest": lambda x: x.sign() * 65504,
-    "largest": lambda x: x.sign() * torch.finfo(x.dtype).max,
 }
 CASES = [
     (operation, backend, values, size, dtype)
@@ -34,7 +33,7 @@ CASES = [
     for size in SIZES
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
     # An emulated backend is slow: what its arithmetic can get wrong, not how it is launched.
-    if backend == "cpu" or (dtype == torch.float32 and size == "plain" and not values.endswith("largest"))
+    if backend == "cpu" or (dtype == torch.float32 and size == "plain" and values != "half's largest")
 ]
 
 
@@ -61,8 +60,6 @@ def test_the_answer_is_finite_and_right(operation: Operation, values: str) -> No
         largest = max(1.0, *(float(x.double().abs().max()) for x in inputs))
         for result, rival, exact in zip(ours, single, truth, strict=True):
             representable = exact.to(result.dtype).isfinite() & rival.isfinite()
-            if largest > 1e30:  # whose squares float32 cannot hold
-                representable &= False
             assert result[representable].isfinite().all(), (backend, size, dtype)
             compared = representable & result.isfinite()
             error, rivals, scale = (

@@ -36,7 +36,7 @@ BATCH, PROTOTYPES, PART = 2**21, 1032, 8  # the last of PART samples differs fro
 
 
 def scores_of(small: Tensor, batch: int) -> Tensor:
-    """Scores [batch, K] whose last rows are the last of ``small`` [PART, K], the others zero, in the same proportion."""
+    """Scores [batch, K] whose last rows are that of ``small`` [PART, K], in the same proportion; the others zero."""
     scores = torch.zeros(batch, small.shape[-1])
     scores[-batch // PART :] = small[-1]
     return scores
