@@ -33,6 +33,8 @@ ELSEWHERE = {  # dry-run by test_commands.py
     "make lint": "is a step of CI of its own",
     "make sanitize": "is a step of CI of its own",
     "make simt": "is a step of CI of its own",
+    "make sanitize-threads": "takes four minutes; the detector itself is tested by test_race_detector.py",
+    "make torture": "takes twenty minutes; test_torture.py does the same to a few runs",
     "make fuzz": "takes ten minutes",
     "make docs": "is what test_reference.py runs",
 }
