@@ -25,7 +25,6 @@ SCRIPT = """
 import sys
 sys.modules["imc"] = sys.modules["imc_kernels"] = None  # importing either fails
 import numpy, onnxruntime, torch
-from train.conftest import crlc_config
 images = numpy.load("images.npy")
 program = torch.export.load("model.pt2").module()
 logits, probabilities, clusters = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images})
