@@ -87,12 +87,6 @@ struct Problem {
   }
 };
 
-// p = softmax(scale x), but for the factor that is returned
-template <typename T>
-T softmax(const T* x, T* p, int64_t n, T scale) {
-  return 1 / exp_row(x, p, n, scale);
-}
-
 template <typename T>
 void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temperature) {
   const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
@@ -109,13 +103,13 @@ void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temper
     T* e = &exponentials[worker * p.prototypes];
     for (int64_t view = 0; view < p.views; ++view) {
       const int64_t row = view * p.batch + sample;
-      const T inverse = softmax(scores + row * p.prototypes, e, p.prototypes, inverse_temperature);
+      const T inverse = 1 / exp_row(scores + row * p.prototypes, e, p.prototypes, inverse_temperature);
       p.for_pieces(sample, view, [&](int64_t k, T* out, int64_t n) {
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) out[i] = e[k + i] * inverse;
       });
       T* y = &p.y[sample * p.all_clusters + view * p.clusters];
-      const T factor = softmax(logits + row * p.clusters, y, p.clusters, T(1));
+      const T factor = 1 / exp_row(logits + row * p.clusters, y, p.clusters, T(1));
       for (int64_t c = 0; c < p.clusters; ++c) y[c] *= factor;
     }
     for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
@@ -124,7 +118,7 @@ void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temper
   });
 }
 
-// What comes next out of the last cache is asked for early: the products then run at the rate of the arithmetic (1.6 and
+// What comes next out of the last cache is asked for early: the products then run at the rate of arithmetic (1.6 and
 // 2.0 ms without, 1.25 each with, of 1.2 by the library's rate).
 template <typename T>
 void prefetch(const T* x, int64_t n) {
@@ -185,13 +179,14 @@ void for_panels(const Problem<T>& p, const Body& body) {
   });
 }
 
-// The mean over the pairs of H(Y_j|U_i); prepare(first column, columns, panel) leaves a panel of J.
+// The mean over the pairs of H(Y_j|U_i), or 0 and J as it is where that is not wanted; prepare(first column, columns,
+// panel) leaves a panel of J.
 template <typename T, typename Prepare>
-double conditional_entropy(Problem<T>& p, const Prepare& prepare) {
+double conditional_entropy(Problem<T>& p, bool wanted, const Prepare& prepare) {
   Scratch<double> entropies(p.prototype_panels);
   for_panels(p, [&](int64_t first, int64_t count, int64_t panel) {
     prepare(first, count, panel);
-    entropies[panel] = conditional_entropy_panel(p, first, count);
+    entropies[panel] = wanted ? conditional_entropy_panel(p, first, count) : 0;
   });
   double total = 0;
   for (int64_t panel = 0; panel < p.prototype_panels; ++panel) total += entropies[panel];
@@ -343,11 +338,8 @@ void mutual_information_loss(const T* logits, const T* scores, T* loss, T* logit
                              double entropy_weight, double logit_limit, bool symmetric, int threads) {
   Problem<T> p{views, batch, clusters, prototypes, batch, threads};
   softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
-  double conditional = 0;
-  if (symmetric)
-    for_panels(p, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
-  else
-    conditional = conditional_entropy(p, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
+  const double conditional =
+      conditional_entropy(p, !symmetric, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
   cluster_sums(p);
   *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
                                 logit_limit, symmetric, excess(logits, views * batch * clusters, logit_limit)));
@@ -381,16 +373,11 @@ void mutual_information_loss_finish(const T* logits, const T* scores, T* sums, T
   const int64_t whole_batch = static_cast<int64_t>(rest[views * clusters + 1]);
   Problem<T> p{views, batch, clusters, prototypes, whole_batch, threads};
   if (logits_gradient || scores_gradient) softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
-  const auto load = [&](int64_t first, int64_t, int64_t) {
+  const double conditional = conditional_entropy(p, !symmetric, [&](int64_t first, int64_t, int64_t) {
     for (int64_t k = first; k < first + kWide; ++k)
       for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
         p.joint_at(c, k) = k < p.all_prototypes && c < p.all_clusters ? sums[k * p.all_clusters + c] : T(0);
-  };
-  double conditional = 0;
-  if (symmetric)
-    for_panels(p, load);
-  else
-    conditional = conditional_entropy(p, load);
+  });
   for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = rest[c];
   *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
                                 logit_limit, symmetric, static_cast<double>(rest[p.all_clusters])));
