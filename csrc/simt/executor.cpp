@@ -1,61 +1,17 @@
 #include "executor.h"
 
-#include <sys/mman.h>
-
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 
+#include "fibers.h"
 #include "state.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-
-#ifndef __x86_64__
-#error "the executor switches fibers in x86-64 assembly"
-#endif
-
-// Saves what a call must preserve and the stack pointer, and goes on where `to` was saved.
-extern "C" void imc_simt_switch(void** from, void* to);
-asm(R"(
-.text
-.p2align 4
-.globl imc_simt_switch
-.hidden imc_simt_switch
-.type imc_simt_switch, @function
-imc_simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size imc_simt_switch, .-imc_simt_switch
-)");
 
 namespace simt {
 namespace {
 
-#ifdef __SANITIZE_ADDRESS__
-constexpr std::size_t kStackBytes = 256 << 10;
-#else
-constexpr std::size_t kStackBytes = 64 << 10;
-#endif
-constexpr std::uint64_t kCanary = 0x5a17c0de5a17c0deull;  // at the end of each stack
-constexpr unsigned kMostThreads = 1024;                   // in a block
+constexpr unsigned kMostThreads = 1024;  // in a block
 
 const char* describe(Wait wait) {
   switch (wait) {
@@ -76,92 +32,8 @@ const char* describe(Wait wait) {
   }
 }
 
-struct Stacks {
-  char* base = nullptr;
-  std::size_t bytes = 0;
-
-  void reserve(std::size_t wanted) {
-    if (wanted <= bytes) return;
-    if (base) munmap(base, bytes);
-    void* mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) {
-      base = nullptr;
-      bytes = 0;
-      throw std::runtime_error("simt: no memory for the stacks of a launch's threads");
-    }
-    base = static_cast<char*>(mapped);
-    bytes = wanted;
-  }
-};
-
 std::mutex one_launch;  // at a time
-Stacks stacks;
-
-struct Running {
-  const Launch* launch = nullptr;
-  const std::function<void()>* body = nullptr;
-  void* stack_pointer = nullptr;  // the scheduler's
-  const void* stack = nullptr;
-  std::size_t stack_bytes = 0;
-  void* fake_stack = nullptr;
-  std::string failure;
-};
-thread_local Running running;
-
-void before_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* stack, [[maybe_unused]] std::size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(save, stack, bytes);
-#endif
-}
-
-void after_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** stack, [[maybe_unused]] std::size_t* bytes) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(saved, stack, bytes);
-#endif
-}
-
-void suspend(Wait wait) {
-  Thread* thread = self;
-  thread->wait = wait;
-  const bool last = wait == Wait::done || wait == Wait::failed;
-  before_switch(last ? nullptr : &thread->fake_stack, running.stack, running.stack_bytes);
-  imc_simt_switch(&thread->stack_pointer, running.stack_pointer);
-  after_switch(thread->fake_stack, nullptr, nullptr);
-}
-
-void enter() {
-  after_switch(nullptr, &running.stack, &running.stack_bytes);
-  (*running.body)();
-  suspend(Wait::done);
-  std::abort();
-}
-
-void resume(Thread& thread) {
-  self = &thread;
-  threadIdx = thread.index;
-  blockIdx = thread.block->index;
-  before_switch(&running.fake_stack, thread.stack, kStackBytes);
-  imc_simt_switch(&running.stack_pointer, thread.stack_pointer);
-  after_switch(running.fake_stack, nullptr, nullptr);
-  self = nullptr;
-  std::uint64_t canary;
-  std::memcpy(&canary, thread.stack, sizeof canary);
-  if (canary != kCanary) running.failure = name(thread) + " overflowed its stack";
-  if (!running.failure.empty()) throw std::runtime_error("simt: " + running.failure);
-}
-
-void prepare(Thread& thread, char* stack) {
-#ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(stack, kStackBytes);  // of an earlier thread that failed
-#endif
-  std::memcpy(stack, &kCanary, sizeof kCanary);
-  void** top = reinterpret_cast<void**>(stack + kStackBytes);
-  *--top = nullptr;  // enter() does not return; and a called function finds the stack 8 bytes off 16
-  *--top = reinterpret_cast<void*>(&enter);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  thread.stack_pointer = top;
-  thread.stack = stack;
-}
+thread_local const Launch* running = nullptr;
 
 [[noreturn]] void diverged(const Thread& one, const Thread& other) {
   throw std::runtime_error("simt: divergent barrier: " + name(one) + " waits at " + describe(one.wait) + ", " +
@@ -179,7 +51,7 @@ void release(Thread& thread, Scope widest) {
 Wait run_warp(Block& block, unsigned warp) {
   Thread* threads = &block.threads[warp * kWarpSize];
   for (;;) {
-    for (unsigned lane = 0; lane < kWarpSize; ++lane) resume(threads[lane]);
+    for (unsigned lane = 0; lane < kWarpSize; ++lane) fibers::resume(threads[lane]);
     const Wait wait = threads[0].wait;
     for (unsigned lane = 1; lane < kWarpSize; ++lane)
       if (threads[lane].wait != wait) diverged(threads[0], threads[lane]);
@@ -248,7 +120,7 @@ struct Resident {
         thread.block = &block;
         thread.rank = rank;
         thread.index = {rank % size.x, rank / size.x % size.y, rank / (size.x * size.y)};
-        prepare(thread, stacks.base + (std::size_t(i) * threads + rank) * kStackBytes);
+        fibers::prepare(thread, std::size_t(i) * threads + rank);
       }
       if (launch.shared_bytes) block.shared.push_back({nullptr, allocate(launch.shared_bytes), launch.shared_bytes});
     }
@@ -327,13 +199,12 @@ void launch(const Launch& launch, const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_launch);
   const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
   const unsigned together = launch.cooperative ? blocks : launch.cluster;
-  stacks.reserve(std::size_t(together) * launch.block.x * launch.block.y * launch.block.z * kStackBytes);
-  running = {};
-  running.launch = &launch;
-  running.body = &body;
+  running = &launch;
+  const fibers::Range stacks =
+      fibers::begin(body, std::size_t(together) * launch.block.x * launch.block.y * launch.block.z);
   blockDim = launch.block;
   gridDim = launch.grid;
-  checks::begin(launch, stacks.base, stacks.bytes);
+  checks::begin(launch, stacks.data, stacks.bytes);
   struct End {
     ~End() {
       self = nullptr;
@@ -347,23 +218,17 @@ std::string name(const Thread& thread) {
   return "thread " + std::to_string(thread.rank) + " of block " + std::to_string(thread.block->rank);
 }
 
-void fail(const std::string& sentence) {
-  running.failure = sentence;
-  suspend(Wait::failed);
-  std::abort();
-}
-
 unsigned lane() { return self->rank % kWarpSize; }
 unsigned cluster_rank() { return static_cast<unsigned>(self->block - self->block->cluster); }
-unsigned cluster_size() { return running.launch->cluster; }
+unsigned cluster_size() { return running->cluster; }
 
 void sync_warp(unsigned mask) {
   whole_warp(mask);
-  suspend(Wait::warp);
+  fibers::suspend(Wait::warp);
 }
-void sync_block() { suspend(Wait::block); }
-void sync_cluster() { suspend(Wait::cluster); }
-void sync_grid() { suspend(Wait::grid); }
+void sync_block() { fibers::suspend(Wait::block); }
+void sync_cluster() { fibers::suspend(Wait::cluster); }
+void sync_grid() { fibers::suspend(Wait::grid); }
 
 namespace {
 // Two sets of slots in turn: a lane writes into the next one while others still read from the last.
@@ -371,7 +236,7 @@ std::uint64_t* deposit(unsigned mask, std::uint64_t value) {
   whole_warp(mask);
   std::uint64_t* slots = self->block->warps[self->rank / kWarpSize].slots[self->exchanges++ % 2];
   slots[lane()] = value;
-  suspend(Wait::exchange);
+  fibers::suspend(Wait::exchange);
   return slots;
 }
 }  // namespace
@@ -389,7 +254,7 @@ unsigned ballot(unsigned mask, bool vote) {
 
 void* shared_variable(const void* key, std::size_t bytes) { return find_shared(*self->block, key, bytes).data; }
 
-void* dynamic_shared() { return running.launch->shared_bytes ? find_shared(*self->block, nullptr, 0).data : nullptr; }
+void* dynamic_shared() { return running->shared_bytes ? find_shared(*self->block, nullptr, 0).data : nullptr; }
 
 void* cluster_peer(const void* address, unsigned rank) {
   const char* place = static_cast<const char*>(address);

@@ -52,7 +52,7 @@ def build(folder: Path, kernel_flags: list[str], executor_flags: list[str], link
         pytest.skip("the executor needs g++ on x86-64")
     common = ["g++", "-g", "-std=c++17", *(f"-I{ROOT / 'csrc' / path}" for path in ("", "include", "simt/include"))]
     objects = []
-    for source in (KERNELS, SIMT / "executor.cpp", SIMT / "checks.cpp"):
+    for source in (KERNELS, *sorted(SIMT.glob("*.cpp"))):
         flags = ["-x", "c++", *kernel_flags] if source == KERNELS else executor_flags
         objects.append(str(folder / f"{source.stem}.o"))
         subprocess.run([*common, *flags, "-c", str(source), "-o", objects[-1]], check=True)
