@@ -12,6 +12,7 @@
 namespace imc::cuda {
 
 constexpr int kMaxDevices = 64;
+constexpr int kLargestCluster = 8;  // blocks, that every device with clusters has
 
 struct DeviceLimits {
   int multiprocessors;
