@@ -140,18 +140,25 @@ PYBIND11_MODULE(_cuda, module) {
              "logits[h 2 b c], loss[h], gradient[h 2 b c]?, workspace(h b c), h, b, c, smoothing, entropy_weight, "
              "logit_limit",
              workspace(log_dot_product_loss_workspace_bytes));
+  IMC_DEFINE_SINGLE(log_dot_product_loss_sums, "logits[h 2 b c], sums[h c 4], workspace(h b c), h, b, c, smoothing",
+                    workspace(log_dot_product_loss_phase_workspace_bytes));
+  IMC_DEFINE_SINGLE(log_dot_product_loss_parts,
+                    "logits[h 2 b c], sums[h c 4], samples[], whole_quotients[h c 2]?, losses[h], quotients[h c 2], "
+                    "gradient[h 2 b c]?whole_quotients, workspace(h b c), h, b, c, smoothing, entropy_weight, "
+                    "logit_limit",
+                    workspace(log_dot_product_loss_phase_workspace_bytes));
   module.def("mutual_information_loss_workspace", &mutual_information_workspace, "The length of its workspace.");
   IMC_DEFINE(mutual_information_loss_softmaxes,
-             "logits[v b c], scores[v b k], y[b vc], u[b w], workspace[n], v, b, c, k, w, temperature, logit_limit, "
-             "symmetric s; vk < w; c = k if s",
+             "logits[v b c], scores[v b k], y[b vc], u[b w], guard_and_samples[2]?, workspace[n], v, b, c, k, w, "
+             "temperature, logit_limit, symmetric s; vk < w; c = k if s",
              {}, check_workspace);
   IMC_DEFINE_SINGLE(mutual_information_loss_entropies,
-                    "joint[vc w], loss[], workspace[n], views v, batch b, clusters c, prototypes k, w, "
+                    "joint[vc w], guard_and_samples[2]?, loss[], workspace[n], views v, batch b, clusters c, prototypes k, w, "
                     "entropy_weight, symmetric s; vk < w; c = k if s",
                     {}, check_workspace);
   IMC_DEFINE(mutual_information_loss_gradients,
-             "logits[v b c], y[b vc], u[b w], dy[b vc]?, du[b w]?, logits_gradient[v b c]?dy, "
-             "scores_gradient[v b k]?du, v, b, c, prototypes k, w, temperature, logit_limit; vk < w; 1 <= k");
+             "logits[v b c], y[b vc], u[b w], dy[b vc]?, du[b w]?, guard_and_samples[2]?, "
+             "logits_gradient[v b c]?dy, scores_gradient[v b k]?du, v, b, c, prototypes k, w, temperature, logit_limit; vk < w; 1 <= k");
   IMC_DEFINE(multi_crop,
              "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13], workspace(vb w c s), m, v, b, h, w, "
              "c, size s, channels_last, red_factor, green_factor, blue_factor, red_offset, green_offset, blue_offset",

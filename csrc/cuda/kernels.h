@@ -103,24 +103,48 @@ void log_dot_product_loss(const T* logits,          // [heads, 2, batch, cluster
                           int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
                           double logit_limit, int device, uintptr_t stream);
 
+int64_t log_dot_product_loss_phase_workspace_bytes(int64_t heads, int64_t batch, int64_t clusters, int device);
+
+// A batch over processes, as on the CPU (csrc/cpu/kernels.h).
+void log_dot_product_loss_sums(const float* logits,  // [heads, 2, batch, clusters]
+                               double* sums,         // [heads, clusters, 4]
+                               float* workspace,     // log_dot_product_loss_phase_workspace_bytes(...)
+                               int64_t heads, int64_t batch, int64_t clusters, double smoothing, int device,
+                               uintptr_t stream);
+
+void log_dot_product_loss_parts(const float* logits,            // [heads, 2, batch, clusters]
+                                const double* sums,             // [heads, clusters, 4]
+                                const double* samples,          // []: of the whole batch
+                                const double* whole_quotients,  // [heads, clusters, 2] or null
+                                double* losses,                 // [heads]: out, without whole_quotients
+                                double* quotients,              // [heads, clusters, 2]: the same
+                                float* gradient,                // [heads, 2, batch, clusters]: out, with them
+                                float* workspace,               // log_dot_product_loss_phase_workspace_bytes(...)
+                                int64_t heads, int64_t batch, int64_t clusters, double smoothing,
+                                double entropy_weight, double logit_limit, int device, uintptr_t stream);
+
 int64_t mutual_information_loss_workspace_bytes(int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
                                                 int device);
 
 // The parts of mutual_information_loss, in their order. The caller multiplies in between: joint = y^T u, then
-// dy = u joint^T and du = y joint, whichever gradient is wanted. width is at least views prototypes + 1.
+// dy = u joint^T and du = y joint, whichever gradient is wanted. width is at least views prototypes + 1. For a batch
+// over processes it also adds up the joints, and guard_and_samples: the logits' excess, weighted, and the batch. Null: the
+// batch is whole.
 template <typename T>
-void mutual_information_loss_softmaxes(const T* logits,   // [views, batch, clusters]
-                                       const T* scores,   // [views, batch, prototypes]
-                                       float* y,          // [batch, views clusters]
-                                       float* u,          // [batch, width]
-                                       float* workspace,  // mutual_information_loss_workspace_bytes(...)
+void mutual_information_loss_softmaxes(const T* logits,           // [views, batch, clusters]
+                                       const T* scores,           // [views, batch, prototypes]
+                                       float* y,                  // [batch, views clusters]
+                                       float* u,                  // [batch, width]
+                                       float* guard_and_samples,  // [2]: out, or null
+                                       float* workspace,          // mutual_information_loss_workspace_bytes(...)
                                        int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
                                        int64_t width, double temperature, double logit_limit, bool symmetric,
                                        int device, uintptr_t stream);
 
-void mutual_information_loss_entropies(float* joint,      // [views clusters, width], replaced
-                                       float* loss,       // []
-                                       float* workspace,  // as the softmaxes left it
+void mutual_information_loss_entropies(float* joint,                    // [views clusters, width], replaced
+                                       const float* guard_and_samples,  // [2] or null
+                                       float* loss,                     // []
+                                       float* workspace,                // as the softmaxes left it
                                        int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
                                        int64_t width, double entropy_weight, bool symmetric, int device,
                                        uintptr_t stream);
@@ -131,6 +155,7 @@ void mutual_information_loss_gradients(const T* logits,                 // [view
                                        const float* u,                  // [batch, width]
                                        const float* dy,                 // [batch, views clusters]
                                        const float* du,                 // [batch, width]
+                                       const float* guard_and_samples,  // [2] or null
                                        GradientOf<T>* logits_gradient,  // [views, batch, clusters]
                                        GradientOf<T>* scores_gradient,  // [views, batch, prototypes]
                                        int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,

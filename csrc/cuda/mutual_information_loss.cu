@@ -100,8 +100,10 @@ __global__ void __launch_bounds__(kThreads, 4)
                                         float* __restrict__ y,         // [batch, views clusters]
                                         float* __restrict__ u,         // [batch, width]
                                         float* __restrict__ guards,    // [row_blocks]: the logits' excess, weighted
+                                        float* __restrict__ samples,   // []: out, or null
                                         Sizes sizes, float inverse_temperature, float limit, float one) {
   const Row row(sizes, sizes.row_blocks());
+  if (samples && blockIdx.x == 0 && threadIdx.x == 0) *samples = float(sizes.batch);
   if (!row.of_logits) {
     if (!row.inside) return;
     float* to = u + row.inner(sizes.width, sizes.prototypes);
@@ -123,18 +125,32 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (threadIdx.x == 0) guards[blockIdx.x] = kGuardWeight * excess / float(sizes.rows());
 }
 
+// The batch of all processes, and what a block adds to the loss: its entropy, and the guard where that is not added up
+// with the entropies.
+struct WholeBatch {
+  const float* guard_and_samples;  // or null: this process's batch is the whole
+
+  __device__ float samples(const Sizes& sizes) const {
+    return guard_and_samples ? guard_and_samples[1] : float(sizes.batch);
+  }
+  __device__ float term(const Sizes& sizes, float entropy) const {
+    const float mean = entropy / (float(sizes.views) * float(sizes.views));
+    return guard_and_samples && blockIdx.x == 0 ? mean + guard_and_samples[0] / guard_and_samples[1] : mean;
+  }
+};
+
 // A block's share of the clusters of one view, in some columns of J. The column of ones holds the sums of Y: with the
 // weight -b V its entropy takes its place beside the others.
 __global__ void __launch_bounds__(kThreads, 4)
     mutual_information_entropies_kernel(float* __restrict__ joint,      // [views clusters, width], times batch
                                         float* __restrict__ entropies,  // [blocks]
-                                        Sizes sizes, int groups, float entropy_weight) {
+                                        Sizes sizes, WholeBatch whole, int groups, float entropy_weight) {
   IMC_SHARED(float, sums, kThreads);
   const int columns = kThreads / groups, offset = threadIdx.x % columns, group = threadIdx.x / columns;
   const int view = blockIdx.x % sizes.views;
   const int64_t column = int64_t(blockIdx.x / sizes.views) * columns + offset, ones = sizes.all_prototypes();
   float* j = joint + int64_t(view) * sizes.clusters * sizes.width + column;
-  const float scale = 1 / float(sizes.batch);
+  const float scale = 1 / whole.samples(sizes);
   float m = 0;
   if (column < ones) {
 #pragma unroll 4
@@ -156,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
   }
   entropy = block_sum<kWarps>(entropy);
-  if (threadIdx.x == 0) entropies[blockIdx.x] = entropy / (float(sizes.views) * float(sizes.views));
+  if (threadIdx.x == 0) entropies[blockIdx.x] = whole.term(sizes, entropy);
 }
 
 // The symmetric form, J = (J_ji + J_ji^T) / 2 with the marginal m: mean over the pairs of H(J) - (1 + b) H(m). A block
@@ -165,12 +181,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     mutual_information_symmetric_kernel(float* __restrict__ joint,          // [views clusters, width], times batch
                                         float* __restrict__ log_marginals,  // [views views, clusters]
                                         float* __restrict__ entropies,      // [views views]
-                                        Sizes sizes, float entropy_weight) {
+                                        Sizes sizes, WholeBatch whole, float entropy_weight) {
   const int lane = threadIdx.x % kWarp, n = sizes.clusters;
   const int64_t pair = blockIdx.x;
   float* j = joint + pair / sizes.views * n * sizes.width + pair % sizes.views * n;
   float* log_m = log_marginals + pair * n;
-  const float scale = 0.5f / float(sizes.batch), weight = 1 + entropy_weight;
+  const float scale = 0.5f / whole.samples(sizes), weight = 1 + entropy_weight;
   const auto symmetric = [&](int c, int k) { return scale * (j[c * sizes.width + k] + j[k * sizes.width + c]); };
   float entropy = 0;
   for (int c = threadIdx.x / kWarp; c < n; c += kWarps) {
@@ -192,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     j[k * sizes.width + c] = logarithm;
   }
   entropy = block_sum<kWarps>(entropy);
-  if (threadIdx.x == 0) entropies[pair] = entropy / (float(sizes.views) * float(sizes.views));
+  if (threadIdx.x == 0) entropies[pair] = whole.term(sizes, entropy);
 }
 
 // write(k, scale * the softmax's gradient), from that of its values p.
@@ -214,9 +230,11 @@ __global__ void __launch_bounds__(kThreads, 4)
                                         const float* __restrict__ du,        // as u
                                         G* __restrict__ logits_gradient,     // [views, batch, clusters] or null
                                         G* __restrict__ scores_gradient,     // [views, batch, prototypes] or null
-                                        Sizes sizes, float scale, float inverse_temperature, float limit) {
+                                        Sizes sizes, WholeBatch whole, float inverse_temperature, float limit) {
   const Row row(sizes, logits_gradient ? sizes.row_blocks() : 0);
   if (!row.inside) return;
+  const float guard = kGuardWeight / (float(sizes.views) * whole.samples(sizes));
+  const float scale = -1 / (float(sizes.views) * float(sizes.views) * whole.samples(sizes));
   if (!row.of_logits) {
     const int64_t at = row.inner(sizes.width, sizes.prototypes);
     G* to = scores_gradient + row.outer(sizes, sizes.prototypes);
@@ -225,7 +243,6 @@ __global__ void __launch_bounds__(kThreads, 4)
     return;
   }
   const int64_t at = row.inner(sizes.all_clusters(), sizes.clusters), outer = row.outer(sizes, sizes.clusters);
-  const float guard = kGuardWeight / float(sizes.rows());
   softmax_backward(y + at, dy + at, sizes.clusters, scale, [&](int c, float gradient) {
     const float x = to_float(logits[outer + c]);
     from_float(gradient + (x > limit ? guard : x < -limit ? -guard : 0.f), logits_gradient[outer + c]);
@@ -242,40 +259,49 @@ int64_t mutual_information_loss_workspace_bytes(int64_t views, int64_t batch, in
 }
 
 template <typename T>
-void mutual_information_loss_softmaxes(const T* logits, const T* scores, float* y, float* u, float* workspace,
-                                       int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
-                                       int64_t width, double temperature, double logit_limit, bool symmetric,
-                                       int device, uintptr_t stream) {
-  const DeviceGuard guard(device);
-  const Sizes sizes = make_sizes(views, batch, clusters, prototypes, width);
-  launch<mutual_information_softmaxes_kernel<T>>(
-      "launching mutual_information_loss", {2 * sizes.row_blocks(), kThreads},
-      {device, reinterpret_cast<cudaStream_t>(stream)}, logits, scores, y, u, Workspace(workspace, sizes).guards, sizes,
-      float(1 / temperature), float(logit_limit), symmetric ? 0.f : 1.f);
-}
-
-void mutual_information_loss_entropies(float* joint, float* loss, float* workspace, int64_t views, int64_t batch,
-                                       int64_t clusters, int64_t prototypes, int64_t width, double entropy_weight,
+void mutual_information_loss_softmaxes(const T* logits, const T* scores, float* y, float* u, float* guard_and_samples,
+                                       float* workspace, int64_t views, int64_t batch, int64_t clusters,
+                                       int64_t prototypes, int64_t width, double temperature, double logit_limit,
                                        bool symmetric, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
   const Place place{device, reinterpret_cast<cudaStream_t>(stream)};
   const Sizes sizes = make_sizes(views, batch, clusters, prototypes, width);
+  float* guards = Workspace(workspace, sizes).guards;
+  launch<mutual_information_softmaxes_kernel<T>>(
+      "launching mutual_information_loss", {2 * sizes.row_blocks(), kThreads}, place, logits, scores, y, u, guards,
+      guard_and_samples ? guard_and_samples + 1 : nullptr, sizes, float(1 / temperature), float(logit_limit),
+      symmetric ? 0.f : 1.f);
+  // The guards are means over this batch: times its size, they can be added to those of others.
+  if (guard_and_samples) launch_sum(guards, sizes.row_blocks(), float(batch), guard_and_samples, place);
+}
+
+void mutual_information_loss_entropies(float* joint, const float* guard_and_samples, float* loss, float* workspace,
+                                       int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
+                                       int64_t width, double entropy_weight, bool symmetric, int device,
+                                       uintptr_t stream) {
+  const DeviceGuard guard(device);
+  const Place place{device, reinterpret_cast<cudaStream_t>(stream)};
+  const Sizes sizes = make_sizes(views, batch, clusters, prototypes, width);
   const Workspace parts(workspace, sizes);
+  const WholeBatch whole{guard_and_samples};
   const int64_t blocks = symmetric ? parts.pairs : entropy_blocks(sizes);
   if (symmetric) {
     launch<mutual_information_symmetric_kernel>("launching mutual_information_loss", {blocks, kThreads}, place, joint,
-                                                parts.log_marginals, parts.entropies, sizes, float(entropy_weight));
+                                                parts.log_marginals, parts.entropies, sizes, whole,
+                                                float(entropy_weight));
   } else {
     launch<mutual_information_entropies_kernel>("launching mutual_information_loss", {blocks, kThreads}, place, joint,
-                                                parts.entropies, sizes, groups_for(sizes.clusters),
+                                                parts.entropies, sizes, whole, groups_for(sizes.clusters),
                                                 float(entropy_weight));
   }
+  // The entropies lie behind the guards.
+  if (guard_and_samples) return launch_sum(parts.entropies, blocks, 1, loss, place);
   launch_sum(parts.guards, sizes.row_blocks() + blocks, 1, loss, place);
 }
 
 template <typename T>
 void mutual_information_loss_gradients(const T* logits, const float* y, const float* u, const float* dy,
-                                       const float* du, GradientOf<T>* logits_gradient,
+                                       const float* du, const float* guard_and_samples, GradientOf<T>* logits_gradient,
                                        GradientOf<T>* scores_gradient, int64_t views, int64_t batch, int64_t clusters,
                                        int64_t prototypes, int64_t width, double temperature, double logit_limit,
                                        int device, uintptr_t stream) {
@@ -285,7 +311,7 @@ void mutual_information_loss_gradients(const T* logits, const float* y, const fl
   launch<mutual_information_gradients_kernel<T, GradientOf<T>>>(
       "launching mutual_information_loss", {inputs * sizes.row_blocks(), kThreads},
       {device, reinterpret_cast<cudaStream_t>(stream)}, logits, y, u, dy, du, logits_gradient, scores_gradient, sizes,
-      float(-1 / (double(views) * double(views) * double(batch))), float(1 / temperature), float(logit_limit));
+      WholeBatch{guard_and_samples}, float(1 / temperature), float(logit_limit));
 }
 
 IMC_INSTANTIATE_CUDA(mutual_information_loss_softmaxes)

@@ -103,22 +103,57 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
-    temperature, entropy_weight, limit, symmetric = options
+    temperature, _, limit, symmetric = options
+    _, kept = cuda_sums(logits, scores, temperature, limit, symmetric)
+    return cuda_finish(logits, scores, kept, *options, needs)
+
+
+def cuda_sums(
+    logits: Tensor, scores: Tensor, temperature: float, limit: float, symmetric: bool, grouped: bool = False
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The sums that processes add up, in one tensor: the joint distributions times the batch, and where ``grouped`` the
+    guard and the number of samples. And what :func:`cuda_finish` takes, of which they are a part."""
     (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
-    sizes = (views, batch, clusters, prototypes)
     width = -(-(views * prototypes + 1) // 4) * 4  # of u: a column more, of ones; rows aligned to 16 bytes
-    loss = logits.new_empty((), dtype=torch.float32)
-    y, u = loss.new_empty((batch, views * clusters)), loss.new_empty((batch, width))
-    workspace = loss.new_empty(native.module("_cuda").mutual_information_loss_workspace(*sizes))
-    native.call("_cuda", f"{NAME}_softmaxes", logits, scores, y, u, workspace, temperature, limit, symmetric)
-    joint = torch.mm(y.t(), u, out=loss.new_empty((views * clusters, width)))  # which autocast does not reach
-    native.call("_cuda", f"{NAME}_entropies", joint, loss, workspace, *sizes, entropy_weight, symmetric)
+    y = logits.new_empty((batch, views * clusters), dtype=torch.float32)
+    u = y.new_empty((batch, width))
+    sums = joint = y.new_empty((views * clusters, width))
+    guard_and_samples = None
+    if grouped:
+        sums = y.new_empty(joint.numel() + 2)
+        joint, guard_and_samples = sums[:-2].view_as(joint), sums[-2:]
+    workspace = y.new_empty(
+        native.module("_cuda").mutual_information_loss_workspace(views, batch, clusters, prototypes)
+    )
+    given, options = (logits, scores, y, u, guard_and_samples, workspace), (temperature, limit, symmetric)
+    native.call("_cuda", f"{NAME}_softmaxes", *given, *options)
+    torch.mm(y.t(), u, out=joint)  # which autocast does not reach
+    return sums, (y, u, joint, guard_and_samples, workspace)
+
+
+def cuda_finish(
+    logits: Tensor,
+    scores: Tensor,
+    kept: Sequence[Any],
+    temperature: float,
+    entropy_weight: float,
+    limit: float,
+    symmetric: bool,
+    needs: Needs,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The loss, and the gradients of these samples."""
+    y, u, joint, guard_and_samples, workspace = kept
+    (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
+    loss, sizes = y.new_empty(()), (views, batch, clusters, prototypes)
+    given = (joint, guard_and_samples, loss, workspace)
+    native.call("_cuda", f"{NAME}_entropies", *given, *sizes, entropy_weight, symmetric)
     if not any(needs):
         return loss, (None, None)
     dy = torch.mm(u, joint.t(), out=torch.empty_like(y)) if needs[0] else None
     du = torch.mm(y, joint, out=torch.empty_like(u)) if needs[1] else None
-    gradients = _gradients(inputs, needs)
-    native.call("_cuda", f"{NAME}_gradients", logits, y, u, dy, du, *gradients, prototypes, temperature, limit)
+    gradients = _gradients((logits, scores), needs)
+    products = (y, u, dy, du, guard_and_samples)
+    native.call("_cuda", f"{NAME}_gradients", logits, *products, *gradients, prototypes, temperature, limit)
     return loss, gradients
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 
-from imc_kernels import backends, draw_crop_parameters, multi_crop, prototype_scores, sinkhorn, swapped_prediction_loss
+from imc_kernels import (
+    backends,
+    draw_crop_parameters,
+    log_dot_product_loss,
+    multi_crop,
+    prototype_scores,
+    sinkhorn,
+    swapped_prediction_loss,
+)
 
 GPU = [
     name
@@ -52,6 +61,52 @@ def test_agrees_with_the_specification(operation: Operation, backend: str) -> No
     require(backend, operation)
     exact = step(operation, tuple(x.double() for x in leaves(operation)), "eager")
     for result, truth in zip(step(operation, leaves(operation), backend), exact, strict=True):
+        assert float((result.double() - truth).norm() / truth.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1500, 8000])
+def test_heads_beyond_one_block_agree_with_the_specification(batch: int, backend: str) -> None:
+    """The rows of a head fill the shared memory of a cluster of blocks, or of none."""
+    logits = torch.randn(2, 2, batch, 40, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    results = []
+    for x, name in ((logits.detach().double().requires_grad_(), "eager"), (logits, backend)):
+        loss = log_dot_product_loss(x, entropy_weight=2.0, logit_limit=2.0, backend=name)
+        results.append((loss, torch.autograd.grad(loss.sum(), x)[0]))
+    for exact, ours in zip(*results, strict=True):
+        assert float((ours.double() - exact).norm() / exact.norm()) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[dist.ProcessGroup]:
+    """This process alone."""
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@each_operation
+def test_a_group_agrees_with_the_specification_and_waits_for_no_number(
+    operation: Operation, backend: str, group: dist.ProcessGroup
+) -> None:
+    def grouped() -> list[Tensor]:
+        result = operation.function(*inputs, **operation.options, group=group, backend=backend)
+        return [result.detach(), *torch.autograd.grad(result, needed, torch.ones_like(result))]
+
+    inputs = leaves(operation)
+    needed = [x for x in inputs if x.requires_grad]
+    try:
+        results = grouped()
+    except (TypeError, ValueError) as error:  # no argument group, or no form for it
+        pytest.skip(str(error))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        grouped()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = step(operation, tuple(x.double() for x in inputs), "eager")
+    for result, truth in zip(results, exact, strict=True):
         assert float((result.double() - truth).norm() / truth.norm()) < 1e-5
 
 

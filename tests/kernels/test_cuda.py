@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from kernels.test_contract import relative
 from kernels.test_multi_crop import few, options
 from operations import OPERATIONS, Operation, Sizes
@@ -32,13 +34,20 @@ if native.missing("_cuda") is not None or not native.module("_cuda").emulated():
 cuda = native.module("_cuda")
 crops = importlib.import_module("imc_kernels.ops.multi_crop")  # the package's name is the function's
 cases = [operation for operation in OPERATIONS if "cuda" in operation.backends]
+# Operations, and whether they ask how large the device is.
+WHOLE = {case.name: case.name in ("sinkhorn", "log_dot_product_loss") for case in cases}
+PHASED = {"sinkhorn": False, "log_dot_product_loss": True, "mutual_information_loss": False}  # that serve a group
 KIB = 1024
 
 DEVICES = {
     "clusters": {},
     "small clusters": {"shared_per_block": 10 * KIB},
     "a cooperative grid": {"largest_cluster": 1, "multiprocessors": 6},
-    "more blocks than are summed directly": {"largest_cluster": 1, "multiprocessors": 70},
+    "more blocks than are summed directly": {
+        "largest_cluster": 1,
+        "multiprocessors": 70,
+        "shared_per_block": 12 * KIB,
+    },
     "one block a problem": {"largest_cluster": 1, "multiprocessors": 1},
     "tiles that do not hold all rows": {"largest_cluster": 1, "shared_per_block": 6 * KIB},
     "no shared memory to speak of": {"largest_cluster": 1, "shared_per_block": 1200},
@@ -57,34 +66,61 @@ def usual_device() -> Iterator[None]:
     cuda.emulate()
 
 
-def run(operation: Operation, sizes: Sizes, dtype: torch.dtype, backend: str) -> list[Tensor]:
+@pytest.fixture(scope="module")
+def group() -> Iterator[dist.ProcessGroup]:
+    """This process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def run(operation: Operation, sizes: Sizes, dtype: torch.dtype, backend: str, **options: Any) -> list[Tensor]:
     inputs = operation.inputs(sizes, dtype)
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, operation.differentiable, strict=True)]
-    result = operation(*leaves, backend=backend)
+    result = operation.function(*leaves, **operation.options, **options, backend=backend)
     result.backward(torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.dtype))
     return [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
-def forms() -> list[tuple[Operation, str]]:
-    """Only sinkhorn and log_dot_product_loss ask how large the device is."""
+def forms(asking: dict[str, bool]) -> list[tuple[Operation, str]]:
+    """Operations with the sizes of device that matter to them: those that ask how large it is, or one."""
     return [
         (operation, device)
         for operation in cases
-        for device in (DEVICES if operation.name in ("sinkhorn", "log_dot_product_loss") else ["clusters"])
+        if operation.name in asking
+        for device in (DEVICES if asking[operation.name] else ["clusters"])
     ]
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize(("operation", "device"), forms(), ids=str)
-def test_every_size_of_device_gives_the_specification(operation: Operation, device: str, sizes: Sizes) -> None:
+def assert_specification(operation: Operation, sizes: Sizes, device: str, **options: Any) -> None:
     truth, rival = (run(operation, sizes, dtype, "eager") for dtype in (torch.float64, torch.float32))
     cuda.emulate(**DEVICES[device])
-    ours = run(operation, sizes, torch.float32, "cuda")
+    ours = run(operation, sizes, torch.float32, "cuda", **options)
     for exact, eager, result in zip(truth, rival, ours, strict=True):
         if exact.norm() < 1e-12:  # zero up to the rounding of the specification itself
             assert result.abs().max() < 1e-5
         else:
             assert relative(result, exact) <= 3 * relative(eager, exact) + 16 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("operation", "device"), forms(WHOLE), ids=str)
+def test_every_size_of_device_gives_the_specification(operation: Operation, device: str, sizes: Sizes) -> None:
+    assert_specification(operation, sizes, device)
+
+
+@pytest.mark.parametrize("operation", [case for case in cases if case.name == "log_dot_product_loss"], ids=str)
+def test_a_cluster_may_have_more_blocks_than_samples(operation: Operation) -> None:
+    """A head whose rows are long, so that its three samples do not fit into one block's shared memory."""
+    assert_specification(operation, Sizes(2, 3, 2, 150, 1), "small clusters")
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("operation", "device"), forms(PHASED), ids=str)
+def test_the_phases_of_a_group_give_the_specification(
+    operation: Operation, device: str, sizes: Sizes, group: dist.ProcessGroup
+) -> None:
+    assert_specification(operation, sizes, device, group=group)
 
 
 @pytest.mark.parametrize("operation", cases, ids=str)
@@ -203,14 +239,34 @@ def launches() -> int:
     return cuda.emulate()
 
 
-class CountProducts(TorchDispatchMode):
-    """The matrix products that torch is asked for."""
+class Operators(TorchDispatchMode):
+    """Counts those that torch is asked for."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function.overloadpacket is torch.ops.aten.mm
+        self.counts[function.overloadpacket.__name__] += 1
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("operation", [case for case in cases if case.name in PHASED], ids=str)
+def test_with_a_group_the_host_waits_for_no_number(operation: Operation, group: dist.ProcessGroup) -> None:
+    with Operators() as operators:
+        run(operation, SIZES[0], torch.float32, "cuda", group=group)
+    assert operators.counts["empty"] > 0
+    assert not operators.counts.keys() & {"_local_scalar_dense", "is_nonzero", "equal", "lift_fresh", "nonzero"}
+
+
+@pytest.mark.parametrize("operation", [case for case in cases if case.name == "mutual_information_loss"], ids=str)
+def test_with_a_group_the_loss_takes_one_launch_more(operation: Operation, group: dist.ProcessGroup) -> None:
+    counts = []
+    for given in ({}, {"group": group}):
+        before = launches()
+        run(operation, SIZES[0], torch.float32, "cuda", **given)
+        counts.append(launches() - before)
+    assert counts == [4, 5]
 
 
 def test_the_losses_of_an_imc_swav_step_take_at_most_12_launches() -> None:
@@ -221,11 +277,11 @@ def test_the_losses_of_an_imc_swav_step_take_at_most_12_launches() -> None:
     assert launches() - before == 1
     swapped_prediction_loss(scores, assignments, backend="cuda").backward()
     assert launches() - before == 3
-    with CountProducts() as products:
+    with Operators() as operators:
         mutual_information_loss(logits, scores.detach(), logit_limit=25.0, backend="cuda").backward()
     assert launches() - before == 7
-    assert products.count == 2
-    assert launches() - before + products.count + 2 <= 12
+    assert operators.counts["mm"] == 2
+    assert launches() - before + operators.counts["mm"] + 2 <= 12
 
 
 def test_the_losses_of_a_crlc_step_take_one_launch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,7 +64,7 @@ def log_dot_product_loss(
         x = inputs[0].contiguous()
         heads, _, batch, clusters = x.shape
         own = phases.sums(x, smoothing)
-        everybody = gather(torch.cat([own.flatten(), own.new_tensor([batch])]), group)
+        everybody = gather(torch.cat([own.flatten(), own.new_full((1,), batch)]), group)
         parts, samples = everybody[:, :-1].unflatten(1, own.shape), everybody[:, -1].sum()
         sums = torch.cat([_add_pairs(parts[..., :2]), parts[..., 2:].sum(dim=0)], dim=-1)
         losses, quotients = phases.compare(x, sums, samples, *options)
@@ -83,32 +84,37 @@ def _add_pairs(parts: Tensor) -> Tensor:
     return torch.stack([peaks[0], peaks[1:].sum(dim=0) + parts[..., 1].sum(dim=0)], dim=-1)
 
 
-def _cpu_sums(logits: Tensor, smoothing: float) -> Tensor:
+def _sums(module: str, logits: Tensor, smoothing: float) -> Tensor:
     heads, _, _, clusters = logits.shape
     sums = logits.new_empty(heads, clusters, 4, dtype=torch.float64)
-    native.call("_cpu", "log_dot_product_loss_sums", logits, sums, smoothing)
+    native.call(module, "log_dot_product_loss_sums", logits, sums, smoothing)
     return sums
 
 
-def _cpu_parts(
-    logits: Tensor, sums: Tensor, samples: Tensor, quotients: Tensor | None, options: Sequence[Any]
+def _parts(
+    module: str, logits: Tensor, sums: Tensor, samples: Tensor, quotients: Tensor | None, options: Sequence[Any]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     heads, _, _, clusters = logits.shape
     losses, own_quotients = sums.new_empty(heads), sums.new_empty(heads, clusters, 2)
     gradient = None if quotients is None else torch.empty_like(logits)
     results = (losses, own_quotients, gradient)
-    native.call("_cpu", "log_dot_product_loss_parts", logits, sums, samples, quotients, *results, *options)
+    native.call(module, "log_dot_product_loss_parts", logits, sums, samples, quotients, *results, *options)
     return losses, own_quotients, gradient
 
 
-def _cpu_compare(logits: Tensor, sums: Tensor, samples: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-    return _cpu_parts(logits, sums, samples, None, options)[:2]
+def _compare(module: str, logits: Tensor, sums: Tensor, samples: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+    return _parts(module, logits, sums, samples, None, options)[:2]
 
 
-def _cpu_differentiate(logits: Tensor, sums: Tensor, samples: Tensor, quotients: Tensor, *options: float) -> Tensor:
-    gradient = _cpu_parts(logits, sums, samples, quotients, options)[2]
+def _differentiate(
+    module: str, logits: Tensor, sums: Tensor, samples: Tensor, quotients: Tensor, *options: float
+) -> Tensor:
+    gradient = _parts(module, logits, sums, samples, quotients, options)[2]
     assert gradient is not None
     return gradient
 
 
-PHASES = {"cpu": Phases(_cpu_sums, _cpu_compare, _cpu_differentiate)}
+PHASES = {
+    name: Phases(*(functools.partial(phase, module) for phase in (_sums, _compare, _differentiate)))
+    for name, module in (("cuda", "_cuda"), ("cpu", "_cpu"))
+}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
+from imc_kernels.ops.mutual_information_loss import cuda_finish, cuda_sums
 from imc_kernels.ops.precision import at_least_single, specification
 
 if TYPE_CHECKING:
@@ -23,13 +25,14 @@ class Phases(NamedTuple):
     """A backend's form for this process's logits [V, B, C] and scores [V, B, K].
 
     Attributes:
-        sums: (logits, scores, temperature, logit_limit) -> [n], what is added up over the processes: the V C x V K
-            products y.T u, the V C sums of y, the logits' excess over the limit and the number of samples.
-        finish: (logits, scores, sums, temperature, entropy_weight, logit_limit, symmetric, needs) -> the loss and the
-            gradients of this process's inputs. It may overwrite the sums.
+        sums: (logits, scores, temperature, logit_limit, symmetric) -> what is added up over the processes, one tensor:
+            the V C x V K products y.T u, the V C sums of y, the logits' excess over the limit and the number of
+            samples. And what ``finish`` is given, which holds that tensor.
+        finish: (logits, scores, the same, temperature, entropy_weight, logit_limit, symmetric, needs) -> the loss and
+            the gradients of this process's inputs. It may overwrite the sums.
     """
 
-    sums: Callable[[Tensor, Tensor, float, float], Tensor]
+    sums: Callable[[Tensor, Tensor, float, float, bool], tuple[Tensor, Any]]
     finish: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 
 
@@ -54,17 +57,20 @@ def mutual_information_loss(
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         y, u = (x.contiguous() for x in inputs)
-        sums = sum_over(phases.sums(y, u, temperature, limit), group)
-        return phases.finish(y, u, sums, temperature, entropy_weight, limit, symmetric, needs)
+        sums, kept = phases.sums(y, u, temperature, limit, symmetric)
+        sum_over(sums, group)
+        return phases.finish(y, u, kept, temperature, entropy_weight, limit, symmetric, needs)
 
     return distributed_loss(run, group, at_least_single(logits), at_least_single(scores))
 
 
-def _cpu_sums(logits: Tensor, scores: Tensor, temperature: float, logit_limit: float) -> Tensor:
+def _cpu_sums(
+    logits: Tensor, scores: Tensor, temperature: float, logit_limit: float, symmetric: bool
+) -> tuple[Tensor, Tensor]:
     all_clusters, all_prototypes = (x.shape[0] * x.shape[2] for x in (logits, scores))
     sums = logits.new_empty(all_clusters * all_prototypes + all_clusters + 2)
     native.call("_cpu", "mutual_information_loss_sums", logits, scores, sums, temperature, logit_limit)
-    return sums
+    return sums, sums
 
 
 def _cpu_finish(
@@ -86,4 +92,7 @@ def _cpu_finish(
     return loss, gradients
 
 
-PHASES = {"cpu": Phases(_cpu_sums, _cpu_finish)}
+PHASES = {
+    "cuda": Phases(functools.partial(cuda_sums, grouped=True), cuda_finish),
+    "cpu": Phases(_cpu_sums, _cpu_finish),
+}
