@@ -1,4 +1,4 @@
-// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - max) / epsilon); only u and v iterate. A
+// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - one of them) / epsilon); only u and v iterate. A
 // sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes into the
 // next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
 //
@@ -29,23 +29,35 @@ void store_logs(const T* x, double* logs, int64_t n) {
   for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i]));
 }
 
-// The scaling form. First sweep: e = E, and its column sums into partial.
+// The scaling form. First sweep: e = E, its column sums into partial, and the range of the scores, divided by epsilon.
 template <typename T>
-void exponentials(const Problem<T>& p, T* e, T* partial) {
+T exponentials(const Problem<T>& p, T* e, T* partial) {
   const int64_t n = p.prototypes;
-  const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
+  const T reference = p.reference, inverse_epsilon = static_cast<T>(p.inverse_epsilon);
+  Scratch<T> highs(p.chunks), lows(p.chunks);
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
+    T high = p.scores[first * n], low = high;
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
     for (int64_t row = first; row < last; ++row) {
       const T* s = p.scores + row * n;
       T* out = e + row * n;
-#pragma omp simd
+#pragma omp simd reduction(max : high) reduction(min : low)
       for (int64_t k = 0; k < n; ++k) {
-        out[k] = exp_bounded((s[k] - p.high) * inverse_epsilon);
+        high = s[k] > high ? s[k] : high;
+        low = s[k] < low ? s[k] : low;
+        out[k] = exp_bounded((s[k] - reference) * inverse_epsilon);
         sums[k] += out[k];
       }
     }
+    highs[first / p.chunk_rows] = high;
+    lows[first / p.chunk_rows] = low;
   });
+  T high = highs[0], low = lows[0];
+  for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+    high = highs[chunk] > high ? highs[chunk] : high;
+    low = lows[chunk] < low ? lows[chunk] : low;
+  }
+  return (high - low) * inverse_epsilon;
 }
 
 // One iteration, from the column scaling v: u, and the column sums of u E into partial, or at last E becomes Q.
@@ -62,22 +74,21 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool
         add_row(q, sums, n, u[row]);
       } else {
 #pragma omp simd
-        for (int64_t k = 0; k < n; ++k) q[k] *= v[k] * inverse;
+        for (int64_t k = 0; k < n; ++k) q[k] = q[k] * v[k] * inverse;
       }
     }
   });
 }
 
-// rows and columns [iterations, batch | prototypes] may be null.
+// From E and its column sums. rows and columns [iterations, batch | prototypes] may be null.
 template <typename T>
-void scale(const Problem<T>& p, T* assignments, double* rows, double* columns, int64_t iterations) {
+void scale(const Problem<T>& p, T* assignments, T* partial, double* rows, double* columns, int64_t iterations) {
   const int64_t n = p.prototypes;
-  Scratch<T> partial(p.chunks * n), v(n), u(p.batch);
-  exponentials(p, assignments, partial.get());
+  Scratch<T> v(n), u(p.batch);
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
-    p.add_chunks(partial.get(), v.get());
+    p.add_chunks(partial, v.get());
     for (int64_t k = 0; k < n; ++k) v[k] = p.share(k) / v[k];
-    scaling_sweep(p, v.get(), assignments, u.get(), partial.get(), iteration + 1 == iterations);
+    scaling_sweep(p, v.get(), assignments, u.get(), partial, iteration + 1 == iterations);
     if (rows) {
       store_logs(u.get(), rows + iteration * p.batch, p.batch);
       store_logs(v.get(), columns + iteration * n, n);
@@ -167,12 +178,14 @@ template <typename T>
 void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows, double* columns, int64_t problems,
               int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads) {
   const int64_t size = batch * prototypes;
-  const auto solve = [&](const Problem<T>& p, int64_t problem) {
+  const auto solve = [&](Problem<T>& p, int64_t problem) {
     T* out = assignments + problem * size;
     double* a = rows ? rows + problem * iterations * batch : nullptr;
     double* c = columns ? columns + problem * iterations * prototypes : nullptr;
+    Scratch<T> partial(p.chunks * prototypes);
+    p.range = exponentials(p, out, partial.get());
     if (p.is_narrow()) {
-      scale(p, out, a, c, iterations);
+      scale(p, out, partial.get(), a, c, iterations);
     } else if (p.is_finite()) {
       scale_logarithms(p, out, a, c, iterations);
     } else {  // an infinity among the scores
