@@ -179,7 +179,7 @@ DIGITS_CRLC: Numbers = {
 MNIST: Numbers = {
     "widths": (16, 32, 64, 128),
     "pool_after": 1,
-    "epochs": 7,
+    "epochs": 8,
     "batch_size": 256,
     "lr": 3e-3,
     "classifier_lr": 5e-3,

@@ -25,15 +25,21 @@ void add_row(const T* row, T* sums, int64_t n, T scale) {
 }
 
 template <typename T>
-void store_logs(const T* x, double* logs, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i]));
+void store_logs(const T* x, double* logs, int64_t n, double shift = 0) {
+  for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i])) + shift;
 }
 
-// The scaling form. First sweep: e = E, its column sums into partial, and the range of the scores, divided by epsilon.
 template <typename T>
-T exponentials(const Problem<T>& p, T* e, T* partial) {
+struct Extremes {
+  T high, low;
+};
+
+// The scaling form. First sweep: e = E, its column sums into partial; returns the extremes of the scores. The reference
+// may be any score: u and v take up a constant, and where the range is narrow no factor leaves exp(+-scaling_range()).
+template <typename T>
+Extremes<T> exponentials(const Problem<T>& p, T reference, T* e, T* partial) {
   const int64_t n = p.prototypes;
-  const T reference = p.reference, inverse_epsilon = static_cast<T>(p.inverse_epsilon);
+  const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
   Scratch<T> highs(p.chunks), lows(p.chunks);
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
     T high = p.scores[first * n], low = high;
@@ -52,12 +58,12 @@ T exponentials(const Problem<T>& p, T* e, T* partial) {
     highs[first / p.chunk_rows] = high;
     lows[first / p.chunk_rows] = low;
   });
-  T high = highs[0], low = lows[0];
+  Extremes<T> all{highs[0], lows[0]};
   for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
-    high = highs[chunk] > high ? highs[chunk] : high;
-    low = lows[chunk] < low ? lows[chunk] : low;
+    all.high = highs[chunk] > all.high ? highs[chunk] : all.high;
+    all.low = lows[chunk] < all.low ? lows[chunk] : all.low;
   }
-  return (high - low) * inverse_epsilon;
+  return all;
 }
 
 // One iteration, from the column scaling v: u, and the column sums of u E into partial, or at last E becomes Q.
@@ -80,10 +86,13 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool
   });
 }
 
-// From E and its column sums. rows and columns [iterations, batch | prototypes] may be null.
+// From E and its column sums. rows and columns [iterations, batch | prototypes] may be null; they are those of E relative
+// to the largest score.
 template <typename T>
-void scale(const Problem<T>& p, T* assignments, T* partial, double* rows, double* columns, int64_t iterations) {
+void scale(const Problem<T>& p, T reference, T* assignments, T* partial, double* rows, double* columns,
+           int64_t iterations) {
   const int64_t n = p.prototypes;
+  const double shift = (static_cast<double>(p.high) - static_cast<double>(reference)) * p.inverse_epsilon;
   Scratch<T> v(n), u(p.batch);
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     p.add_chunks(partial, v.get());
@@ -91,7 +100,7 @@ void scale(const Problem<T>& p, T* assignments, T* partial, double* rows, double
     scaling_sweep(p, v.get(), assignments, u.get(), partial, iteration + 1 == iterations);
     if (rows) {
       store_logs(u.get(), rows + iteration * p.batch, p.batch);
-      store_logs(v.get(), columns + iteration * n, n);
+      store_logs(v.get(), columns + iteration * n, n, shift);
     }
   }
 }
@@ -183,9 +192,11 @@ void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows,
     double* a = rows ? rows + problem * iterations * batch : nullptr;
     double* c = columns ? columns + problem * iterations * prototypes : nullptr;
     Scratch<T> partial(p.chunks * prototypes);
-    p.range = exponentials(p, out, partial.get());
+    const T reference = p.scores[0];
+    const Extremes<T> found = exponentials(p, reference, out, partial.get());
+    p.set_range(found.high, found.low);
     if (p.is_narrow()) {
-      scale(p, out, partial.get(), a, c, iterations);
+      scale(p, reference, out, partial.get(), a, c, iterations);
     } else if (p.is_finite()) {
       scale_logarithms(p, out, a, c, iterations);
     } else {  // an infinity among the scores
@@ -207,7 +218,7 @@ void sinkhorn_sweep(const T* scores, const T* extremes, T* assignments, const do
     if (p.is_narrow()) {
       Scratch<T> partial(p.chunks * n), v(n), u(batch);
       if (iteration == 0) {
-        exponentials(p, out, partial.get());
+        exponentials(p, p.high, out, partial.get());
       } else {
         for (int64_t k = 0; k < n; ++k) v[k] = exp_bounded(static_cast<T>(c[k]));
         scaling_sweep(p, v.get(), out, u.get(), partial.get(), last);

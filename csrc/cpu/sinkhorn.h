@@ -28,10 +28,7 @@ struct Problem {
   T whole_batch = static_cast<T>(batch);  // of all processes
   int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
   int64_t chunks = ceil_div(batch, chunk_rows);
-  // Exponentials are taken relative to any one score: u and v take up a constant, and where the scores' range is narrow
-  // no factor leaves exp(+-scaling_range()).
-  T reference = scores[0];
-  T range = 0;  // of the scores, divided by epsilon
+  T high = 0, range = 0;  // of the scores, the range divided by epsilon
 
   // body(first row, last row, the chunk's row of `partial`)
   template <typename Body>
@@ -61,6 +58,11 @@ struct Problem {
     });
   }
 
+  void set_range(T highest, T lowest) {
+    high = highest;
+    range = (highest - lowest) * static_cast<T>(inverse_epsilon);
+  }
+
   bool is_narrow() const { return range <= scaling_range(T()); }
   bool is_finite() const { return range - range == 0; }
 
@@ -68,7 +70,7 @@ struct Problem {
 
   // S = log E
   double log_kernel(int64_t row, int64_t k) const {
-    return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(reference)) * inverse_epsilon;
+    return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(high)) * inverse_epsilon;
   }
 };
 
@@ -83,8 +85,7 @@ void for_problems(const T* scores, const T* marginals, const T* extremes, int64_
   parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
     Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
     if (extremes) {
-      p.reference = extremes[problem];
-      p.range = (extremes[problem] + extremes[problems + problem]) * static_cast<T>(p.inverse_epsilon);
+      p.set_range(extremes[problem], -extremes[problems + problem]);
       p.whole_batch = extremes[2 * problems + problem];
     }
     body(p, problem);
