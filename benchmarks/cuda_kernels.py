@@ -23,8 +23,8 @@ ARCHITECTURES = {"sm_80": "8.0", "sm_90a": "9.0a", "sm_100": "10.0+PTX"}  # as c
 HEAD = """# The CUDA kernels without a GPU
 
 Written by `python benchmarks/cuda_kernels.py` and compared by `tests/build/test_cuda_kernels.py`. Nothing here was
-measured on a GPU. The shared memory is what a kernel declares, with the 1,024 bytes that sm_90a and sm_100 reserve for a
-kernel that has any; sinkhorn_kernel and log_dot_product_kernel are launched with as much dynamic shared memory beside it
+measured on a GPU. The shared memory is what a kernel declares, with the 1,024 bytes that sm_90a and sm_100 reserve
+where there is any; sinkhorn_kernel and log_dot_product_kernel are launched with as much dynamic shared memory beside it
 as holds their rows, multi_crop_kernel as holds its crop.
 
 ## Registers of a thread / bytes of shared memory / bytes of stack, nvcc {version}
