@@ -41,7 +41,7 @@ SANITIZED = cd build/sanitize && $(ASAN) PYTHONPATH=lib ../../$(BIN)/pytest -p n
 # that measure or fill the memory, or start processes.
 sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
-	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_threads_and_processes.py \
+	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_memory.py --ignore ../../tests/kernels/test_threads_and_processes.py \
 	    -k "not test_memory_is_linear and not triton" $(ARGS)
 
 build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
