@@ -97,7 +97,9 @@ def in_folder(name: str, write: Callable[[Path], object]) -> Callable[[], Path]:
 
 
 def one_file(file: str, content: Callable[[], bytes], read: Callable[[Path], object], names: bool = True) -> Reader:
-    return Reader(in_folder(file, lambda folder: (folder / file).write_bytes(content())), file, read, names)
+    return Reader(
+        in_folder(file.replace(".", "-"), lambda folder: (folder / file).write_bytes(content())), file, read, names
+    )
 
 
 def picture(kind: str) -> bytes:
