@@ -61,7 +61,7 @@ torture: .venv/installed
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
 fuzz: build/sanitize/built
-	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py $(ARGS)
+	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py ../../tests/train/data/test_fuzz.py $(ARGS)
 
 SANITIZERS := address,undefined
 

@@ -128,7 +128,7 @@ def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], d
     split = np.split(numbers.astype(np.int64), ends)
     try:
         names = tuple(map(str, values))
-    except ValueError:  # beyond the last character
+    except (ValueError, SystemError):  # beyond the last character
         names = ("\udfff",)
     if not all(map(is_unicode, names)):
         raise refusal(path, f"{' and '.join(flat)} hold texts that are not Unicode")

@@ -30,6 +30,10 @@ NOISE = 6 << 20  # bytes: what Python and the allocator take beside, in pages of
 CPU: dict[str, Any] = {"backend": "cpu"}
 
 
+def rounded(n: int, up_to: int) -> int:
+    return -(-n // up_to) * up_to
+
+
 def sinkhorn(batch: int, prototypes: int) -> tuple[Callable[[], Any], int]:
     scores = torch.linspace(-9, 9, batch * prototypes).view(1, batch, prototypes)  # iterated on logarithms
     said = 12 * min(batch // 32 + 1, 64) * prototypes + 8 * (batch + prototypes)
@@ -52,7 +56,8 @@ def mutual_information_loss(batch: int, clusters: int, prototypes: int, *needs: 
     views = 2
     logits = torch.ones(views, batch, clusters, requires_grad=needs[0])
     scores = torch.ones(views, batch, prototypes, requires_grad=needs[1])
-    joint, u, y = views * clusters * views * prototypes, views * batch * prototypes, views * batch * clusters
+    wide, columns = rounded(views * clusters, 16), rounded(views * prototypes, 48)
+    joint, u, y = wide * columns, rounded(batch, 12) * columns, batch * wide
     said = 4 * (joint + 2 * y + u + (y if needs[0] else 0) + (joint + u if needs[1] else 0))
     return lambda: with_gradients(imc_kernels.mutual_information_loss(logits, scores, **CPU), logits, scores), said
 
@@ -101,9 +106,9 @@ CASES: list[tuple[Callable[..., tuple[Callable[[], Any], int]], tuple[Any, ...]]
 
 
 def with_gradients(result: Tensor, *inputs: Tensor) -> list[Tensor]:
-    """The result and what it leaves in those inputs that require a gradient."""
-    wanted = [x for x in inputs if x.requires_grad]
-    return [result, *torch.autograd.grad(result, wanted, torch.ones_like(result))] if wanted else [result]
+    """The result and its gradient, and those of the inputs that require one."""
+    wanted, ones = [x for x in inputs if x.requires_grad], torch.ones_like(result)
+    return [result, ones, *(torch.autograd.grad(result, wanted, ones) if wanted else ())]
 
 
 def status(field: str) -> int:

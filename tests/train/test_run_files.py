@@ -76,14 +76,12 @@ def test_a_damaged_model_is_named(run_copy: Path) -> None:
             load_run(run_copy)
 
 
-@pytest.mark.parametrize("file", [METRICS, "result.json"])
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}'])
-def test_the_report_names_a_damaged_file(
-    file: str, content: bytes, run_copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run_copy / file).write_bytes(content)
-    assert main(["report", str(run_copy)]) == 2
-    assert f"{file} is damaged: " in capsys.readouterr().err
+def test_damaged_lines_and_results_are_named(content: bytes, tmp_path: Path) -> None:
+    for read, name in ((read_json, "result.json"), (read_metrics, METRICS)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} is damaged: "):
+            read(tmp_path / name)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

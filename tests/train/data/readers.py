@@ -134,7 +134,8 @@ def loaded(source: str, root: Path | None = None) -> None:
 
 def published_reader(name: str, write: Callable[[Path], object], place: str, file: str) -> Reader:
     """A file of a published set that lies in the folder ``place``."""
-    return Reader(in_folder(place, lambda folder: write(folder / place)), f"{place}/{file}", lambda f: loaded(name, f))
+    written = in_folder(f"{name}-{file.replace('/', '-')}", lambda folder: write(folder / place))
+    return Reader(written, f"{place}/{file}", lambda folder: loaded(name, folder))
 
 
 def write_tar(folder: Path) -> None:

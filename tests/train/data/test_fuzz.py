@@ -17,9 +17,9 @@ from readers import READERS, attempt
 from imc.data.cifar import unpickle
 from imc.errors import UserError
 
-EXAMPLES = int(os.environ.get("IMC_FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("IMC_FUZZ_EXAMPLES", "10"))
 FUZZ = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 25, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 10, suppress_health_check=list(HealthCheck)
 )
 Damage = tuple[float, list[tuple[float, bytes, int]]]
 DAMAGE = st.tuples(
