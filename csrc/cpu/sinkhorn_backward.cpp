@@ -34,14 +34,18 @@ struct Backward {
     }
   }
 
-  // The last iteration's, whose R are the assignments: the gradient begins here.
+  // The last iteration's, whose R are the assignments: the gradient begins here. Their rows sum to 1 but for rounding,
+  // which the quotient of sums in double takes out: what is the same for a whole row, as all is at K = 1, leaves no
+  // trace, where R from the logarithms left the rounding of terms of 40.
   void first_sweep(const T* assignments, const T* grad_output, T* partial) const {
     p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
       for (int64_t k = 0; k < n; ++k) sums[k] = 0;
       for (int64_t row = first; row < last; ++row) {
         const T *q = assignments + row * n, *g = grad_output + row * n;
         T* d = gradient + row * n;
-        const T da = static_cast<T>(dot(q, g, n));
+        const double total = sum_of<double>(n, [=](int64_t k) { return static_cast<double>(q[k]); });
+        const T da = static_cast<T>(
+            sum_of<double>(n, [=](int64_t k) { return static_cast<double>(q[k]) * static_cast<double>(g[k]); }) / total);
 #pragma omp simd
         for (int64_t k = 0; k < n; ++k) {
           d[k] = q[k] * (g[k] - da);
