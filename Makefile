@@ -12,10 +12,13 @@
 # make dev       an editable installation, for working on the code
 # make clean     remove everything that these made, but for runs/
 #
-# All work in .venv, with the versions of requirements.txt. Options of imc train: make train ARGS="--seed 1".
+# All work in .venv, with the versions of requirements.txt. Options of imc train: make train ARGS="--seed 1". Tests run in
+# WORKERS processes, by default one for each core and at most 4, a file in one of them.
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= auto
+PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test bench sanitize sanitize-threads fuzz torture simt gpu-check docs lint dev clean
@@ -24,7 +27,7 @@ train: .venv/installed
 	$(BIN)/imc train $(ARGS)
 
 test: .venv/installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/pytest --benchmark-only $(ARGS)
@@ -41,8 +44,9 @@ SANITIZED = cd build/sanitize && $(ASAN) PYTHONPATH=lib ../../$(BIN)/pytest -p n
 # that measure or fill the memory, or start processes.
 sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
-	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_memory.py --ignore ../../tests/kernels/test_threads_and_processes.py \
-	    -k "not test_memory_is_linear and not triton" $(ARGS)
+	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_memory.py \
+	    --ignore ../../tests/kernels/test_threads_and_processes.py \
+	    -k "not test_memory_is_linear and not triton" $(PARALLEL) $(ARGS)
 
 build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
 	IMC_BUILD_CUDA=0 IMC_SANITIZE=thread $(BIN)/python setup.py --quiet build \
@@ -70,7 +74,7 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 	    $(BIN)/python setup.py --quiet build --build-base $(@D) --build-lib $(@D)/lib
 	touch $@
 
-SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider -k cuda \
+SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider $(PARALLEL) -k cuda \
     ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py \
     ../../tests/kernels/test_native_boundary.py
 

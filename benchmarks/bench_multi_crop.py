@@ -12,7 +12,8 @@ Each row's `images_per_second` counts source images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from measure import DEVICE, finish
 from operations import measured_backends
 from PIL import Image, ImageEnhance, ImageOps
+from targets import keep
 from torch import Tensor
 
 from imc_kernels import backends, draw_crop_parameters, multi_crop
@@ -151,12 +153,20 @@ def make(form: str) -> Callable[[Tensor, Tensor, int], Tensor]:
     return {"batched": lambda: batched_crops, "torch.compile": compiled_crops, "kornia": kornia_crops}[form]()
 
 
-@pytest.fixture
-def one_thread():  # type: ignore[no-untyped-def]
+@contextmanager
+def one_core() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    with one_core():
+        yield
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -180,6 +190,7 @@ def bench_crops(benchmark, form: str) -> None:  # type: ignore[no-untyped-def]
             crops(images, parameters, size)
         finish(device)
 
+    keep(benchmark.group, form, one_core()(step))
     rounds = ROUNDS.get(form, 40)
     benchmark.pedantic(step, rounds=rounds, warmup_rounds=min(rounds - 1, 3))
     if benchmark.stats is not None:

@@ -16,6 +16,7 @@ import torch
 from measure import DEVICE, finish
 from operations import OPERATIONS, Operation, Sizes, measured_backends
 from rivals import OPTIONS, RIVALS
+from targets import keep
 from torch import Tensor
 
 from imc_kernels import backends
@@ -83,4 +84,5 @@ def bench(benchmark, operation: Operation, size: str, direction: str, form: str)
             ours, exact = (torch.autograd.grad(y, leaves, grad_output) for y in (result, expected))
             for mine, theirs in zip(ours, exact, strict=True):
                 assert (mine - theirs).norm() <= 1e-2 * theirs.norm() + 1e-12
+    keep(benchmark.group, form, step)
     benchmark(step)

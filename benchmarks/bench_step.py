@@ -10,6 +10,7 @@ from losses import by_backend
 from measure import DEVICE, finish
 from operations import Sizes, cosines, measured_backends, normal
 from rivals import batched_losses, released_losses
+from targets import keep
 from torch import Tensor
 
 SIZES = Sizes(views=6, batch=256, prototypes=1000, clusters=10, dim=128)  # the paper's, CIFAR-10
@@ -43,4 +44,5 @@ def bench_losses(benchmark, inputs: tuple[Tensor, Tensor], form: str) -> None:  
         torch.autograd.grad(losses(*inputs), inputs)
         finish(DEVICE)
 
+    keep(benchmark.group, form, step)
     benchmark(step)

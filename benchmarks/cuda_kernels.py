@@ -1,8 +1,8 @@
-"""Compile the CUDA kernels for every architecture and write what each takes of it: docs/cuda-kernels.md.
+"""What the CUDA kernels take of each architecture, read from the built module: writes docs/cuda-kernels.md.
 
-    python benchmarks/cuda_kernels.py
+    pip install . && python benchmarks/cuda_kernels.py
 
-Needs nvcc and no GPU. A warning of the compiler is an error.
+Needs nvcc, whose build it describes, and cuobjdump, which is Triton's or the toolkit's; no GPU.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from imc_kernels import native
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cuda-kernels.md"
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+ARCHITECTURES = {"sm_80": "8.0", "sm_90a": "9.0a", "sm_100": "10.0+PTX"}  # as cuobjdump and as the build call them
 
 HEAD = """# The CUDA kernels without a GPU
 
 Written by `python benchmarks/cuda_kernels.py` and compared by `tests/build/test_cuda_kernels.py`. Nothing here was
-measured on a GPU. The shared memory is what a kernel declares; sinkhorn_kernel and log_dot_product_kernel are launched
-with as much dynamic shared memory beside it as holds their rows, multi_crop_kernel as holds its crop.
+measured on a GPU. The shared memory is what a kernel declares, with the 1,024 bytes that sm_90a and sm_100 reserve
+where there is any; sinkhorn_kernel and log_dot_product_kernel are launched with as much dynamic shared memory beside it
+as holds their rows, multi_crop_kernel as holds its crop.
 
 ## Registers of a thread / bytes of shared memory / bytes of stack, nvcc {version}
 
-No kernel spills a register.
+A kernel without a stack spills no register.
 
 | kernel | {architectures} |
 |---|{rules}
@@ -38,11 +40,18 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     stack: int
-    spilled: int
 
 
 def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def cuobjdump() -> str | None:
+    if find_spec("triton") is not None:
+        from triton import knobs
+
+        return str(knobs.nvidia.cuobjdump.path)
+    return shutil.which("cuobjdump")
 
 
 def version(compiler: str) -> str:
@@ -50,21 +59,6 @@ def version(compiler: str) -> str:
     found = re.search(r"release (\S+),", text)
     assert found is not None
     return found[1]
-
-
-def compile_source(compiler: str, source: Path) -> str:
-    """What the assembler reports for one file, for every architecture."""
-    targets = [f"arch={name.replace('sm', 'compute')},code={name}" for name in ARCHITECTURES]
-    newest = ARCHITECTURES[-1].replace("sm", "compute")
-    flags = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{ROOT / 'csrc' / 'include'}"]
-    for target in (*targets, f"arch={newest},code={newest}"):
-        flags += ["-gencode", target]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [compiler, *flags, "-c", str(source), "-o", f"{folder}/kernels.o"]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        raise RuntimeError(f"{source.name} does not compile:\n{run.stderr}")
-    return run.stderr
 
 
 def short_names(mangled: list[str]) -> list[str]:
@@ -77,30 +71,18 @@ def short_names(mangled: list[str]) -> list[str]:
     return [name.replace("__nv_bfloat16", "bfloat16").replace("__half", "half") for name in names]
 
 
-def usages(report: str) -> dict[tuple[str, str], Usage]:
-    """(kernel, architecture) -> what it takes."""
-    entry = re.compile(
-        r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
-        re.DOTALL,
-    )
-    found = entry.findall(report)
+def measure(dump: str) -> dict[tuple[str, str], Usage]:
+    """(kernel, architecture) -> what it takes, of the built module."""
+    path = str(native.module("_cuda").__file__)
+    report = subprocess.run([dump, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
     result = {}
-    for name, (_, architecture, stack, stores, loads, registers, rest) in zip(
-        short_names([match[0] for match in found]), found, strict=True
-    ):
-        shared = re.search(r"(\d+) bytes smem", rest)
-        result[name, architecture] = Usage(
-            int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads)
-        )
+    for part in report.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (\w+)", part)
+        assert architecture is not None
+        found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", part)
+        for name, (_, registers, stack, shared, local) in zip(short_names([x[0] for x in found]), found, strict=True):
+            result[name, architecture[1]] = Usage(int(registers), int(shared), int(stack) + int(local))
     return result
-
-
-def measure(compiler: str) -> dict[tuple[str, str], Usage]:
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    with ThreadPoolExecutor(2) as pool:
-        reports = pool.map(lambda source: compile_source(compiler, source), sources)
-        return {key: usage for report in reports for key, usage in usages(report).items()}
 
 
 def page(compiler: str, found: dict[tuple[str, str], Usage]) -> str:
@@ -114,7 +96,7 @@ def page(compiler: str, found: dict[tuple[str, str], Usage]) -> str:
 
 
 if __name__ == "__main__":
-    compiler = nvcc()
-    if compiler is None:
-        raise SystemExit("nvcc was not found; install the CUDA toolkit")
-    PAGE.write_text(page(compiler, measure(compiler)))
+    compiler, dump = nvcc(), cuobjdump()
+    if compiler is None or dump is None:
+        raise SystemExit("nvcc and cuobjdump were not both found; install the CUDA toolkit")
+    PAGE.write_text(page(compiler, measure(dump)))

@@ -74,17 +74,26 @@ def measure(
             working[name] = form
         except Exception as error:  # a rival that cannot run is a row of the table, not the end of the report
             timings[name].failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
-    samples: dict[str, list[float]] = {name: [] for name in working}
-    deadline, rounds = time.perf_counter() + seconds, 0
-    while working and (rounds < 5 or (time.perf_counter() < deadline and rounds < 1000)):
+    for name, samples in in_turns(working, rotating, seconds=seconds).items():
+        timings[name].microseconds = statistics.median(samples)
+    if device.type == "cuda":
         for name, form in working.items():
-            samples[name].append(_one(form, rotating[rounds % len(rotating)], device))
-        rounds += 1
-    for name, form in working.items():
-        timings[name].microseconds = statistics.median(samples[name])
-        if device.type == "cuda":
             _details(timings[name], form, rotating, device)
     return timings
+
+
+def in_turns(
+    forms: Mapping[str, Callable[..., Any]], rotating: Sequence[tuple[Tensor, ...]], *, seconds: float
+) -> dict[str, list[float]]:
+    """Microseconds of every call of forms that take turns, call by call, for about so long and at least 5 rounds."""
+    samples: dict[str, list[float]] = {name: [] for name in forms}
+    deadline, rounds = time.perf_counter() + seconds, 0
+    while forms and (rounds < 5 or (time.perf_counter() < deadline and rounds < 1000)):
+        inputs = rotating[rounds % len(rotating)]
+        for name, form in forms.items():
+            samples[name].append(_one(form, inputs, inputs[0].device if inputs else DEVICE))
+        rounds += 1
+    return samples
 
 
 def finish(device: torch.device) -> None:

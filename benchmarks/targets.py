@@ -1,26 +1,29 @@
 """What the kernels are asked to reach, held against the rows of a run: printed after the tables of `--benchmark-only`.
 
-A ratio is that of the medians of the run's rows, with that of their fastest rounds beside it: on a machine with other
-work the second says more. The floor is the larger of the work's bytes at the copy bandwidth and its
+The tables time one form after the other. A target's forms are timed once more at the end, in turns, call by call: what
+slows the machine slows all alike. A ratio is that of the medians, with that of the fastest calls beside it: where there
+is other work, the second says more. The floor is the larger of the work's bytes at the copy bandwidth and its
 operations at the matrix rate, both measured in the same process: no form can be faster, whatever is asked of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from cases import cases
-from measure import DEVICE, copy_bandwidth, matrix_rate
+from measure import DEVICE, copy_bandwidth, in_turns, matrix_rate
 
 KERNELS = ("cuda", "triton", "cpu")
+TURNS = 4.0  # seconds for the forms of one target
 NOISE = 1.1  # below this a row that is slower than eager is the machine's, not the kernel's
 
 
 class Seconds(NamedTuple):
-    """Of one row."""
+    """Of one form."""
 
     median: float
     fastest: float
@@ -47,6 +50,9 @@ class Target:
     asked: float
     case: tuple[str, str]
 
+    def is_of(self, group: str) -> bool:
+        return group.startswith(self.work) and group.endswith(self.direction)
+
 
 STEP = ("losses of an IMC-SwAV step", "V6 B256 K1000 C10 IMC-SwAV CIFAR-10")
 SINKHORN = ("sinkhorn", "[2, 256, 1000] IMC-SwAV CIFAR-10")
@@ -62,6 +68,24 @@ TARGETS = (
 )
 
 
+_kept: dict[str, dict[str, Callable[[], None]]] = {}
+
+
+def keep(group: str, form: str, step: Callable[[], None]) -> None:
+    """Remember what a row of the tables times, where a target asks for it."""
+    if any(target.is_of(group) and form in (target.against, *KERNELS) for target in TARGETS):
+        _kept.setdefault(group, {})[form] = step
+
+
+def timed_in_turns() -> Groups:
+    """The targets' forms of this run."""
+    timed = {}
+    for group, steps in _kept.items():
+        samples = in_turns(steps, [()], seconds=TURNS).items()
+        timed[group] = {form: Seconds(statistics.median(x) / 1e6, min(x) / 1e6) for form, x in samples}
+    return timed
+
+
 def kernel_of(rows: Mapping[str, Seconds]) -> str | None:
     """The backend that the automatic choice takes first, of those that the rows have."""
     return next((name for name in KERNELS if name in rows), None)
@@ -69,9 +93,7 @@ def kernel_of(rows: Mapping[str, Seconds]) -> str | None:
 
 def line(target: Target, groups: Groups, floors: Mapping[tuple[str, str], float]) -> str | None:
     """One target's line; None where the run has no row for it."""
-    found = [
-        rows for group, rows in groups.items() if group.startswith(target.work) and group.endswith(target.direction)
-    ]
+    found = [rows for group, rows in groups.items() if target.is_of(group)]
     if not found or (kernel := kernel_of(found[0])) is None:
         return None
     rows = found[0]
@@ -116,7 +138,8 @@ def summary(groups: Groups, seconds: float) -> list[str]:
         seconds: that the run took.
     """
     floors, rates = measured_floors()
-    lines = [text for target in TARGETS if (text := line(target, groups, floors))]
+    turns = timed_in_turns()
+    lines = [text for target in TARGETS if (text := line(target, turns, floors))]
     if lines:
         lines.append(rates)
     slower = list(slower_than_eager(groups))

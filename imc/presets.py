@@ -175,28 +175,35 @@ DIGITS_CRLC: Numbers = {
     "projection_hidden": 128,
     "embedding_dim": 64,
 }
-# Ours: the recipe of the digits at the size of these images.
-MNIST: Numbers = {"widths": (32, 64, 128, 128), "epochs": 15, "batch_size": 256, "lr": 3e-3, "classifier_lr": 5e-3}
+# Ours: the recipe of the digits at the size of these images, in a quarter of an hour on two cores.
+MNIST: Numbers = {
+    "widths": (16, 32, 64, 128),
+    "pool_after": 1,
+    "epochs": 8,
+    "batch_size": 256,
+    "lr": 3e-3,
+    "classifier_lr": 5e-3,
+    "large_size": 20,
+    "small_size": 12,
+}
 
 DATA: dict[tuple[str, str], Numbers] = {
     ("imc-swav", "digits"): DIGITS_IMC_SWAV,
-    ("imc-swav", "mnist"): {**DIGITS_IMC_SWAV, **MNIST, "large_size": 24, "small_size": 16},
+    ("imc-swav", "mnist"): {**DIGITS_IMC_SWAV, **MNIST},
     # Ours. A garment mirrored is the same garment, and all shoes point one way, so flips are right here. There is no
     # colour to jitter.
     ("imc-swav", "fashion-mnist"): {
         **DIGITS_IMC_SWAV,
         **MNIST,
         "augmentation": "crops",
-        "large_size": 24,
         "large_area": (0.4, 1.0),
-        "small_size": 16,
         "small_area": (0.15, 0.5),
     },
     ("imc-swav", "cifar100"): {"batch_size": 512},
     ("imc-swav", "stl10"): {"bank": True},
     ("crlc", "digits"): DIGITS_CRLC,
-    ("crlc", "mnist"): {**DIGITS_CRLC, **MNIST, "large_size": 24},
-    ("crlc", "fashion-mnist"): {**DIGITS_CRLC, **MNIST, "augmentation": "crops", "large_size": 24},
+    ("crlc", "mnist"): {**DIGITS_CRLC, **MNIST},
+    ("crlc", "fashion-mnist"): {**DIGITS_CRLC, **MNIST, "augmentation": "crops", "large_area": (0.4, 1.0)},
     ("crlc", "stl10"): {"blur_probability": 0.5, "normalize": False},
 }
 

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Beside other workers (make test), a thread each: also in the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 try:

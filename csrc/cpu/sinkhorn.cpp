@@ -1,4 +1,4 @@
-// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - max) / epsilon); only u and v iterate. A
+// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - one of them) / epsilon); only u and v iterate. A
 // sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes into the
 // next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
 //
@@ -25,27 +25,45 @@ void add_row(const T* row, T* sums, int64_t n, T scale) {
 }
 
 template <typename T>
-void store_logs(const T* x, double* logs, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i]));
+void store_logs(const T* x, double* logs, int64_t n, double shift = 0) {
+  for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i])) + shift;
 }
 
-// The scaling form. First sweep: e = E, and its column sums into partial.
 template <typename T>
-void exponentials(const Problem<T>& p, T* e, T* partial) {
+struct Extremes {
+  T high, low;
+};
+
+// The scaling form. First sweep: e = E, its column sums into partial; returns the extremes of the scores. The reference
+// may be any score: u and v take up a constant, and where the range is narrow no factor leaves exp(+-scaling_range()).
+template <typename T>
+Extremes<T> exponentials(const Problem<T>& p, T reference, T* e, T* partial) {
   const int64_t n = p.prototypes;
   const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
+  Scratch<T> highs(p.chunks), lows(p.chunks);
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
+    T high = p.scores[first * n], low = high;
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
     for (int64_t row = first; row < last; ++row) {
       const T* s = p.scores + row * n;
       T* out = e + row * n;
-#pragma omp simd
+#pragma omp simd reduction(max : high) reduction(min : low)
       for (int64_t k = 0; k < n; ++k) {
-        out[k] = exp_bounded((s[k] - p.high) * inverse_epsilon);
+        high = s[k] > high ? s[k] : high;
+        low = s[k] < low ? s[k] : low;
+        out[k] = exp_bounded((s[k] - reference) * inverse_epsilon);
         sums[k] += out[k];
       }
     }
+    highs[first / p.chunk_rows] = high;
+    lows[first / p.chunk_rows] = low;
   });
+  Extremes<T> all{highs[0], lows[0]};
+  for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+    all.high = highs[chunk] > all.high ? highs[chunk] : all.high;
+    all.low = lows[chunk] < all.low ? lows[chunk] : all.low;
+  }
+  return all;
 }
 
 // One iteration, from the column scaling v: u, and the column sums of u E into partial, or at last E becomes Q.
@@ -62,25 +80,27 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool
         add_row(q, sums, n, u[row]);
       } else {
 #pragma omp simd
-        for (int64_t k = 0; k < n; ++k) q[k] *= v[k] * inverse;
+        for (int64_t k = 0; k < n; ++k) q[k] = q[k] * v[k] * inverse;
       }
     }
   });
 }
 
-// rows and columns [iterations, batch | prototypes] may be null.
+// From E and its column sums. rows and columns [iterations, batch | prototypes] may be null; they are those of E relative
+// to the largest score.
 template <typename T>
-void scale(const Problem<T>& p, T* assignments, double* rows, double* columns, int64_t iterations) {
+void scale(const Problem<T>& p, T reference, T* assignments, T* partial, double* rows, double* columns,
+           int64_t iterations) {
   const int64_t n = p.prototypes;
-  Scratch<T> partial(p.chunks * n), v(n), u(p.batch);
-  exponentials(p, assignments, partial.get());
+  const double shift = (static_cast<double>(p.high) - static_cast<double>(reference)) * p.inverse_epsilon;
+  Scratch<T> v(n), u(p.batch);
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
-    p.add_chunks(partial.get(), v.get());
+    p.add_chunks(partial, v.get());
     for (int64_t k = 0; k < n; ++k) v[k] = p.share(k) / v[k];
-    scaling_sweep(p, v.get(), assignments, u.get(), partial.get(), iteration + 1 == iterations);
+    scaling_sweep(p, v.get(), assignments, u.get(), partial, iteration + 1 == iterations);
     if (rows) {
       store_logs(u.get(), rows + iteration * p.batch, p.batch);
-      store_logs(v.get(), columns + iteration * n, n);
+      store_logs(v.get(), columns + iteration * n, n, shift);
     }
   }
 }
@@ -167,12 +187,16 @@ template <typename T>
 void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows, double* columns, int64_t problems,
               int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads) {
   const int64_t size = batch * prototypes;
-  const auto solve = [&](const Problem<T>& p, int64_t problem) {
+  const auto solve = [&](Problem<T>& p, int64_t problem) {
     T* out = assignments + problem * size;
     double* a = rows ? rows + problem * iterations * batch : nullptr;
     double* c = columns ? columns + problem * iterations * prototypes : nullptr;
+    Scratch<T> partial(p.chunks * prototypes);
+    const T reference = p.scores[0];
+    const Extremes<T> found = exponentials(p, reference, out, partial.get());
+    p.set_range(found.high, found.low);
     if (p.is_narrow()) {
-      scale(p, out, a, c, iterations);
+      scale(p, reference, out, partial.get(), a, c, iterations);
     } else if (p.is_finite()) {
       scale_logarithms(p, out, a, c, iterations);
     } else {  // an infinity among the scores
@@ -194,7 +218,7 @@ void sinkhorn_sweep(const T* scores, const T* extremes, T* assignments, const do
     if (p.is_narrow()) {
       Scratch<T> partial(p.chunks * n), v(n), u(batch);
       if (iteration == 0) {
-        exponentials(p, out, partial.get());
+        exponentials(p, p.high, out, partial.get());
       } else {
         for (int64_t k = 0; k < n; ++k) v[k] = exp_bounded(static_cast<T>(c[k]));
         scaling_sweep(p, v.get(), out, u.get(), partial.get(), last);

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kChunkRows = 32, kMostChunks = 64, kColumnBlock = 512;
 
-// With E >= exp(-range), u and v lie within exp(+-range) times small powers of the sizes, so that no product u E v
-// that matters is below exp(-2 range): it must stay a normal number.
+// With E within exp(+-range), so are u and v, up to small powers of the sizes, and no product u E v that matters is below
+// exp(-2 range): it must stay a normal number.
 inline float scaling_range(float) { return 40.f; }
 inline double scaling_range(double) { return 340.0; }
 
@@ -28,7 +28,7 @@ struct Problem {
   T whole_batch = static_cast<T>(batch);  // of all processes
   int64_t chunk_rows = ceil_div(batch, kMostChunks) > kChunkRows ? ceil_div(batch, kMostChunks) : kChunkRows;
   int64_t chunks = ceil_div(batch, chunk_rows);
-  T high = 0, range = 0;
+  T high = 0, range = 0;  // of the scores, the range divided by epsilon
 
   // body(first row, last row, the chunk's row of `partial`)
   template <typename Body>
@@ -58,30 +58,6 @@ struct Problem {
     });
   }
 
-  // The maximum, and the range divided by epsilon.
-  void measure() {
-    Scratch<T> highs(chunks), lows(chunks);
-    parallel_for(chunks, threads, [&](int64_t chunk, int) {
-      const int64_t first = chunk * chunk_rows * prototypes;
-      const int64_t last = batch * prototypes < first + chunk_rows * prototypes ? batch * prototypes
-                                                                                 : first + chunk_rows * prototypes;
-      T chunk_high = scores[first], chunk_low = scores[first];
-#pragma omp simd reduction(max : chunk_high) reduction(min : chunk_low)
-      for (int64_t i = first; i < last; ++i) {
-        chunk_high = scores[i] > chunk_high ? scores[i] : chunk_high;
-        chunk_low = scores[i] < chunk_low ? scores[i] : chunk_low;
-      }
-      highs[chunk] = chunk_high;
-      lows[chunk] = chunk_low;
-    });
-    T highest = highs[0], low = lows[0];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      highest = highs[chunk] > highest ? highs[chunk] : highest;
-      low = lows[chunk] < low ? lows[chunk] : low;
-    }
-    set_range(highest, low);
-  }
-
   void set_range(T highest, T lowest) {
     high = highest;
     range = (highest - lowest) * static_cast<T>(inverse_epsilon);
@@ -98,8 +74,8 @@ struct Problem {
   }
 };
 
-// Many problems run side by side, one thread each; few share all threads. The largest score, minus the smallest
-// and the number of samples are those of the scores, or given: [3, problems].
+// Many problems run side by side, one thread each; few share all threads. Of a batch spread over processes the largest
+// score, minus the smallest and the number of samples are given: [3, problems].
 template <typename T, typename Body>
 void for_problems(const T* scores, const T* marginals, const T* extremes, int64_t problems, int64_t batch,
                   int64_t prototypes, double epsilon, int threads, const Body& body) {
@@ -111,8 +87,6 @@ void for_problems(const T* scores, const T* marginals, const T* extremes, int64_
     if (extremes) {
       p.set_range(extremes[problem], -extremes[problems + problem]);
       p.whole_batch = extremes[2 * problems + problem];
-    } else {
-      p.measure();
     }
     body(p, problem);
   });

@@ -79,6 +79,16 @@ struct Backward {
 };
 
 template <typename T>
+T largest(const Problem<T>& p) {
+  Scratch<T> highs(p.chunks);
+  parallel_for(p.chunks, p.threads, [&](int64_t chunk, int) {
+    const int64_t first = chunk * p.chunk_rows, left = p.batch - first;
+    highs[chunk] = row_max(p.scores + first * p.prototypes, (left < p.chunk_rows ? left : p.chunk_rows) * p.prototypes);
+  });
+  return row_max(highs.get(), p.chunks);
+}
+
+template <typename T>
 void log_shares(const Problem<T>& p, double* logs) {
   for (int64_t k = 0; k < p.prototypes; ++k) logs[k] = log_normal(static_cast<double>(p.share(k)));
 }
@@ -107,7 +117,8 @@ void sinkhorn_backward(const T* scores, const T* marginals, const T* assignments
                        const double* columns, const T* grad_output, T* gradient, int64_t problems, int64_t batch,
                        int64_t prototypes, double epsilon, int64_t iterations, int threads) {
   const int64_t size = batch * prototypes;
-  const auto solve = [&](const Problem<T>& p, int64_t problem) {
+  const auto solve = [&](Problem<T>& p, int64_t problem) {
+    p.high = largest(p);
     backward(p, assignments + problem * size, rows + problem * iterations * batch,
              columns + problem * iterations * prototypes, grad_output + problem * size, gradient + problem * size,
              iterations);

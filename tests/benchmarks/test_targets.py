@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import targets
 from cases import cases
 from targets import STEP, TARGETS, Seconds, Target, line, slower_than_eager
 
@@ -46,3 +47,15 @@ def test_rows_slower_than_eager_are_listed() -> None:
 def test_every_target_has_a_floor() -> None:
     known = {(case.name, case.size) for case in cases()}
     assert {target.case for target in TARGETS} <= known
+
+
+def test_only_what_a_target_compares_is_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_kept", {})
+    monkeypatch.setattr(targets, "TURNS", 0.01)
+    group, calls = f"{TARGETS[0].work} V6 {TARGETS[0].direction}", []
+    for form in ("cpu", "eager", TARGETS[0].against):
+        targets.keep(group, form, lambda form=form: calls.append(form))  # type: ignore[misc]
+        targets.keep("work of no target", form, lambda: None)
+    timed = targets.timed_in_turns()
+    assert {name: set(rows) for name, rows in timed.items()} == {group: {"cpu", TARGETS[0].against}}
+    assert calls[:4] == ["cpu", TARGETS[0].against] * 2

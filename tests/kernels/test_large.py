@@ -59,6 +59,7 @@ def test_sinkhorn(small: Tensor) -> None:
         torch.testing.assert_close(ours, row, rtol=1e-3, atol=0)
 
 
+@on_request
 def test_swapped_prediction_loss(small: Tensor) -> None:
     views, batch = 4, BATCH // 4
     scores = torch.zeros(views, batch, PROTOTYPES)

@@ -29,14 +29,16 @@ def gradients(result: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     return list(torch.autograd.grad((result * weights).sum(), [x for x in leaves if x.requires_grad]))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
 @pytest.mark.parametrize(
-    ("backend", "dtype"),
+    ("backend", "dtype", "layout"),
     [
-        (name, dtype)
+        (name, dtype, layout)
         for name in backends.available()
         if name != "eager" and device_of(name) == "cpu"
-        for dtype in (torch.float32, torch.float64 if name == "cpu" else torch.bfloat16)
+        for dtype, layout in (
+            (torch.float32, "permuted"),
+            (torch.float64 if name == "cpu" else torch.bfloat16, "contiguous"),
+        )
     ],
     ids=str,
 )
@@ -135,7 +137,7 @@ def test_multi_crop_compiles_to_one_graph_for_any_batch_size(backend: str) -> No
         return multi_crop(images, indices, parameters, **options) * 2
 
     compiled = torch.compile(crop, fullgraph=True, dynamic=True, backend="aot_eager")
-    for batch in (8, 12, 20):
+    for batch in (2, 3, 5):
         indices = torch.arange(batch)
         parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
         torch.testing.assert_close(compiled(indices, parameters), crop(indices, parameters))
