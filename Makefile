@@ -64,8 +64,9 @@ torture: .venv/installed
 	cd tests && ../$(BIN)/python -m torture $(FAULTS) --write
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
-fuzz: build/sanitize/built
-	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py ../../tests/train/data/test_fuzz.py $(ARGS)
+fuzz: build/sanitize/built .venv/installed
+	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py $(ARGS)
+	$(BIN)/pytest tests/train/data/test_fuzz.py $(ARGS)
 
 SANITIZERS := address,undefined
 
