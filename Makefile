@@ -44,7 +44,8 @@ SANITIZED = cd build/sanitize && $(ASAN) PYTHONPATH=lib ../../$(BIN)/pytest -p n
 # that measure or fill the memory, or start processes.
 sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
-	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_threads_and_processes.py \
+	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_memory.py \
+	    --ignore ../../tests/kernels/test_threads_and_processes.py \
 	    -k "not test_memory_is_linear and not triton" $(PARALLEL) $(ARGS)
 
 build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
@@ -63,8 +64,9 @@ torture: .venv/installed
 	cd tests && ../$(BIN)/python -m torture $(FAULTS) --write
 
 fuzz: export IMC_FUZZ_EXAMPLES ?= 1000
-fuzz: build/sanitize/built
+fuzz: build/sanitize/built .venv/installed
 	$(SANITIZED) ../../tests/kernels/test_fuzzed_calls.py $(ARGS)
+	$(BIN)/pytest tests/train/data/test_fuzz.py $(ARGS)
 
 SANITIZERS := address,undefined
 

@@ -67,13 +67,6 @@ const char* instruction_set_name() {
 
 constexpr imc::Place kPlace{imc::dlpack::kCpu, INT64_MAX, "threads"};
 
-void check_backward_sweep(const imc::Call& call) {
-  enum { kEarlierRows = 6, kColumnsGradient = 8 };
-  if (!call.slots[kEarlierRows].pointer && !call.slots[kColumnsGradient].pointer) {
-    throw std::invalid_argument("sinkhorn_backward_sweep: earlier_rows or columns_gradient must be given");
-  }
-}
-
 // The kernel reads where indices and parameters say.
 void check_crops(const imc::Call& call) {
   const imc::Sizes& sizes = call.sizes;
@@ -116,8 +109,7 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE(sinkhorn_backward_sweep,
              "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
              "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
-             "gradient[p.. b k], sums[p k], p, b, k, epsilon",
-             {}, check_backward_sweep);
+             "gradient[p.. b k], sums[p k], p, b, k, epsilon");
   IMC_DEFINE(prototype_scores,
              "embeddings[n.. d], prototypes[k d], scores[n.. k], n, k, d, normalize_prototypes");
   IMC_DEFINE(prototype_scores_backward,

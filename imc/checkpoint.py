@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from imc.config import Config
 from imc.errors import UserError
+from imc.run_files import read_torch_file
 from imc.run_folder import CHECKPOINT, write_file
 
 FORMAT = 1
@@ -39,16 +39,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} in it is damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle makes the reader raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        content = read_torch_file(path)
+    except ValueError as reason:
         raise UserError(f"{path} is no checkpoint that can be read: {reason}; --overwrite starts anew") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("config"), dict):
         raise UserError(f"{path} is no checkpoint of this version of imc")
     return content
 

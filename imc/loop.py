@@ -23,7 +23,7 @@ from imc.event_files import EventFiles
 from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.optimizer import build_optimizer, set_learning_rates
-from imc.run_folder import METRICS, append_json_line, keep_json_lines
+from imc.run_folder import CHECKPOINT, METRICS, append_json_line, keep_json_lines
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
 
@@ -217,13 +217,22 @@ class Loop:
             )
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from what a checkpoint holds."""
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.model.load_training_state(checkpoint["training"])
-        self.monitor.load(checkpoint["monitor"])
-        self.update, self.seconds = checkpoint["update"], checkpoint["seconds"]
-        restore_random_state(checkpoint["random"], self.ranks.rank)
+        """Continue from what a checkpoint holds.
+
+        Raises:
+            UserError: it is not that of this configuration.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.model.load_training_state(checkpoint["training"])
+            self.monitor.load(checkpoint["monitor"])
+            self.update, self.seconds = int(checkpoint["update"]), float(checkpoint["seconds"])
+            restore_random_state(checkpoint["random"], self.ranks.rank)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            path = self.folder / CHECKPOINT
+            raise UserError(f"{path} does not fit its configuration: {reason}; --overwrite starts anew") from None
         if self.ranks.first:
             keep_json_lines(self.folder / METRICS, self.update // self.steps)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imc.errors import UserError
+from imc.run_files import read_torch_file
 from imc.run_folder import MODEL
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "encoder", "teacher", "student")
@@ -70,7 +70,10 @@ def load_pretrained(encoder: nn.Module, path: Path) -> Matched:
             f"--init {path} has no tensor of the encoder's names and shapes: it holds {_sample(found)}, the encoder "
             f"{_sample(own)}; is --encoder or --stem another?"
         )
-    encoder.load_state_dict({**own, **{key: found[best + key] for key in names}})
+    try:
+        encoder.load_state_dict({**own, **{key: found[best + key] for key in names}})
+    except RuntimeError as error:  # sparse, quantised or empty storages
+        raise UserError(f"--init {path} holds tensors that cannot be copied: {str(error).splitlines()[0]}") from None
     inside = [name for name in found if name.startswith(best)] if best else list(found)
     # Of a run, only what is the encoder's own; a file without a prefix may hold heads beside it.
     unused = [name for name in inside if name[len(best) :] not in own]
@@ -80,10 +83,8 @@ def load_pretrained(encoder: nn.Module, path: Path) -> Matched:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle makes the reader raise anything
+        content: Any = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    except Exception as error:  # a damaged file makes the readers raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--init {path} cannot be read as a state dict: {reason}") from None
     while isinstance(content, Mapping) and not _tensors(content):

@@ -9,7 +9,6 @@ set has them; nothing needs them.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +36,8 @@ from imc.run_figures import (
     draw_plane,
     prototype_winners,
 )
-from imc.run_folder import FIGURES, RESULT, LoadedRun, load_run
+from imc.run_files import read_json, read_metrics
+from imc.run_folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
 
 PAGE = "report.html"
 SHOWN = 12  # images of a cluster that are most, and that are least certain
@@ -160,8 +160,7 @@ def _classes(images: Images, result: Outputs) -> str:
 
 
 def _training(folder: Path, pictures: Path) -> str:
-    path = folder / "metrics.jsonl"
-    metrics = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    metrics = read_metrics(folder / METRICS)
     if not metrics:
         return ""
     seconds = sum(line.get("seconds", 0) for line in metrics)
@@ -179,8 +178,9 @@ def _use(pictures: Path, run: LoadedRun, images: Images, result: Outputs) -> str
 
 def _configuration(folder: Path, run: LoadedRun) -> str:
     path = folder / RESULT
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    machine = {**result.get("machine", {}), **result.get("versions", {}), "backend": result.get("backend")}
+    result = read_json(path) if path.exists() else {}
+    parts = [part for part in (result.get("machine"), result.get("versions")) if isinstance(part, dict)]
+    machine = {name: value for part in (*parts, {"backend": result.get("backend")}) for name, value in part.items()}
     config = [(name, _text(value)) for name, value in asdict(run.config).items() if value is not None]
     return (
         page.tag("h3", "The machine of the training")

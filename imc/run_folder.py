@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from imc.config import Config
@@ -20,12 +19,14 @@ from imc.data import name_of, views
 from imc.errors import RunError, UserError
 from imc.methods import build_model
 from imc.methods.method import Method
+from imc.run_files import read_json
 
 RUNS = Path("runs")
 RESULT = "result.json"
 FIGURES = "figures"  # a folder
 CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
-FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, "labels.csv", "confusion.png", "gallery.png", RESULT)
+LABELS = "labels.csv"
+FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
 
 
 def open_run_folder(config: Config) -> Path:
@@ -105,8 +106,9 @@ def load_run(
     config = read_config(folder)
     try:
         state = load_file(folder / MODEL, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no finished run: {MODEL}: {error}") from None
+    except Exception as error:  # a damaged file makes the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder} holds no finished run: {MODEL}: {reason}") from None
     model = build_model(config, encoder)
     try:
         model.load_state_dict(state)
@@ -119,12 +121,12 @@ def read_config(folder: Path) -> Config:
     """The resolved configuration of the run in this folder.
 
     Raises:
-        UserError: there is none, or another version wrote it.
+        UserError: there is none, it is damaged, or another version wrote it.
     """
     try:
-        return Config.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError):
-        raise UserError(f"{folder} is not the folder of a run: it holds no readable {CONFIG}") from None
+        return Config.from_dict(read_json(folder / CONFIG)).validate()
+    except UserError as reason:
+        raise UserError(f"{folder} is not the folder of a run: it holds no readable {CONFIG} ({reason})") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

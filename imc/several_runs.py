@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +19,8 @@ from imc.data import Dataset
 from imc.errors import RunError, StoppedError, UserError
 from imc.options import flag
 from imc.run_data import run_data
-from imc.run_folder import CHECKPOINT, RESULT, read_config
+from imc.run_files import read_clusters, read_json
+from imc.run_folder import CHECKPOINT, LABELS, RESULT, read_config
 from imc.train import plan, train
 
 # Fields of a run that a command for several sets itself, or that make no sense for it.
@@ -93,14 +92,12 @@ def _kept(config: Config, data: Dataset) -> dict[str, Any] | None:
                 f"{folder} holds a run with {flag(entry.name)} {had}, and {value} was asked for; "
                 "give another --out, or pass --overwrite"
             )
-    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    return result
+    return read_json(folder / RESULT)
 
 
 def clusters_of(folder: Path | str) -> NDArray[np.int64]:
     """The cluster of each image [M] that a run reported."""
-    with (Path(folder) / "labels.csv").open(newline="") as file:
-        return np.array([int(row["cluster"]) for row in csv.DictReader(file)], np.int64)
+    return read_clusters(Path(folder) / LABELS)
 
 
 def agreement(clusterings: Sequence[NDArray[np.int64]]) -> float | None:

@@ -42,7 +42,7 @@ void sinkhorn_sweep(const T* scores,        // [problems, batch, prototypes]
                     int threads);
 
 // Its way back: from the gradient of one iteration's column scalings (null: from grad_output, where the gradient
-// begins) to this process's part of the gradient of those of the iteration before.
+// begins, which needs no scalings) to this process's part of the gradient of those of the iteration before.
 template <typename T>
 void sinkhorn_backward_sweep(const T* scores,                 // [problems, batch, prototypes]
                              const T* extremes,               // [3, problems]

@@ -5,6 +5,7 @@
 // Three sweeps over blocks of kBlock samples: softmax and the parts of S and of the mean prediction; d, r, the loss and
 // the parts of sum q / d; the gradient. A head has few clusters, so a block lies transposed, [cluster][sample], and
 // vectors run over samples. Parts are added in the order of the blocks: bitwise the same for any number of threads.
+// Heads pass in groups, so that only a group's predictions are kept.
 //
 // A batch spread over processes runs the sweeps one call at a time: between them the callers exchange the sums of each
 // head and cluster (imc_kernels/ops/distributed/log_dot_product_loss.py).
@@ -13,6 +14,7 @@
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "peak_and_rest.h"
 #include "rows.h"
 
 namespace imc::IMC_ISA {
@@ -20,36 +22,8 @@ namespace imc::IMC_ISA {
 namespace {
 
 constexpr int64_t kBlock = 32;
+constexpr int64_t kGroupLogits = int64_t(1) << 20;  // as many heads as fit; one at least
 constexpr double kGuardWeight = 0.01;
-
-// The largest of some numbers >= 0, and the sum of the others. A sum without one of its terms x is (peak - x) + rest,
-// with no cancellation: a row alone in its cluster keeps every digit of what the other rows have there.
-template <typename T>
-struct PeakAndRest {
-  T peak = 0;
-  double rest = 0;
-
-  void add(const PeakAndRest& other) {
-    const bool higher = other.peak > peak;
-    rest += other.rest + static_cast<double>(higher ? peak : other.peak);
-    peak = higher ? other.peak : peak;
-  }
-};
-
-// Of the numbers x[kBlock] and y[kBlock].
-template <typename T>
-PeakAndRest<T> peak_and_rest(const T* x, const T* y) {
-  const T high_x = row_max(x, kBlock), high_y = row_max(y, kBlock);
-  const T peak = high_x > high_y ? high_x : high_y;
-  double below = 0;
-  int32_t peaks = 0;
-#pragma omp simd reduction(+ : below, peaks)
-  for (int64_t i = 0; i < kBlock; ++i) {
-    below += static_cast<double>(x[i] != peak ? x[i] : T(0)) + static_cast<double>(y[i] != peak ? y[i] : T(0));
-    peaks += (x[i] == peak) + (y[i] == peak);
-  }
-  return {peak, below + (peaks - 1) * static_cast<double>(peak)};
-}
 
 template <typename T>
 double sum_block(const T* x) {
@@ -110,9 +84,7 @@ struct Block {
   T* weights(int64_t which) const { return &problem.weights[(item * 3 + which) * kBlock]; }
   ClusterSums<T>* parts() const { return &problem.parts[item * problem.clusters]; }
   const ClusterSums<T>* sums() const { return &problem.sums[head * problem.clusters]; }
-  int64_t offset(int64_t view) const {
-    return ((head * 2 + view) * problem.batch + first) * problem.clusters;
-  }
+  int64_t offset(int64_t view) const { return ((head * 2 + view) * problem.batch + first) * problem.clusters; }
 };
 
 // x = logits transposed, with zeros past the last sample.
@@ -190,7 +162,7 @@ void predict(const Block<T>& block) {
   problem.losses[block.item] = kGuardWeight * excess;
   for (int64_t c = 0; c < problem.clusters; ++c) {
     ClusterSums<T>& part = block.parts()[c];
-    part.q = peak_and_rest(block.q(0) + c * kBlock, block.q(1) + c * kBlock);
+    part.q = peak_and_rest<kBlock>(block.q(0) + c * kBlock, block.q(1) + c * kBlock);
     for (int64_t view = 0; view < 2; ++view) part.mean.views[view] = sum_block(block.p(view) + c * kBlock);
   }
 }
@@ -231,7 +203,7 @@ void compare(const Block<T>& block) {
       over_x[i] = x[i] * wx[i];
       over_y[i] = y[i] * wy[i];
     }
-    block.parts()[c].q_over_d = peak_and_rest(over_x, over_y);
+    block.parts()[c].q_over_d = peak_and_rest<kBlock>(over_x, over_y);
   }
 }
 
@@ -337,35 +309,49 @@ struct Sweeps {
   }
 };
 
+// body(first head, number of heads, where the logits of the first begin) for each group.
+template <typename Body>
+void for_groups(int64_t heads, int64_t batch, int64_t clusters, const Body& body) {
+  const int64_t head_logits = 2 * batch * clusters;
+  const int64_t most = head_logits < kGroupLogits ? kGroupLogits / head_logits : 1;
+  for (int64_t first = 0; first < heads; first += most)
+    body(first, heads - first < most ? heads - first : most, first * head_logits);
+}
+
 }  // namespace
 
 template <typename T>
 void log_dot_product_loss(const T* logits, T* loss, T* gradient, int64_t heads, int64_t batch, int64_t clusters,
                           double smoothing, double entropy_weight, double logit_limit, int threads) {
-  Problem<T> problem{logits, gradient, heads, batch, clusters, smoothing, entropy_weight, logit_limit};
-  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
-  sweeps.predict_all();
-  Scratch<double> entropies(heads);
-  for (int64_t head = 0; head < heads; ++head) entropies[head] = entropy(problem, head);
-  sweeps.compare_all();
-  for (int64_t head = 0; head < heads; ++head)
-    loss[head] = static_cast<T>(sweeps.loss(head) / static_cast<double>(2 * batch) - entropies[head]);
-  if (!gradient) return;
-  sweeps.add_quotients();
-  sweeps.differentiate_all();
+  for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
+    T* out = gradient ? gradient + offset : nullptr;
+    Problem<T> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit};
+    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    sweeps.predict_all();
+    Scratch<double> entropies(count);
+    for (int64_t head = 0; head < count; ++head) entropies[head] = entropy(problem, head);
+    sweeps.compare_all();
+    for (int64_t head = 0; head < count; ++head)
+      loss[first + head] = static_cast<T>(sweeps.loss(head) / static_cast<double>(2 * batch) - entropies[head]);
+    if (!gradient) return;
+    sweeps.add_quotients();
+    sweeps.differentiate_all();
+  });
 }
 
 template <typename T>
 void log_dot_product_loss_sums(const T* logits, double* sums, int64_t heads, int64_t batch, int64_t clusters,
                                double smoothing, int threads) {
-  Problem<T> problem{logits, nullptr, heads, batch, clusters, smoothing, 0, __builtin_inf()};
-  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
-  sweeps.predict_all();
-  for (int64_t i = 0; i < heads * clusters; ++i) {
-    const ClusterSums<T>& of = problem.sums[i];
-    const double four[] = {static_cast<double>(of.q.peak), of.q.rest, of.mean.views[0], of.mean.views[1]};
-    for (int64_t j = 0; j < 4; ++j) sums[4 * i + j] = four[j];
-  }
+  for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
+    Problem<T> problem{logits + offset, nullptr, count, batch, clusters, smoothing, 0, __builtin_inf()};
+    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    sweeps.predict_all();
+    for (int64_t i = 0; i < count * clusters; ++i) {
+      const ClusterSums<T>& of = problem.sums[i];
+      const double four[] = {static_cast<double>(of.q.peak), of.q.rest, of.mean.views[0], of.mean.views[1]};
+      for (int64_t j = 0; j < 4; ++j) sums[4 * (first * clusters + i) + j] = four[j];
+    }
+  });
 }
 
 template <typename T>
@@ -373,34 +359,37 @@ void log_dot_product_loss_parts(const T* logits, const double* sums, const doubl
                                 const double* whole_quotients, double* losses, double* quotients, T* gradient,
                                 int64_t heads, int64_t batch, int64_t clusters, double smoothing,
                                 double entropy_weight, double logit_limit, int threads) {
-  // compare() forms the quotients where there is a gradient.
-  Scratch<T> unused(1);
-  Problem<T> problem{logits,    gradient ? gradient : unused.get(), heads,       batch, clusters,
-                     smoothing, entropy_weight,                     logit_limit, static_cast<int64_t>(*samples)};
-  const Sweeps<T> sweeps{problem, useful_threads(heads * 2 * batch * clusters, threads)};
-  sweeps.predict_all();
-  for (int64_t i = 0; i < heads * clusters; ++i) {
-    ClusterSums<T>& of = problem.sums[i];
-    of.q = {static_cast<T>(sums[4 * i]), sums[4 * i + 1]};
-    of.mean = {{sums[4 * i + 2], sums[4 * i + 3]}};
-    if (whole_quotients) of.q_over_d = {static_cast<T>(whole_quotients[2 * i]), whole_quotients[2 * i + 1]};
-  }
-  Scratch<double> entropies(heads);
-  for (int64_t head = 0; head < heads; ++head) entropies[head] = entropy(problem, head);
-  sweeps.compare_all();
-  if (whole_quotients) {
-    sweeps.differentiate_all();
-    return;
-  }
-  sweeps.add_quotients();
-  for (int64_t i = 0; i < heads * clusters; ++i) {
-    quotients[2 * i] = static_cast<double>(problem.sums[i].q_over_d.peak);
-    quotients[2 * i + 1] = problem.sums[i].q_over_d.rest;
-  }
-  // The entropies belong to no process: each gives its samples' share of them.
-  const double share = static_cast<double>(batch) / *samples;
-  for (int64_t head = 0; head < heads; ++head)
-    losses[head] = sweeps.loss(head) / (2 * *samples) - share * entropies[head];
+  Scratch<T> unused(1);  // compare() forms the quotients where there is a gradient
+  for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
+    T* out = gradient ? gradient + offset : unused.get();
+    Problem<T> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit,
+                       static_cast<int64_t>(*samples)};
+    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    sweeps.predict_all();
+    for (int64_t i = 0; i < count * clusters; ++i) {
+      ClusterSums<T>& of = problem.sums[i];
+      const double* four = sums + 4 * (first * clusters + i);
+      of.q = {static_cast<T>(four[0]), four[1]};
+      of.mean = {{four[2], four[3]}};
+      if (!whole_quotients) continue;
+      const double* two = whole_quotients + 2 * (first * clusters + i);
+      of.q_over_d = {static_cast<T>(two[0]), two[1]};
+    }
+    Scratch<double> entropies(count);
+    for (int64_t head = 0; head < count; ++head) entropies[head] = entropy(problem, head);
+    sweeps.compare_all();
+    if (whole_quotients) return sweeps.differentiate_all();
+    sweeps.add_quotients();
+    for (int64_t i = 0; i < count * clusters; ++i) {
+      double* two = quotients + 2 * (first * clusters + i);
+      two[0] = static_cast<double>(problem.sums[i].q_over_d.peak);
+      two[1] = problem.sums[i].q_over_d.rest;
+    }
+    // The entropies belong to no process: each gives its samples' share of them.
+    const double share = static_cast<double>(batch) / *samples;
+    for (int64_t head = 0; head < count; ++head)
+      losses[first + head] = sweeps.loss(head) / (2 * *samples) - share * entropies[head];
+  });
 }
 
 IMC_INSTANTIATE(log_dot_product_loss)

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 // ThreadSanitizer does not know the barriers of GCC's OpenMP library: where it looks on (make sanitize-threads), the
 // same items are handed to threads that it does know.
@@ -24,24 +26,49 @@ inline int useful_threads(int64_t elements, int threads) {
   return static_cast<int>(useful < threads ? useful : threads);
 }
 
+// The first exception of several threads, kept until they have met again: one that leaves a thread ends the process.
+class FirstFailure {
+ public:
+  template <typename Body>
+  void guard(const Body& body) {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+};
+
 // body(item, worker) for each item in [0, count), worker in [0, threads).
 template <typename Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
   if (threads > count) threads = static_cast<int>(count);
 #ifdef __SANITIZE_THREAD__
+  FirstFailure failure;
   const auto work = [&](int worker) {  // items in turn: every thread has some, neighbours never meet in one
-    for (int64_t item = worker; item < count; item += threads) body(item, worker);
+    failure.guard([&] {
+      for (int64_t item = worker; item < count; item += threads) body(item, worker);
+    });
   };
   std::vector<std::thread> workers;
   for (int worker = 1; worker < threads; ++worker) workers.emplace_back(work, worker);
   work(0);
   for (std::thread& worker : workers) worker.join();
-  return;
+  return failure.rethrow();
 #elif defined(_OPENMP)
   if (threads > 1) {
+    FirstFailure failure;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t item = 0; item < count; ++item) body(item, omp_get_thread_num());
-    return;
+    for (int64_t item = 0; item < count; ++item) failure.guard([&] { body(item, omp_get_thread_num()); });
+    return failure.rethrow();
   }
 #endif
   for (int64_t item = 0; item < count; ++item) body(item, 0);
@@ -51,7 +78,7 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : block_(take_block(static_cast<std::size_t>(count) * sizeof(T))) {}
+  explicit Scratch(int64_t count) : block_(take_block(bytes_of(count))) {}
   ~Scratch() { return_block(block_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -59,6 +86,11 @@ class Scratch {
   T& operator[](int64_t i) { return get()[i]; }
 
  private:
+  static std::size_t bytes_of(int64_t count) {
+    if (count > PTRDIFF_MAX / static_cast<int64_t>(sizeof(T))) throw std::bad_alloc();
+    return static_cast<std::size_t>(count) * sizeof(T);
+  }
+
   Block block_;
 };
 

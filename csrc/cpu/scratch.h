@@ -40,9 +40,9 @@ class KeptBlocks {
     bytes_ -= block.bytes;
     return block;
   }
-  // Keeps a block, in place of the oldest where there are too many.
-  void keep(Block block) {
-    if (block.bytes > kKeptBytes) return std::free(block.data);
+  // Keeps a block, in place of the oldest where there are too many. Called by destructors: it does not throw.
+  void keep(Block block) noexcept {
+    if (block.bytes > kKeptBytes || !has_room()) return std::free(block.data);
     while (bytes_ + block.bytes > kKeptBytes) {
       bytes_ -= blocks_.front().bytes;
       std::free(blocks_.front().data);
@@ -56,6 +56,15 @@ class KeptBlocks {
   }
 
  private:
+  bool has_room() noexcept {
+    try {
+      blocks_.reserve(kKeptBytes / kSmallBlock);
+      return true;
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  }
+
   std::vector<Block> blocks_;
   std::size_t bytes_ = 0;
 };

@@ -34,19 +34,23 @@ struct Backward {
     }
   }
 
-  // The last iteration's: the gradient begins here.
-  void first_sweep(const T* assignments, const T* grad_output, const double* a, const double* c, T* partial) const {
+  // The last iteration's, whose R are the assignments: the gradient begins here. Their rows sum to 1 but for rounding,
+  // which the quotient of sums in double takes out: what is the same for a whole row, as all is at K = 1, leaves no
+  // trace, where R from the logarithms left the rounding of terms of 40.
+  void first_sweep(const T* assignments, const T* grad_output, T* partial) const {
     p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
       for (int64_t k = 0; k < n; ++k) sums[k] = 0;
       for (int64_t row = first; row < last; ++row) {
         const T *q = assignments + row * n, *g = grad_output + row * n;
         T* d = gradient + row * n;
-        const double da = sum_of<T>(n, [=](int64_t k) {
-          d[k] = q[k] * g[k];
+        const double total = sum_of<double>(n, [=](int64_t k) { return static_cast<double>(q[k]); });
+        const T da = static_cast<T>(
+            sum_of<double>(n, [=](int64_t k) { return static_cast<double>(q[k]) * static_cast<double>(g[k]); }) / total);
+#pragma omp simd
+        for (int64_t k = 0; k < n; ++k) {
+          d[k] = q[k] * (g[k] - da);
           sums[k] += d[k];
-          return d[k];
-        });
-        push(row, a[row], c, static_cast<T>(da), sums);
+        }
       }
     });
   }
@@ -99,7 +103,7 @@ void backward(const Problem<T>& p, const T* assignments, const double* rows, con
   const Backward<T> steps{p, gradient};
   const auto a = [&](int64_t t) { return rows + t * p.batch; };
   const auto c = [&](int64_t t) { return columns + t * n; };
-  steps.first_sweep(assignments, grad_output, a(iterations - 1), c(iterations - 1), partial.get());
+  steps.first_sweep(assignments, grad_output, partial.get());
   for (int64_t t = iterations - 1; t >= 0; --t) {
     p.add_chunks(partial.get(), dc.get());
     steps.sweep(dc.get(), log_share.get(), c(t), t > 0 ? a(t - 1) : nullptr, t > 0 ? c(t - 1) : nullptr, partial.get());
@@ -139,7 +143,7 @@ void sinkhorn_backward_sweep(const T* scores, const T* extremes, const T* margin
       log_shares(p, log_share.get());
       steps.sweep(columns_gradient + problem * n, log_share.get(), columns + problem * n, a, c, partial.get());
     } else {
-      steps.first_sweep(assignments + first, grad_output + first, a, c, partial.get());
+      steps.first_sweep(assignments + first, grad_output + first, partial.get());
     }
     p.add_chunks(partial.get(), sums + problem * n);
   };

@@ -322,7 +322,8 @@ PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   } catch (const PythonError&) {
     return nullptr;
   } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
+    PyErr_SetString(PyExc_MemoryError, (function->name + ": there is not enough memory for its scratch").c_str());
+    return nullptr;
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imc.data.cache import memory_mapped
 from imc.data.dataset import Images
-from imc.data.files import refusal
+from imc.data.files import is_unicode, refusal
 from imc.errors import UserError
 
 # Names of the arrays in an .npz: images and labels to cluster, images and labels held out.
@@ -126,7 +126,13 @@ def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], d
     values, numbers = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
     ends = np.cumsum([len(array) for array in flat.values()])[:-1]
     split = np.split(numbers.astype(np.int64), ends)
-    return tuple(map(str, values)), {key: torch.from_numpy(part) for key, part in zip(flat, split, strict=True)}
+    try:
+        names = tuple(map(str, values))
+    except (ValueError, SystemError):  # beyond the last character
+        names = ("\udfff",)
+    if not all(map(is_unicode, names)):
+        raise refusal(path, f"{' and '.join(flat)} hold texts that are not Unicode")
+    return names, {key: torch.from_numpy(part) for key, part in zip(flat, split, strict=True)}
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:

@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -63,8 +64,8 @@ def cached(
     folder = cache_folder()
     key = _digest(f"{source.resolve()}\0{variant}")
     stem = f"{key}-{_digest(fingerprint)}"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return memory_mapped(folder / f"{stem}.npy"), json.loads((folder / f"{stem}.json").read_text())
+    with contextlib.suppress(Exception):  # an entry that is damaged, in whatever way, is no entry
+        return _read(folder / f"{stem}.npy", folder / f"{stem}.json")
     shape, batches, content = build()
     temporary = folder / f"{stem}.{uuid.uuid4().hex}.tmp"
     try:
@@ -72,7 +73,7 @@ def cached(
             folder.mkdir(parents=True, exist_ok=True)
             _write(temporary, shape, batches)
             os.replace(temporary, folder / f"{stem}.npy")
-            temporary.write_text(json.dumps(content))
+            temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}))
             os.replace(temporary, folder / f"{stem}.json")
         finally:
             temporary.unlink(missing_ok=True)
@@ -102,6 +103,17 @@ def memory_mapped(path: Path) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def _read(images: Path, described: Path) -> tuple[Tensor, dict[str, Any]]:
+    entry, array = json.loads(described.read_text()), memory_mapped(images)
+    if _sum(entry["content"]) != entry["crc32"] or array.dtype != torch.uint8 or array.dim() != 4:
+        raise ValueError
+    return array, entry["content"]
+
+
+def _sum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def _digest(text: str) -> str:

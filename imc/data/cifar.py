@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from imc.data.dataset import Images
-from imc.data.files import SUFFIX_GZIP, lines, read_bytes, read_members, refusal
+from imc.data.files import SUFFIX_GZIP, is_unicode, lines, read_bytes, read_members, refusal
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # of one image: red, green, blue plane
@@ -109,7 +109,7 @@ def _read_pickle(path: Path, content: bytes, labels: Labels) -> tuple[NDArray[np
 
 def _pickled_names(path: Path, content: bytes, labels: Labels) -> list[str]:
     names = unpickle(path, content).get(labels.names_key)
-    if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
+    if not isinstance(names, list) or not all(isinstance(entry, str) and is_unicode(entry) for entry in names):
         raise refusal(path, f"it has no list of {labels.names_key}")
     return names
 
@@ -168,7 +168,8 @@ class _Array:
             return None
         if not isinstance(shape, tuple) or len(shape) != 2 or not all(type(side) is int and side > 0 for side in shape):
             return None
-        return np.frombuffer(raw.encode("latin1"), np.uint8).reshape(shape) if len(raw) == shape[0] * shape[1] else None
+        content = raw.encode("latin1", "ignore")  # a text of other characters becomes too short
+        return np.frombuffer(content, np.uint8).reshape(shape) if len(content) == shape[0] * shape[1] else None
 
 
 class _Machine:
@@ -206,6 +207,8 @@ class _Machine:
             self._top(list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
+            if not all(type(key) is str for key in items[::2]):  # to hash what is nested deeply ends the process
+                raise ValueError("it has keys that are no texts")
             self._top(dict).update(zip(items[::2], items[1::2], strict=True))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])

@@ -47,6 +47,7 @@ def read_members(archive: Path, names: Collection[str], limit: int) -> dict[str,
         UserError: the archive is damaged, or decompresses to more than ``limit`` bytes.
     """
     found: dict[str, bytes] = {}
+    left = limit
     try:
         with (
             gzip.open(archive) as raw,
@@ -56,7 +57,8 @@ def read_members(archive: Path, names: Collection[str], limit: int) -> dict[str,
                 name = member.name.rpartition("/")[2]
                 if name not in names or not member.isfile():
                     continue
-                if member.size > limit:
+                left -= member.size  # of a sparse file the archive holds less
+                if left < 0:
                     raise _TooLargeError
                 content = tar.extractfile(member)
                 assert content is not None
@@ -67,7 +69,7 @@ def read_members(archive: Path, names: Collection[str], limit: int) -> dict[str,
                     break
     except _TooLargeError:
         raise refusal(archive, f"it holds more than the {limit:,} bytes that such an archive can have") from None
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError) as error:
+    except Exception as error:  # whatever odd headers make tarfile raise
         raise refusal(archive, _reason(error)) from None
     return found
 
@@ -77,12 +79,17 @@ def lines(content: bytes) -> tuple[str, ...]:
     return tuple(line.strip() for line in content.decode("utf-8", "backslashreplace").splitlines() if line.strip())
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: it holds no half of a pair of UTF-16."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, EOFError | tarfile.ReadError):
         return "it is damaged or cut short"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"it is damaged ({error})"
+    return f"it is damaged ({(str(error) or type(error).__name__).splitlines()[0]})"
 
 
 class _TooLargeError(Exception):

@@ -131,7 +131,13 @@ def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tupl
 def natural_order(path: str) -> tuple[Any, ...]:
     """The sort key under which img2 comes before img10."""
     parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.split(os.sep)]
-    return tuple(tuple(int(piece) if i % 2 else piece for i, piece in enumerate(part)) for part in parts), path
+    return tuple(tuple(_number(piece) if i % 2 else piece for i, piece in enumerate(part)) for part in parts), path
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """A key of the same order as the number's, however many digits it has."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
 
 
 def printable(name: str) -> str:

@@ -33,9 +33,12 @@ def info_nce_loss(
 
         ``mean_i [log sum_{j != i} exp S_ij - S_i,pair(i)]``
 
-    in nats; the sum has N - 1 terms, the pair's among them. The kernels need O(N D) memory. Dot products that
-    overflow the dtype give a result that is not finite. Source: NT-Xent of SimCLR, arXiv 2002.05709, equation 1; in
-    CRLC, arXiv 2107.11635, the loss of the representation head.
+    in nats; the sum has N - 1 terms, the pair's among them. Dot products that overflow the dtype give a result
+    that is not finite. Source: NT-Xent of SimCLR, arXiv 2002.05709, equation 1; in CRLC, arXiv 2107.11635, the loss of
+    the representation head.
+
+    Memory: linear in N. On ``cpu``, beside the gradient, one copy of the embeddings (two with a gradient), 4 N numbers
+    and 1 MiB a thread.
 
     Args:
         embeddings: [2, B, D], float32, float64, bfloat16 or float16, taken as they are given: usually of norm 1.

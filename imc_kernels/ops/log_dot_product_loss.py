@@ -44,6 +44,9 @@ def log_dot_product_loss(
     number of the dtype counts as that number, with a gradient of 0. So loss and gradient stay finite. Source: CRLC,
     arXiv 2107.11635, and for the guard the authors' code.
 
+    Memory: on ``cpu``, beside result and gradient, 2.4 times the logits of a head (of as many heads as have 2^20 logits
+    where that is more) and 3 numbers a sample. ``cuda`` takes sizes up to 2^30.
+
     Args:
         logits: [H, 2, B, C] of H sub-heads for two views, float32, float64, bfloat16 or float16.
         smoothing: weight of the uniform distribution, in [0, 1).

@@ -41,6 +41,9 @@ def mutual_information_loss(
     in nats. It lies between ``-entropy_weight log C`` and ``log C`` without the guard. Source: IMC-SwAV, arXiv
     2103.07368; the weight and the guard as in the authors' code.
 
+    Memory: on ``cpu``, beside the gradients, V C x V K + V B (2 C + K) numbers; V B C more for the logits' gradient,
+    V C x V K + V B K more for the scores' (V C rounded up to 16, V K to 48). ``cuda`` takes sizes up to 2^30.
+
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.
         scores: [V, B, K] prototype scores; same dtype and device. The gradient reaches whichever of the two requires

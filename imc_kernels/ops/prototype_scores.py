@@ -24,6 +24,9 @@ def prototype_scores(
     Rows are divided by ``max(norm, 1e-12)``, as in ``torch.nn.functional.normalize``. Source: SwAV, arXiv 2006.09882,
     section 3.1.
 
+    Memory: on ``cpu``, beside result and gradients, one copy of the prototypes; in the backward of them or, for the
+    prototypes' gradient, of the embeddings.
+
     Args:
         embeddings: [..., D], float32, float64, bfloat16 or float16.
         prototypes: [K, D]; same dtype and device.

@@ -119,6 +119,15 @@ def test_gradient_with_marginals(scale: float, backend: str) -> None:
     assert torch.autograd.gradcheck(lambda s: sinkhorn(s, epsilon=0.5, marginals=shares, backend=backend), scores)
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")
+@pytest.mark.parametrize("batch", [1, 7, 70])
+def test_the_gradient_of_a_single_prototype_is_exactly_zero(batch: int) -> None:
+    scores = torch.rand(2, batch, 1, generator=torch.Generator().manual_seed(batch)).requires_grad_()
+    weights = torch.linspace(-1, 2, 2 * batch).view(2, batch, 1)
+    (gradient,) = torch.autograd.grad(sinkhorn(scores, backend="cpu"), scores, weights)
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_queue_takes_part_and_is_not_returned(backend: str) -> None:
     generator = torch.Generator().manual_seed(0)

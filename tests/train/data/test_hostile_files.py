@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from imc.data import load
+from imc.data.cifar import unpickle
 from imc.errors import UserError
 
 
@@ -160,11 +161,22 @@ def test_an_interrupted_decoding_leaves_nothing(good: Path, cache: Path, monkeyp
 
 @pytest.mark.parametrize("length", [0, 100])
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_a_damaged_entry_of_the_cache_is_made_anew(suffix: str, length: int, good: Path, cache: Path) -> None:
+def test_a_truncated_entry_of_the_cache_is_made_anew(suffix: str, length: int, good: Path, cache: Path) -> None:
     expected = load(str(good)).train.images.clone()
     path = next(path for path in cache.iterdir() if path.suffix == suffix)
     path.write_bytes(path.read_bytes()[:length])
     assert (load(str(good)).train.images == expected).all()
+
+
+@pytest.mark.parametrize("change", [(b"good1", b"good2"), (b"{", b"["), (b'"skipped": {}', b'"skipped": []')])
+def test_a_changed_list_of_files_in_the_cache_is_made_anew(
+    change: tuple[bytes, bytes], good: Path, cache: Path
+) -> None:
+    load(str(good))
+    path = next(path for path in cache.iterdir() if path.suffix == ".json")
+    assert change[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*change))
+    assert load(str(good)).train.files == ("good0.png", "good1.png")
 
 
 def test_what_a_killed_process_left_in_the_cache_is_removed(good: Path, cache: Path) -> None:
@@ -219,6 +231,48 @@ def test_a_pickle_is_never_executed(name: str, protocol: int, tmp_path: Path, mo
     assert not (tmp_path / "executed").exists()
 
 
+def cifar_pickle(value: bytes) -> bytes:
+    """A dictionary whose one entry has these instructions as its key."""
+    return b"\x80\x02}(" + value + b"K\x00u."
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"K\x00" + b"\x85" * 200_000,  # ((((...)))), whose hash is a call of a call of a call
+        b"K\x00" + b"\x85" + b"q\x00h\x00\x86" * 60,  # 2^60 ends of a tuple of pairs of itself
+        b"](]e",
+    ],
+    ids=["deep", "doubled", "list"],
+)
+def test_keys_of_a_pickle_that_are_no_texts_are_refused(key: bytes) -> None:
+    with pytest.raises(UserError, match=r"it has keys that are no texts|lacks its list"):
+        unpickle(Path("x"), cifar_pickle(key))
+
+
+def test_texts_of_a_pickle_that_are_no_bytes_or_no_unicode_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    layouts.write_cifar10_python(folder)
+    batch, meta = (folder / "data_batch_1").read_bytes(), (folder / "batches.meta").read_bytes()
+    pixels = batch.index(b"T", batch.index(b"_reconstruct"))
+    length = struct.unpack("<I", batch[pixels + 1 : pixels + 5])[0]
+    odd = "\u20ac".encode() * (length // 3) + b"x" * (length % 3)
+    (folder / "data_batch_1").write_bytes(
+        batch[:pixels] + b"X" + batch[pixels + 1 : pixels + 5] + odd + batch[pixels + 5 + length :]
+    )
+    with pytest.raises(UserError, match=r"data_batch_1': its data are not \d+ images"):
+        load("cifar10", root=tmp_path)
+    (folder / "data_batch_1").write_bytes(batch)
+    text = b"\xed\xa0\x80"  # half of a pair of UTF-16
+    (folder / "batches.meta").write_bytes(
+        b"\x80\x02}(" + b"U\x0blabel_names" + b"](" + b"X\x03\x00\x00\x00" + text + b"e" + b"u."
+    )
+    with pytest.raises(UserError, match=r"batches\.meta': it has no list of label_names"):
+        load("cifar10", root=tmp_path)
+    (folder / "batches.meta").write_bytes(meta)
+    load("cifar10", root=tmp_path)
+
+
 def test_arrays_with_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     payload = np.array([Payload()], dtype=object)
@@ -271,6 +325,42 @@ def test_a_tar_bomb_is_refused(wanted: bool, tmp_path: Path, monkeypatch: pytest
         archive.addfile(member, io.BytesIO(bytes(member.size)))
     with pytest.raises(UserError, match="it holds more than the 1,000,000 bytes that such an archive can have"):
         load("cifar10", root=tmp_path)
+
+
+def test_a_tar_of_headers_without_end_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type = tarfile.GNUTYPE_LONGNAME
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) * 5000))
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz': it is damaged \(maximum recursion depth"):
+        load("cifar10", root=tmp_path)
+
+
+def test_sparse_members_of_a_tar_count_by_what_they_unpack_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imc.data.cifar.ARCHIVE_LIMIT", 1_000_000)
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for batch in (1, 2):
+            member = tarfile.TarInfo(f"data_batch_{batch}")
+            member.pax_headers = {"GNU.sparse.size": "600000", "GNU.sparse.map": "0,0", "GNU.sparse.major": "0"}
+            archive.addfile(member)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content.getvalue())
+    with pytest.raises(UserError, match="it holds more than the 1,000,000 bytes that such an archive can have"):
+        load("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize("text", [0xD800, 0x110000])
+def test_labels_that_are_no_unicode_are_refused(text: int, tmp_path: Path) -> None:
+    labels = np.array([text, 65], np.uint32).view("<U1")
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 8, 8), np.uint8), labels=labels)
+    with pytest.raises(UserError, match="labels hold texts that are not Unicode"):
+        load(str(tmp_path / "x.npz"))
+
+
+def test_a_class_may_be_a_number_of_any_length(tmp_path: Path) -> None:
+    layouts.write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    path.write_text(path.read_text().replace("n01", "9" * 5000))
+    assert len(load("tiny-imagenet", root=tmp_path).train.class_names) == 3
 
 
 def test_an_array_larger_than_the_memory_stays_on_the_disk(tmp_path: Path) -> None:

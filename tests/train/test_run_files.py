@@ -1,0 +1,104 @@
+"""Damaged and hostile files of a run: one sentence that names the file, and no more memory than it is long."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from imc.checkpoint import read_checkpoint
+from imc.cli import main
+from imc.errors import UserError
+from imc.run_files import read_clusters, read_json, read_metrics, read_torch_file
+from imc.run_folder import CHECKPOINT, CONFIG, METRICS, MODEL, load_run
+from imc.several_runs import clusters_of
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "config": {}, "x": Payload()}, CHECKPOINT, _use_new_zipfile_serialization=archive)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint that can be read: Weights only load failed"):
+        read_checkpoint(tmp_path)
+    Path(CHECKPOINT).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint that can be read"):
+        read_checkpoint(tmp_path)
+    assert not Path("executed").exists()
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1_000_000), tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "x.pt", "w") as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"it is compressed, which torch\.save does not do"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"config": []}, {"config": {}, "format": 2}])
+def test_a_checkpoint_of_another_program_is_refused(content: dict[str, object], tmp_path: Path) -> None:
+    torch.save({"format": 1, **content}, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint of this version of imc"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_what_a_run_needs_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = torch.load(run_copy / CHECKPOINT, weights_only=True)
+    for name, value in (("optimizer", {}), ("update", "soon"), ("random", [])):
+        torch.save({**checkpoint, name: value}, run_copy / CHECKPOINT)
+        assert main(["train", "--out", str(run_copy), "--resume"]) == 2
+        assert "checkpoint.pt does not fit its configuration: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"seed": "x"}', '{"seed": -1}', '{"x": 0}', '"\\ud800"'])
+def test_a_damaged_configuration_is_named(content: str, run_copy: Path) -> None:
+    (run_copy / CONFIG).write_text(content)
+    with pytest.raises(UserError, match=r"it holds no readable config\.json"):
+        load_run(run_copy)
+
+
+def test_a_damaged_model_is_named(run_copy: Path) -> None:
+    content = (run_copy / MODEL).read_bytes()
+    for damaged in (b"", content[:100], content[:-1], content.replace(b"F32", b"I64", 1)):
+        (run_copy / MODEL).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"holds no finished run: model\.safetensors: "):
+            load_run(run_copy)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}'])
+def test_damaged_lines_and_results_are_named(content: bytes, tmp_path: Path) -> None:
+    for read, name in ((read_json, "result.json"), (read_metrics, METRICS)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} is damaged: "):
+            read(tmp_path / name)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    for read, name in ((read_json, "result.json"), (read_clusters, "labels.csv")):
+        with pytest.raises(UserError, match=f"{name} cannot be read: No such file or directory"):
+            read(tmp_path / name)
+    assert read_metrics(tmp_path / METRICS) == []
+
+
+@pytest.mark.parametrize("content", ["index\n0\n", "index,cluster\n0\n", "cluster\nx\n", "cluster\n" + "9" * 30])
+def test_damaged_labels_are_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(UserError, match=r"labels\.csv is damaged: it has no column of numbers named cluster"):
+        clusters_of(tmp_path)
+
+
+def test_metrics_are_numbers_of_epochs(tmp_path: Path) -> None:
+    line = {"epoch": 1, "loss": 0.5, "lr": 1e-3}
+    (tmp_path / METRICS).write_text(json.dumps(line) + "\n")
+    assert read_metrics(tmp_path / METRICS) == [line]
