@@ -106,9 +106,9 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
-    temperature, _, limit, symmetric = options
+    temperature, entropy_weight, limit, symmetric = options
     _, kept = cuda_sums(logits, scores, temperature, limit, symmetric)
-    return cuda_finish(logits, scores, kept, *options, needs)
+    return cuda_finish(logits, scores, kept, temperature, entropy_weight, limit, symmetric, needs)
 
 
 def cuda_sums(
@@ -120,11 +120,12 @@ def cuda_sums(
     width = -(-(views * prototypes + 1) // 4) * 4  # of u: a column more, of ones; rows aligned to 16 bytes
     y = logits.new_empty((batch, views * clusters), dtype=torch.float32)
     u = y.new_empty((batch, width))
-    sums = joint = y.new_empty((views * clusters, width))
-    guard_and_samples = None
     if grouped:
-        sums = y.new_empty(joint.numel() + 2)
-        joint, guard_and_samples = sums[:-2].view_as(joint), sums[-2:]
+        sums = y.new_empty(views * clusters * width + 2)
+        joint, guard_and_samples = sums[:-2].view(-1, width), sums[-2:]
+    else:
+        sums = joint = y.new_empty((views * clusters, width))
+        guard_and_samples = None
     workspace = y.new_empty(
         native.module("_cuda").mutual_information_loss_workspace(views, batch, clusters, prototypes)
     )

@@ -115,6 +115,8 @@ def _differentiate(
 
 
 PHASES = {
-    name: Phases(*(functools.partial(phase, module) for phase in (_sums, _compare, _differentiate)))
+    name: Phases(
+        functools.partial(_sums, module), functools.partial(_compare, module), functools.partial(_differentiate, module)
+    )
     for name, module in (("cuda", "_cuda"), ("cpu", "_cpu"))
 }
