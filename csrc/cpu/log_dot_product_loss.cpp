@@ -22,7 +22,7 @@ namespace imc::IMC_ISA {
 namespace {
 
 constexpr int64_t kBlock = 32;
-constexpr int64_t kGroupLogits = int64_t(1) << 20;  // as many heads as fit; one at least
+constexpr int64_t kGroupLogits = int64_t(1) << 22;  // as many heads as fit; one at least
 constexpr double kGuardWeight = 0.01;
 
 template <typename T>

@@ -44,7 +44,7 @@ def log_dot_product_loss(
     number of the dtype counts as that number, with a gradient of 0. So loss and gradient stay finite. Source: CRLC,
     arXiv 2107.11635, and for the guard the authors' code.
 
-    Memory: on ``cpu``, beside result and gradient, 2.4 times the logits of a head (of as many heads as have 2^20 logits
+    Memory: on ``cpu``, beside result and gradient, 2.4 times the logits of a head (of as many heads as have 2^22 logits
     where that is more) and 3 numbers a sample. ``cuda`` takes sizes up to 2^30.
 
     Args:

@@ -64,7 +64,7 @@ def mutual_information_loss(batch: int, clusters: int, prototypes: int, *needs: 
 
 def log_dot_product_loss(heads: int, batch: int, clusters: int) -> tuple[Callable[[], Any], int]:
     logits = torch.ones(heads, 2, batch, clusters, requires_grad=True)
-    group = max(2**20 // (2 * batch * clusters), 1)
+    group = max(2**22 // (2 * batch * clusters), 1)
     said = int(4 * group * (2.4 * 2 * batch * clusters + 3 * batch))
     return lambda: with_gradients(imc_kernels.log_dot_product_loss(logits, **CPU).sum(), logits), said
 
@@ -96,7 +96,7 @@ CASES: list[tuple[Callable[..., tuple[Callable[[], Any], int]], tuple[Any, ...]]
     (mutual_information_loss, (64, 16, 2**17, False, False)),
     (mutual_information_loss, (64, 16, 2**17, True, True)),
     (mutual_information_loss, (2**18, 16, 16, True, False)),
-    (log_dot_product_loss, (64, 512, 64)),
+    (log_dot_product_loss, (100, 512, 64)),
     (log_dot_product_loss, (1, 2**16, 64)),
     (info_nce_loss, (512, 2**13, False)),
     (info_nce_loss, (512, 2**13, True)),
