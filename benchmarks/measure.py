@@ -83,14 +83,23 @@ def measure(
 
 
 def in_turns(
-    forms: Mapping[str, Callable[..., Any]], rotating: Sequence[tuple[Tensor, ...]], *, seconds: float
+    forms: Mapping[str, Callable[..., Any]],
+    rotating: Sequence[tuple[Tensor, ...]],
+    *,
+    seconds: float,
+    warming: int = 0,
 ) -> dict[str, list[float]]:
-    """Microseconds of every call of forms that take turns, call by call, for about so long and at least 5 rounds."""
+    """Microseconds of a call of each form, in turns, for about so long and at least 5 rounds.
+
+    A turn is ``warming`` calls and one that is timed.
+    """
     samples: dict[str, list[float]] = {name: [] for name in forms}
     deadline, rounds = time.perf_counter() + seconds, 0
     while forms and (rounds < 5 or (time.perf_counter() < deadline and rounds < 1000)):
         inputs = rotating[rounds % len(rotating)]
         for name, form in forms.items():
+            for _ in range(warming):
+                form(*inputs)
             samples[name].append(_one(form, inputs, inputs[0].device if inputs else DEVICE))
         rounds += 1
     return samples

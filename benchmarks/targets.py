@@ -1,9 +1,10 @@
 """What the kernels are asked to reach, held against the rows of a run: printed after the tables of `--benchmark-only`.
 
-The tables time one form after the other. A target's forms are timed once more at the end, in turns, call by call: what
-slows the machine slows all alike. A ratio is that of the medians, with that of the fastest calls beside it: where there
-is other work, the second says more. The floor is the larger of the work's bytes at the copy bandwidth and its
-operations at the matrix rate, both measured in the same process: no form can be faster, whatever is asked of it.
+The tables time one form after the other. A target's forms are timed once more at the end, in turns of a few calls, of
+which the last counts: what slows the machine slows all alike. A ratio is that of the medians, with that of the fastest
+calls beside it: where there is other work, the second says more. The floor is the larger of the work's bytes at the copy
+bandwidth and its operations at the matrix rate, both measured in the same process: no form can be faster, whatever is
+asked of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from measure import DEVICE, copy_bandwidth, in_turns, matrix_rate
 
 KERNELS = ("cuda", "triton", "cpu")
 TURNS = 4.0  # seconds for the forms of one target
+WARMING = 3  # calls that bring a form's data back into the caches, which the form before has taken
 NOISE = 1.1  # below this a row that is slower than eager is the machine's, not the kernel's
 
 
@@ -81,7 +83,7 @@ def timed_in_turns() -> Groups:
     """The targets' forms of this run."""
     timed = {}
     for group, steps in _kept.items():
-        samples = in_turns(steps, [()], seconds=TURNS).items()
+        samples = in_turns(steps, [()], seconds=TURNS, warming=WARMING).items()
         timed[group] = {form: Seconds(statistics.median(x) / 1e6, min(x) / 1e6) for form, x in samples}
     return timed
 

@@ -58,4 +58,4 @@ def test_only_what_a_target_compares_is_timed_in_turns(monkeypatch: pytest.Monke
         targets.keep("work of no target", form, lambda: None)
     timed = targets.timed_in_turns()
     assert {name: set(rows) for name, rows in timed.items()} == {group: {"cpu", TARGETS[0].against}}
-    assert calls[:4] == ["cpu", TARGETS[0].against] * 2
+    assert calls[:8] == [*["cpu"] * 4, *[TARGETS[0].against] * 4]
