@@ -1,10 +1,10 @@
 """What the kernels are asked to reach, held against the rows of a run: printed after the tables of `--benchmark-only`.
 
-The tables time one form after the other. A target's forms are timed once more at the end, in turns of a few calls, of
-which the last counts: what slows the machine slows all alike. A ratio is that of the medians, with that of the fastest
-calls beside it: where there is other work, the second says more. The floor is the larger of the work's bytes at the copy
-bandwidth and its operations at the matrix rate, both measured in the same process: no form can be faster, whatever is
-asked of it.
+The tables time one form after the other. A target's forms are timed once more at the end, in turns of a few calls, the
+last of which counts: what slows the machine slows all alike. A ratio is that of the medians, with that of the fastest
+calls beside it: where there is other work, the second says more. The floor is the larger of the work's bytes at the
+copy bandwidth and its operations at the matrix rate, both measured in the same process: no form can be faster, whatever
+is asked of it.
 """
 
 from __future__ import annotations
