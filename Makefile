@@ -18,7 +18,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
-PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile
+# In the order of the folders: the compilers of tests/build, which take longest, begin early.
+PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test bench sanitize sanitize-threads fuzz torture simt gpu-check docs lint dev clean
