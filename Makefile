@@ -2,7 +2,7 @@
 # make test      run the tests
 # make bench     compare the kernels with eager PyTorch
 # make sanitize  run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
-# make fuzz      the same for new random inputs, about ten minutes
+# make fuzz      the same for new random inputs, and damaged files for the readers, about twenty minutes
 # make sanitize-threads  look for races in the kernels with ThreadSanitizer
 # make torture   kill, stop, starve and damage training runs; writes the table of docs/robustness.md, about 20 minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
