@@ -1,6 +1,7 @@
-// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - one of them) / epsilon); only u and v iterate. A
-// sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes into the
-// next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per iteration.
+// Sinkhorn-Knopp as scaling vectors: Q = diag(u) E diag(v), E = exp((scores - one of them) / epsilon); only u and v
+// iterate. A sweep over the rows does two steps at once: with the column scaling v a row's sum gives its u, and u E goes
+// into the next column sums while the row is in the L1 cache. So there is one sweep for the exponentials, and one per
+// iteration.
 //
 // Where a problem's scores span more than scaling_range(), exponentials or their products could underflow, and the same
 // iteration runs on logarithms. Column sums are partial sums over fixed chunks of rows, added in order: bitwise the
