@@ -70,15 +70,15 @@ class FusedLoss:
 
     def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
-        recorded = torch.is_grad_enabled()
+        kernel, recorded = self.kernels[backend], torch.is_grad_enabled()
         needs = tuple([recorded and tensor.requires_grad for tensor in inputs])
-        if not self.kernels[backend].reads_half:
+        if not kernel.reads_half:
             inputs = [at_least_single(tensor) for tensor in inputs]
         if torch.compiler.is_compiling():
             return self.operator(*inputs, *options, list(needs), backend)[0]
-        if any(needs):
-            return _FusedLoss.apply(self.kernels[backend], options, needs, *inputs)
-        return self.kernels[backend].run(inputs, options, needs)[0]
+        if True in needs:
+            return _FusedLoss.apply(kernel, options, needs, *inputs)
+        return kernel.run(inputs, options, needs)[0]
 
     def _run(self, *arguments: Any) -> list[Tensor]:
         *rest, needs, backend = arguments
@@ -131,7 +131,7 @@ class _FusedLoss(torch.autograd.Function):
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient times that of its losses, which have the gradient's first dimensions or none, in one launch."""
-    result = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    result = torch.empty(size=gradient.shape, dtype=dtype, device=gradient.device)
     return torch.mul(gradient, _beside(factor, gradient), out=result)
 
 

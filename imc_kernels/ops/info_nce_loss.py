@@ -64,7 +64,7 @@ def info_nce_loss(
         from imc_kernels.ops import distributed  # which imports the compiler
 
         return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
-    chosen = backends.choose(NAME, LOSS.backends, embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise)
     return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))

@@ -67,7 +67,7 @@ def multi_crop(
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, OFFERED, images.device.type, dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, images.device, dtype, backend)
     tensors = (images, indices, parameters)
     if torch.compiler.is_compiling() and chosen != "eager":
         channels_last = memory_format == torch.channels_last

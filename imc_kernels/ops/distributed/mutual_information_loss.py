@@ -49,7 +49,7 @@ def mutual_information_loss(
 ) -> Tensor:
     """:func:`imc_kernels.mutual_information_loss` with a group, its arguments checked."""
     form = "mutual_information_loss with a group"
-    chosen = backends.choose(form, (*PHASES, "eager"), logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(form, (*PHASES, "eager"), logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
         return specification(eager.mutual_information_loss, *everything)
