@@ -100,6 +100,11 @@ BACKENDS: Mapping[str, Backend] = {
 _process_choice: str | None = None
 _context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
 
+# Where a name is not there, os.environ raises and catches two exceptions, 2 us of every call. It is asked only for one
+# that it holds, or may hold where its own mapping is not to be seen.
+_VARIABLE = os.environ.encodekey("IMC_BACKEND")
+_SET = getattr(os.environ, "_data", (_VARIABLE,))
+
 
 def _known(name: str, source: str) -> str:
     if name not in BACKENDS:
@@ -126,7 +131,7 @@ def backend(name: str | None) -> Iterator[None]:
 def requested() -> str | None:
     """The backend asked for outside the call itself, or None for the automatic choice."""
     name = _context_choice.get() or _process_choice
-    if name is None and (variable := os.environ.get("IMC_BACKEND")):
+    if name is None and _VARIABLE in _SET and (variable := os.environ.get("IMC_BACKEND")):
         name = _known(variable, "the environment variable IMC_BACKEND")
     return name
 
@@ -144,8 +149,7 @@ def choose(operation: str, offered: tuple[str, ...], device: torch.device, dtype
     Raises:
         ValueError: an unknown backend, or one asked for by name that cannot serve this input.
     """
-    name = requested() if name is None else _known(name, "backend=")
-    return _choice(operation, offered, device, dtype, name)
+    return _choice(operation, offered, device, dtype, requested() if name is None else name)
 
 
 @functools.cache
@@ -154,7 +158,7 @@ def _choice(
 ) -> str:
     """That of :func:`choose`, found out once: it holds as long as the process lives."""
     if name is not None:
-        refusal = BACKENDS[name].refusal(device.type, dtype)
+        refusal = BACKENDS[_known(name, "backend=")].refusal(device.type, dtype)
         if name not in offered:
             refusal = f"it has no {operation}; {', '.join(offered)} have"
         if refusal is not None:

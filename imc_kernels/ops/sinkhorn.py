@@ -151,8 +151,9 @@ def _native(
     rows = columns = None
     if potentials:
         *leading, batch, prototypes = scores.shape
-        rows = scores.new_empty((math.prod(leading), iterations, batch), dtype=torch.float64)
-        columns = scores.new_empty((math.prod(leading), iterations, prototypes), dtype=torch.float64)
+        problems = math.prod(leading)
+        rows = scores.new_empty(size=(problems, iterations, batch), dtype=torch.float64)
+        columns = scores.new_empty(size=(problems, iterations, prototypes), dtype=torch.float64)
     native.call(module, NAME, scores, marginals, assignments, rows, columns, epsilon, iterations)
     return assignments, rows, columns
 
