@@ -30,7 +30,7 @@ def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def loss_buffer(tensor: Tensor, *shape: int) -> Tensor:
-    """Memory for losses of ``tensor``."""
+    """Memory for losses of ``tensor``, of :func:`result_dtype`."""
     # torch reads a size given by name 0.6 us faster than one given by position.
     return tensor.new_empty(size=shape, dtype=result_dtype(tensor.dtype))
 
