@@ -100,8 +100,8 @@ BACKENDS: Mapping[str, Backend] = {
 _process_choice: str | None = None
 _context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
 
-# Where a name is not there, os.environ raises and catches two exceptions, 2 us of every call. It is asked only for one
-# that it holds, or may hold where its own mapping is not to be seen.
+# For a name that is not set os.environ raises and catches two exceptions, 2 us of every call: the mapping behind it is
+# looked into first. Where another Python has none, os.environ is always asked.
 _VARIABLE = os.environ.encodekey("IMC_BACKEND")
 _SET = getattr(os.environ, "_data", (_VARIABLE,))
 
