@@ -119,10 +119,10 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
 
 
 def maps_and_affine(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Maps [2 B, D, 3, 3] about means that differ by channel, weight and bias [D]."""
+    """Maps [2 B, D, 3, 3] about means that differ by channel, in the order of convolutions; weight and bias [D]."""
     maps = normal(2 * sizes.batch, sizes.dim, 3, 3, generator=generator)
     weight, bias, means = normal(3, sizes.dim, generator=generator)
-    return maps + 3 * means[:, None, None], weight, bias
+    return (maps + 3 * means[:, None, None]).contiguous(memory_format=torch.channels_last), weight, bias
 
 
 OPERATIONS = [

@@ -172,7 +172,7 @@ def test_half_precision_is_computed_in_float32(operation: Operation, dtype: torc
 def test_a_poisoned_input_never_gives_a_plausible_number(operation: Operation, poison: float, backend: str) -> None:
     inputs = operation.inputs(Sizes(2, 12, 20, 5, 6), torch.float32)
     for position in range(len(inputs)):
-        poisoned = [x.clone() for x in inputs]
+        poisoned = [x.clone(memory_format=torch.contiguous_format) for x in inputs]
         values = poisoned[position].flatten()
         values[17 % len(values)] = poison
         result = operation(*poisoned, backend=backend)
