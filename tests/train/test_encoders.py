@@ -6,7 +6,7 @@ from torch import nn
 
 from imc.errors import UserError
 from imc.models.encoders import CustomEncoder
-from imc.models.resnet import ResNet
+from imc.models.resnet import PointwiseConvolution, ResNet
 
 
 def parameters(module: nn.Module) -> int:
@@ -48,6 +48,23 @@ def test_batching_of_views_equals_one_pass_per_view(name: str) -> None:
     images = torch.rand(2, 3, 3, 12, 12, dtype=torch.float64)
     together = encoder(images.flatten(0, 1), 2)
     torch.testing.assert_close(together, torch.cat([encoder(view) for view in images]))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pointwise_convolution_is_one_in_training_too(stride: int) -> None:
+    torch.manual_seed(0)
+    layer = PointwiseConvolution(5, 7, 1, stride=stride, bias=False)
+    x = torch.randn(3, 5, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    trained, evaluated = layer.train()(x), layer.eval()(x)
+    torch.testing.assert_close(trained, evaluated)
+    assert trained.is_contiguous(memory_format=torch.channels_last)
+    direction = torch.randn_like(trained)
+    for ours, expected in zip(
+        torch.autograd.grad(trained, (x, layer.weight), direction),
+        torch.autograd.grad(evaluated, (x, layer.weight), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_any_module_sees_one_view_at_a_time() -> None:

@@ -9,32 +9,66 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-# Their learning rates make rounding visible within a few updates.
-METHODS = {"imc-swav": ["--epochs", "2"], "crlc": ["--method", "crlc", "--epochs", "2"]}
-
-
-def run(folder: Path, method: str, threads: int, **environment: str) -> Path:
-    """The folder of a run in a process of its own: MKL asks once a process what it shall do."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MKL_CBWR", "OMP_NUM_THREADS")} | environment
-    command = [sys.executable, "-m", "imc.train", *METHODS[method], "--threads", str(threads), "--out", str(folder)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return folder
+UNSET = ("MKL_CBWR", "OMP_NUM_THREADS", "IMC_BACKEND")
+without_mkl = pytest.mark.skipif(
+    not torch.backends.mkl.is_available(), reason="linear layers run on another library than Intel MKL"
+)
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="linear layers run on another library than Intel MKL")
-@pytest.mark.parametrize("method", METHODS)
+TRAIN = """
+from imc.config import Config
+from imc.train import train
+
+train(Config(method="{method}", epochs=1, threads={threads}, out="{out}"), report=False)
+"""
+
+
+def in_a_process(script: str, **environment: str) -> None:
+    """Of its own, since MKL asks once a process what it shall do."""
+    environment = {k: v for k, v in os.environ.items() if k not in UNSET} | environment
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+
+
+def models(folder: Path, method: str, **environment: str) -> list[bytes]:
+    """The trained models of a run on one thread and of one on two."""
+    outs = [folder / str(threads) for threads in (1, 2)]
+    for threads, out in enumerate(outs, start=1):
+        in_a_process(TRAIN.format(method=method, threads=threads, out=out), **environment)
+    return [(out / "model.safetensors").read_bytes() for out in outs]
+
+
+@without_mkl
+@pytest.mark.parametrize("method", ["imc-swav", "crlc"])
 def test_one_and_two_threads_give_the_same_bits(tmp_path: Path, method: str) -> None:
-    one, two = (run(tmp_path / str(threads), method, threads) for threads in (1, 2))
-    for name in ("model.safetensors", "labels.csv"):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
+    one, two = models(tmp_path, method)
+    assert one == two
+
+
+GRADIENTS = """
+import torch
+from imc.models.resnet import ResNet
+from imc.threads import set_threads
+
+def gradients(threads):
+    set_threads(threads)
+    torch.manual_seed(0)
+    encoder = ResNet("{name}", 3, stem="cifar", bn_momentum=0.1, width=16).to(memory_format=torch.channels_last)
+    images = torch.rand(32, 3, 28, 28).contiguous(memory_format=torch.channels_last)
+    encoder(images, 2).square().sum().backward()
+    return [parameter.grad for parameter in encoder.parameters()]
+
+assert all(torch.equal(one, two) for one, two in zip(gradients(1), gradients(2)))
+"""
+
+
+@without_mkl
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_s_gradients_are_the_same_bits(name: str) -> None:
+    in_a_process(GRADIENTS.format(name=name))
 
 
 def test_torch_s_own_batch_normalisation_would_not(tmp_path: Path) -> None:
     """So the runs above can differ."""
-    weights = [
-        load_file(run(tmp_path / str(threads), "imc-swav", threads, IMC_BACKEND="eager") / "model.safetensors")
-        for threads in (1, 2)
-    ]
-    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    one, two = models(tmp_path, "imc-swav", IMC_BACKEND="eager")
+    assert one != two
