@@ -96,6 +96,8 @@ def log_dot_product_loss(
 def _native(
     module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    if module == "_cuda":
+        native.check_cuda_sizes(NAME, *inputs[0].shape)
     logits = inputs[0].contiguous()
     loss = logits.new_empty(logits.shape[0], dtype=result_dtype(logits.dtype))
     gradient = gradient_buffer(logits) if needs[0] else None
