@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from imc import arguments, cli, presets
-from imc.checkpoint import read_checkpoint, resumed_config
+from imc.checkpoint import read_checkpoint, require_fit, resumed_config
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.views import unit_scale
@@ -112,6 +112,8 @@ def train(
             print(dataset.note, file=sys.stderr)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
+        if checkpoint is not None:
+            require_fit(folder, config, encoder, checkpoint)
         torch.manual_seed(config.seed)
         model = build_model(config, encoder)
         if config.init is not None and checkpoint is None:
