@@ -22,9 +22,15 @@ def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
     Args:
         config: of :func:`imc.presets.resolve`.
         encoder: any module from images to features, in place of the configuration's.
+    """
+    return _build(config, build_encoder(config, encoder))
+
+
+def require_memory(config: Config, encoder: nn.Module | None) -> None:
+    """Refuse a model whose parameters and queue alone exceed this machine's memory, before it is built.
 
     Raises:
-        UserError: it takes more than the memory of this machine.
+        UserError: they do.
     """
     sizes = {f"{name} {list(x.shape)}": x.numel() for name, x in _planned_state(config, encoder).items()}
     if config.queue:
@@ -36,7 +42,6 @@ def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
             f"the model takes {needed / 1e9:,.1f} GB, more than the memory here ({memory / 1e9:,.1f} GB); the most of "
             f"it is {max(sizes, key=lambda name: sizes[name])}"
         )
-    return _build(config, build_encoder(config, encoder))
 
 
 def misfit(config: Config, encoder: nn.Module | None, state: Mapping[str, Any]) -> str | None:
