@@ -124,7 +124,10 @@ def test_names_and_shapes_of_a_model_must_be_those_of_its_configuration(run_copy
             load_run(run_copy)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}'])
+LINE = b'{"epoch": 1, "loss": 0.5, "lr": 0.001}'
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}', LINE + b"\n1"])
 def test_damaged_lines_and_results_are_named(content: bytes, tmp_path: Path) -> None:
     for read, name in ((read_json, "result.json"), (read_metrics, METRICS)):
         (tmp_path / name).write_bytes(content)
