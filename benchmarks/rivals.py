@@ -215,6 +215,20 @@ def batched_prototype_scores(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     return normalize(embeddings, dim=-1) @ normalize(prototypes, dim=-1).T
 
 
+def released_batch_norm(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Maps of two views, [2 B, C, H, W], each of which passes the layer and its ReLU by itself."""
+    passes = [torch.nn.functional.batch_norm(view, None, None, weight, bias, training=True) for view in maps.chunk(2)]
+    return torch.cat([torch.relu(view) for view in passes])
+
+
+def batched_batch_norm(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same with the views along a dimension of their own."""
+    views = maps.unflatten(0, (2, -1))
+    variance, mean = torch.var_mean(views, dim=(1, 3, 4), correction=0, keepdim=True)
+    factor = (variance + 1e-5).rsqrt() * weight[:, None, None]
+    return torch.relu((views - mean) * factor + bias[:, None, None]).flatten(0, 1)
+
+
 def quadratic_log_dot_product(logits: Tensor) -> Tensor:
     """The N x N form of CRLC's cluster loss [H], batched over the sub-heads of logits [H, 2, B, C]."""
     p = torch.softmax(logits, dim=-1)
@@ -231,6 +245,7 @@ RIVALS: dict[str, dict[str, Form]] = {
         "batched": batched_sinkhorn,
     },
     "prototype_scores": {"released": released_prototype_scores, "batched": batched_prototype_scores},
+    "per_view_batch_norm": {"released": released_batch_norm, "batched": batched_batch_norm},
     "swapped_prediction_loss": {"released": released_swapped_prediction, "batched": batched_swapped_prediction},
     "mutual_information_loss": {"released": released_mutual_information, "batched": batched_mutual_information},
     "log_dot_product_loss": {
@@ -241,6 +256,7 @@ RIVALS: dict[str, dict[str, Form]] = {
     "info_nce_loss": {"released": released_info_nce, "batched": batched_info_nce},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
+    "per_view_batch_norm": {"views": 2, "relu": True},
     "mutual_information_loss": {"entropy_weight": ENTROPY_WEIGHT, "logit_limit": LOGIT_LIMIT},
     "log_dot_product_loss": {"entropy_weight": HEAD_ENTROPY_WEIGHT, "logit_limit": HEAD_LOGIT_LIMIT},
 }

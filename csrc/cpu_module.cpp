@@ -115,6 +115,11 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE(prototype_scores_backward,
              "embeddings[n.. d], prototypes[k d], grad_output[n.. k], embeddings_gradient[n.. d]?, "
              "prototypes_gradient[k d]?, n, k, d, normalize_prototypes");
+  IMC_DEFINE(per_view_batch_norm,
+             "input[v n c], weight[c]?, bias[c]?, output[v n c], mean[v c], variance[v c], v, n, c, eps, relu; 2 <= n");
+  IMC_DEFINE(per_view_batch_norm_backward,
+             "input[v n c], weight[c]?, bias[c]?, mean[v c], variance[v c], grad_output[v n c], "
+             "input_gradient[v n c]?, weight_gradient[c]?, bias_gradient[c]?, v, n, c, eps, relu; 2 <= n");
   IMC_DEFINE(swapped_prediction_loss,
              "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, v, a, b, k, temperature; a <= v; 2 <= v");
   IMC_DEFINE(mutual_information_loss,

@@ -40,7 +40,9 @@ class Config:
     overwrite: bool = option(False, "run", "replace the result that the folder holds (without it, that is an error)")
     resume: bool = option(False, "run", "continue the run in --out from its checkpoint; start it where there is none")
     print_config: bool = option(False, "run", "print the resolved configuration as JSON and end")
-    seed: int = option(0, "run", "two runs with one seed and thread count are bitwise equal", at_least=0, below=2**32)
+    seed: int = option(
+        0, "run", "two runs with one seed are bitwise equal, on any number of CPU threads", at_least=0, below=2**32
+    )
     backend: str = option("auto", "run", "kernels: auto, cuda, triton, cpu or eager; auto: the first that is built")
 
     epochs: int = option(None, "training", "passes over the data set", at_least=1)

@@ -51,6 +51,7 @@ from imc.pretrained import load_pretrained
 from imc.results import table, write_results
 from imc.run_data import clustered, run_data
 from imc.run_folder import CONFIG, MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
+from imc.threads import set_threads
 from imc_kernels import backends
 
 
@@ -182,8 +183,7 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         classes=len(data.train.class_names),
     )
     _backend(config.backend, device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     if config.pixel_scale is None:
         config = replace(config, pixel_scale=unit_scale(images) if config.augmentation == "affine" else 1 / 255)
     channels = images.shape[3]

@@ -16,6 +16,7 @@ from imc_kernels.ops.info_nce_loss import info_nce_loss
 from imc_kernels.ops.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.ops.multi_crop import multi_crop
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
+from imc_kernels.ops.per_view_batch_norm import per_view_batch_norm
 from imc_kernels.ops.prototype_scores import prototype_scores
 from imc_kernels.ops.sinkhorn import sinkhorn
 from imc_kernels.ops.swapped_prediction_loss import swapped_prediction_loss
@@ -29,6 +30,7 @@ __all__ = [
     "log_dot_product_loss",
     "multi_crop",
     "mutual_information_loss",
+    "per_view_batch_norm",
     "prototype_scores",
     "sinkhorn",
     "swapped_prediction_loss",

@@ -118,6 +118,13 @@ def normal(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def maps_and_affine(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Maps [2 B, D, 3, 3] about means that differ by channel, in the order of convolutions; weight and bias [D]."""
+    maps = normal(2 * sizes.batch, sizes.dim, 3, 3, generator=generator)
+    weight, bias, means = normal(3, sizes.dim, generator=generator)
+    return (maps + 3 * means[:, None, None]).contiguous(memory_format=torch.channels_last), weight, bias
+
+
 OPERATIONS = [
     Operation("sinkhorn", lambda s, g: (cosines(s, g)[: min(2, s.views)],), (True,)),
     Operation(
@@ -144,6 +151,14 @@ OPERATIONS = [
         (True, True),
         {"normalize_prototypes": False},
         label="prototype_scores-unnormalised",
+    ),
+    Operation("per_view_batch_norm", maps_and_affine, (True, True, True), {"views": 2}),
+    Operation(
+        "per_view_batch_norm",
+        maps_and_affine,
+        (True, True, True),
+        {"views": 2, "eps": 0.1, "relu": True},
+        label="per_view_batch_norm-relu",
     ),
     Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False), is_loss=True),
     Operation(

@@ -72,6 +72,28 @@ void prototype_scores_backward(const T* embeddings,     // [rows, dim]
                                int64_t rows, int64_t prototype_count, int64_t dim, bool normalize_prototypes,
                                int threads);
 
+// Batch normalisation by the statistics of each view, which the forward returns.
+template <typename T>
+void per_view_batch_norm(const T* input,   // [views, rows, channels]
+                         const T* weight,  // [channels]; null: 1
+                         const T* bias,    // [channels]; null: 0
+                         T* output,        // [views, rows, channels]
+                         T* mean,          // [views, channels]
+                         T* variance,      // [views, channels], divided by rows
+                         int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads);
+
+template <typename T>
+void per_view_batch_norm_backward(const T* input,        // [views, rows, channels]
+                                  const T* weight,       // [channels] or null
+                                  const T* bias,         // [channels] or null
+                                  const T* mean,         // [views, channels]
+                                  const T* variance,     // [views, channels]
+                                  const T* grad_output,  // [views, rows, channels]
+                                  T* input_gradient,     // [views, rows, channels]
+                                  T* weight_gradient,    // [channels]
+                                  T* bias_gradient,      // [channels]
+                                  int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads);
+
 template <typename T>
 void swapped_prediction_loss(const T* scores,       // [views, batch, prototypes]
                              const T* assignments,  // [assigned, batch, prototypes]

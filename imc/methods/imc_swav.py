@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor, views: int = 1) -> Tensor:
         *hidden, last = self.layers
         for layer, norm in zip(hidden, self.norms, strict=True):
-            features = functional.relu(norm(layer(features), views), inplace=True)
+            features = norm(layer(features), views, relu=True)
         return last(features)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imc_kernels import per_view_batch_norm
 from imc_kernels.eager.distributed import sum_over
 
 if TYPE_CHECKING:
@@ -32,25 +33,29 @@ class PerViewBatchNorm(_BatchNorm):
         if input.dim() not in (2, 4):
             raise ValueError(f"PerViewBatchNorm takes [V*B, C] or [V*B, C, H, W], got {list(input.shape)}")
 
-    def forward(self, input: Tensor, views: int = 1) -> Tensor:
-        """Normalise [V*B, C] or [V*B, C, H, W], the V views one after the other along the first dimension."""
+    def forward(self, input: Tensor, views: int = 1, relu: bool = False) -> Tensor:
+        """Normalise [V*B, C] or [V*B, C, H, W], the V views one after the other; with ``relu`` then ``max(., 0)``."""
         self._check_input_dim(input)
         if not self.training:
-            return super().forward(input)
-        if len(input) % views:
-            raise ValueError(f"PerViewBatchNorm: {len(input)} rows are not {views} views of equal size")
+            output = super().forward(input)
+            return functional.relu(output, inplace=True) if relu else output
         assert self.momentum is not None, "PerViewBatchNorm has no cumulative average: it needs a momentum"
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(views)
         if self.group is not None:
-            return self._over_group(input, views, self.group)
-        parts = [
-            functional.batch_norm(
-                part, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-            )
-            for part in input.chunk(views)
-        ]
-        return torch.cat(parts)
+            output = self._over_group(input, views, self.group)
+            return functional.relu(output, inplace=True) if relu else output
+        return per_view_batch_norm(
+            input,
+            self.weight,
+            self.bias,
+            views=views,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            momentum=self.momentum,
+            eps=self.eps,
+            relu=relu,
+        )
 
     def _over_group(self, input: Tensor, views: int, group: ProcessGroup) -> Tensor:
         x = input.float().unflatten(0, (views, -1))  # [V, B, C] or [V, B, C, H, W]

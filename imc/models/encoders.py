@@ -64,7 +64,7 @@ class DigitsEncoder(nn.Module):
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
         x = images
         for position, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
-            x = functional.relu(norm(convolution(x), views), inplace=True)
+            x = norm(convolution(x), views, relu=True)
             if position == self.pool_after:
                 x = functional.max_pool2d(x, 2)
         features = self.linear(functional.adaptive_avg_pool2d(x, self.pooled_size).flatten(1))

@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x, views)
-        x = functional.relu(self.bn1(self.conv1(x), views), inplace=True)
+        x = self.bn1(self.conv1(x), views, relu=True)
         return functional.relu(self.bn2(self.conv2(x), views) + shortcut, inplace=True)
 
 
@@ -62,8 +62,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x, views)
-        x = functional.relu(self.bn1(self.conv1(x), views), inplace=True)
-        x = functional.relu(self.bn2(self.conv2(x), views), inplace=True)
+        x = self.bn1(self.conv1(x), views, relu=True)
+        x = self.bn2(self.conv2(x), views, relu=True)
         return functional.relu(self.bn3(self.conv3(x), views) + shortcut, inplace=True)
 
 
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
-        x = self.maxpool(functional.relu(self.bn1(self.conv1(images), views), inplace=True))
+        x = self.maxpool(self.bn1(self.conv1(images), views, relu=True))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:  # type: ignore[union-attr]
                 x = block(x, views)

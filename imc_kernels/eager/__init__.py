@@ -4,6 +4,7 @@ from imc_kernels.eager.info_nce_loss import info_nce_loss
 from imc_kernels.eager.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.eager.multi_crop import multi_crop
 from imc_kernels.eager.mutual_information_loss import mutual_information_loss
+from imc_kernels.eager.per_view_batch_norm import per_view_batch_norm
 from imc_kernels.eager.prototype_scores import prototype_scores
 from imc_kernels.eager.sinkhorn import sinkhorn
 from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
@@ -13,6 +14,7 @@ __all__ = [
     "log_dot_product_loss",
     "multi_crop",
     "mutual_information_loss",
+    "per_view_batch_norm",
     "prototype_scores",
     "sinkhorn",
     "swapped_prediction_loss",

@@ -11,7 +11,12 @@ from torch import Tensor
 
 def at_least_single(tensor: Tensor) -> Tensor:
     """``tensor``, in float32 where it is half precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return cast(tensor, half_as_single(tensor.dtype))
+
+
+def half_as_single(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, any other dtype as it is."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,8 @@ LAYOUTS = ("contiguous", "permuted", "strided", "offset", "expanded", "overlappi
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same shape in another memory layout; "expanded" and "overlapping" also repeat values."""
+    if x.dim() == 1:
+        return laid_out(x[None], layout)[0]
     if layout == "permuted":
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
     if layout == "strided":

@@ -46,6 +46,12 @@ def prototype_scores(rows: int, prototypes: int, dim: int, *needs: bool) -> tupl
     return lambda: with_gradients(imc_kernels.prototype_scores(x, w, **CPU), x, w), said
 
 
+def per_view_batch_norm(rows: int, channels: int) -> tuple[Callable[[], Any], int]:
+    x = torch.ones(rows, channels, requires_grad=True)
+    said = rows * channels // 2 + 40 * channels
+    return lambda: with_gradients(imc_kernels.per_view_batch_norm(x, **CPU), x), said
+
+
 def swapped_prediction_loss(batch: int, prototypes: int) -> tuple[Callable[[], Any], int]:
     scores, assignments = torch.ones(2, batch, prototypes, requires_grad=True), torch.ones(1, batch, prototypes)
     said = 8 * batch + 4 * 2 * prototypes
@@ -92,6 +98,7 @@ CASES: list[tuple[Callable[..., tuple[Callable[[], Any], int]], tuple[Any, ...]]
     (sinkhorn, (64, 2**19)),
     (prototype_scores, (16, 200_000, 64, False, False)),
     (prototype_scores, (200_000, 16, 64, True, True)),
+    (per_view_batch_norm, (2**17, 512)),
     (swapped_prediction_loss, (4, 2**21)),
     (mutual_information_loss, (64, 16, 2**17, False, False)),
     (mutual_information_loss, (64, 16, 2**17, True, True)),

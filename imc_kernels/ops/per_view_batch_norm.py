@@ -1,0 +1,255 @@
+"""Batch normalisation of several views in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.precision import cast, half_as_single
+
+NAME = "per_view_batch_norm"
+
+
+def per_view_batch_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    views: int = 1,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Normalise each channel of each view by the view's own mean and variance, as training does.
+
+    What ``torch.nn.functional.batch_norm`` gives for each view in turn, running statistics included, so that views can
+    share the layers around it as one batch. On ``cpu`` one kernel takes all views, its bits the same for any number of
+    threads, which torch's are not; everywhere else it is torch's own function, view by view (on NVIDIA GPUs cuDNN's).
+    Source: batch normalisation, arXiv 1502.03167; statistics per view, the
+    separate passes of IMC-SwAV, arXiv 2103.07368.
+
+    Memory: on ``cpu``, beside result and gradients, at most half a byte for each element of the input and 40 for each
+    channel of a view, and a copy of an input or gradient whose channels do not lie together (``torch.channels_last``).
+    The result's do.
+
+    Args:
+        input: [V*B, C] or [V*B, C, H, W], the V views one after the other; float32, float64, bfloat16 or float16.
+        weight: [C], of the input's dtype or float32, or None for 1.
+        bias: [C], the same, or None for 0.
+        views: V.
+        running_mean: [C], floating, or None; replaced by ``(1 - momentum) running_mean + momentum mean``, view by view.
+        running_var: the same for the unbiased variance; given if ``running_mean`` is.
+        momentum: between 0 and 1.
+        eps: added to the variance.
+        relu: return ``max(result, 0)``.
+        backend: see :mod:`imc_kernels.backends`.
+
+    Returns:
+        The input's shape and dtype. Half precision is computed in float32.
+
+    Raises:
+        TypeError: an input is no tensor, or not of a floating dtype.
+        ValueError: shapes, devices or dtypes that do not fit, an empty input, or views of a single value a channel.
+    """
+    input = checks.floating(NAME, "input", input, "[..., C]")
+    if input.dim() not in (2, 4):
+        raise ValueError(f"{NAME}: input must have the shape [V*B, C] or [V*B, C, H, W], got {list(input.shape)}")
+    if not isinstance(views, int) or views < 1 or len(input) % views:
+        raise ValueError(f"{NAME}: {len(input)} rows are not {views} views of equal size")
+    channels = input.shape[1]
+    rows = input.numel() // (views * channels)
+    if rows < 2:
+        raise ValueError(f"{NAME}: a variance takes 2 values a channel and view, got input {list(input.shape)}")
+    weight, bias = (
+        None if vector is None else _vector(name, vector, input, (input.dtype, half_as_single(input.dtype)))
+        for name, vector in (("weight", weight), ("bias", bias))
+    )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{NAME}: running_mean and running_var must be given together")
+    if running_mean is not None and running_var is not None:
+        _vector("running_mean", running_mean, input, backends.FLOATING)
+        _vector("running_var", running_var, input, backends.FLOATING)
+    checks.positive(NAME, "eps", eps)
+    chosen = backends.choose(NAME, OFFERED, input.device.type, input.dtype, backend)
+    single = half_as_single(input.dtype)
+    w, b = (None if vector is None else cast(vector, single) for vector in (weight, bias))
+    if chosen not in KERNELS:
+        return eager.per_view_batch_norm(input, w, b, running_mean, running_var, views, momentum, eps, bool(relu))
+    w, b = (None if vector is None else vector.contiguous() for vector in (w, b))
+    x = cast(input, single)
+    operation: Callable[..., Sequence[Tensor]] = _operator if torch.compiler.is_compiling() else _PerViewBatchNorm.apply
+    output, mean, variance = operation(x, w, b, views, eps, bool(relu), chosen)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            unbiased = variance * (rows / (rows - 1))
+            for view in range(views):
+                running_mean.lerp_(cast(mean[view], running_mean.dtype), momentum)
+                running_var.lerp_(cast(unbiased[view], running_var.dtype), momentum)
+    return cast(output, input.dtype)
+
+
+def _vector(name: str, vector: Tensor, input: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    vector = checks.floating(NAME, name, vector, "[C]")
+    if len(vector) != input.shape[1] or vector.device != input.device or vector.dtype not in dtypes:
+        raise ValueError(
+            f"{NAME}: {name} must have one element for each of the input's {input.shape[1]} channels, on "
+            f"{input.device} and of {' or '.join(str(dtype) for dtype in dict.fromkeys(dtypes))}, got "
+            f"{list(vector.shape)} on {vector.device} of {vector.dtype}"
+        )
+    return vector
+
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Kernels(NamedTuple):
+    """A backend's form of the operation, on an input of float32 or float64 in which the channels lie together.
+
+    Attributes:
+        forward: (input [V, N, C], weight, bias, eps, relu) -> the output, and mean and variance [V, C].
+        backward: (input, weight, bias, mean, variance, grad_output, eps, relu, needs) -> the gradients of input, weight
+            and bias, None for one that is not needed.
+    """
+
+    forward: Callable[..., Outputs]
+    backward: Callable[..., Gradients]
+
+
+def _cpu(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> Outputs:
+    output = torch.empty_like(x)
+    mean, variance = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
+    native.call("_cpu", NAME, x, weight, bias, output, mean, variance, eps, relu)
+    return output, mean, variance
+
+
+def _cpu_backward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    grad_output: Tensor,
+    eps: float,
+    relu: bool,
+    needs: Sequence[bool],
+) -> Gradients:
+    of_input = torch.empty_like(x) if needs[0] else None
+    of_weight, of_bias = (x.new_empty(x.shape[2]) if need else None for need in needs[1:])
+    given = (x, weight, bias, mean, variance, grad_output)
+    native.call("_cpu", "per_view_batch_norm_backward", *given, of_input, of_weight, of_bias, eps, relu)
+    return of_input, of_weight, of_bias
+
+
+KERNELS = {"cpu": Kernels(_cpu, _cpu_backward)}
+OFFERED = tuple(backends.BACKENDS)  # on GPUs all are torch's own function
+
+
+def _rows(x: Tensor, views: int) -> Tensor:
+    """[V*B, C] or [V*B, C, H, W] -> [V, N, C], contiguous; no copy of one that is ``torch.channels_last``."""
+    return x.movedim(1, -1).reshape(views, -1, x.shape[1]).contiguous()
+
+
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """The way back, to the shape of ``like``."""
+    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
+
+
+class _PerViewBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        views: int,
+        eps: float,
+        relu: bool,
+        backend: str,
+    ) -> Outputs:
+        rows = _rows(x, views)
+        output, mean, variance = KERNELS[backend].forward(rows, weight, bias, eps, relu)
+        ctx.save_for_backward(rows, weight, bias, mean, variance)
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        ctx.eps, ctx.relu, ctx.backend = eps, relu, backend
+        return _shaped(output, x), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 7
+        rows, *rest = ctx.saved_tensors
+        backward = KERNELS[ctx.backend].backward
+        given = _rows(grad_output, len(rows))
+        of_rows, *others = backward(rows, *rest, given, ctx.eps, ctx.relu, ctx.needs_input_grad[:3])
+        of_input = None if of_rows is None else _shaped(of_rows, grad_output)
+        return of_input, *others, None, None, None, None
+
+
+# What torch.compile sees in place of the calls above.
+
+
+@torch.library.custom_op(
+    "imc_kernels::per_view_batch_norm",
+    mutates_args=(),
+    schema="(Tensor input, Tensor? weight, Tensor? bias, int views, float eps, bool relu, str backend) -> "
+    "(Tensor, Tensor, Tensor)",
+)
+def _operator(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, relu: bool, backend: str
+) -> Outputs:
+    output, mean, variance = KERNELS[backend].forward(_rows(x, views), weight, bias, eps, relu)
+    return _shaped(output, x), mean, variance
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, *_: Any) -> Outputs:
+    statistics = x.new_empty(views, x.shape[1])
+    return _shaped(torch.empty_like(_rows(x, views)), x), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op(
+    "imc_kernels::per_view_batch_norm_backward",
+    mutates_args=(),
+    schema="(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor grad_output, float eps, "
+    "bool relu, bool[] needs, str backend) -> Tensor[]",
+)
+def _backward_operator(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *rest: Any) -> list[Tensor]:
+    variance, grad_output, *options, backend = rest
+    views = len(mean)
+    rows, given = _rows(x, views), _rows(grad_output, views)
+    gradients = KERNELS[backend].backward(rows, weight, bias, mean, variance, given, *options)
+    of_rows, *others = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return [_shaped(of_rows, x) if options[-1][0] else of_rows, *others]
+
+
+@_backward_operator.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *rest: Any) -> list[Tensor]:
+    needs = rest[-2]
+    of_input = _shaped(torch.empty_like(_rows(x, len(mean))), x) if needs[0] else x.new_empty(0)
+    return [of_input, *(x.new_empty(x.shape[1] if need else 0) for need in needs[1:])]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
+    x, weight, bias, _, ctx.eps, ctx.relu, ctx.backend = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+
+
+def _operator_backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.eps, ctx.relu, needs, ctx.backend)
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 4
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)
