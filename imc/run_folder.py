@@ -109,9 +109,9 @@ def load_run(
     except Exception as error:  # a damaged file makes the reader raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} holds no finished run: {MODEL}: {reason}") from None
-    reason = misfit(config, encoder, state)
-    if reason is not None:
-        raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {reason}")
+    difference = misfit(config, encoder, state)
+    if difference is not None:
+        raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {difference}")
     model = build_model(config, encoder)
     model.load_state_dict(state)
     return LoadedRun(config, cast(Method, model.to(device).eval()))

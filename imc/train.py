@@ -108,14 +108,14 @@ def train(
         dataset = _load_in_turn(config, data, processes)
         overwrite = config.overwrite  # no part of what the run saves
         config = _resolve(config, dataset, encoder, device)
+        if checkpoint is not None:
+            require_fit(run_folder(config), config, encoder, checkpoint)
         require_memory(config, encoder)
         folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
-        if checkpoint is not None:
-            require_fit(folder, config, encoder, checkpoint)
         torch.manual_seed(config.seed)
         model = build_model(config, encoder)
         if config.init is not None and checkpoint is None:
