@@ -97,14 +97,13 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
-@functools.cache
-def _refusal(name: str, device: str, dtype: torch.dtype) -> str | None:
-    """That of a backend, found out once: it holds as long as the process lives."""
-    return BACKENDS[name].refusal(device, dtype)
-
-
 _process_choice: str | None = None
 _context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
+
+# For a name that is not set os.environ raises and catches two exceptions, 2 us of every call: the mapping behind it is
+# looked into first. Where another Python has none, os.environ is always asked.
+_VARIABLE = os.environ.encodekey("IMC_BACKEND")
+_SET = getattr(os.environ, "_data", (_VARIABLE,))
 
 
 def _known(name: str, source: str) -> str:
@@ -132,36 +131,44 @@ def backend(name: str | None) -> Iterator[None]:
 def requested() -> str | None:
     """The backend asked for outside the call itself, or None for the automatic choice."""
     name = _context_choice.get() or _process_choice
-    if name is None and (variable := os.environ.get("IMC_BACKEND")):
+    if name is None and _VARIABLE in _SET and (variable := os.environ.get("IMC_BACKEND")):
         name = _known(variable, "the environment variable IMC_BACKEND")
     return name
 
 
-def choose(operation: str, offered: tuple[str, ...], device: str, dtype: torch.dtype, name: str | None) -> str:
+def choose(operation: str, offered: tuple[str, ...], device: torch.device, dtype: torch.dtype, name: str | None) -> str:
     """The backend that runs ``operation``. While ``torch.compile`` traces, it is chosen once.
 
     Args:
         operation: its public name, for messages.
         offered: the backends that have it, best first.
-        device: type of the device of the inputs.
+        device: of the inputs.
         dtype: theirs.
         name: the ``backend=`` argument of the call.
 
     Raises:
         ValueError: an unknown backend, or one asked for by name that cannot serve this input.
     """
-    name = requested() if name is None else _known(name, "backend=")
+    return _choice(operation, offered, device, dtype, requested() if name is None else name)
+
+
+@functools.cache
+def _choice(
+    operation: str, offered: tuple[str, ...], device: torch.device, dtype: torch.dtype, name: str | None
+) -> str:
+    """That of :func:`choose`, found out once: it holds as long as the process lives."""
     if name is not None:
-        refusal = _refusal(name, device, dtype)
+        refusal = BACKENDS[_known(name, "backend=")].refusal(device.type, dtype)
         if name not in offered:
             refusal = f"it has no {operation}; {', '.join(offered)} have"
         if refusal is not None:
             raise ValueError(f"backend {name!r} cannot run {operation}: {refusal}")
         return name
     for candidate in offered:
-        if _refusal(candidate, device, dtype) is None and not BACKENDS[candidate].emulated():
+        entry = BACKENDS[candidate]
+        if entry.refusal(device.type, dtype) is None and not entry.emulated():
             return candidate
-    raise ValueError(f"no backend of this machine runs {operation} on {dtype} tensors on {device}")
+    raise ValueError(f"no backend of this machine runs {operation} on {dtype} tensors on {device.type}")
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler, 2 seconds and triton.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -81,9 +82,14 @@ def check_cuda_sizes(operation: str, *sizes: int) -> None:
         raise ValueError(f"{operation}: backend 'cuda' takes sizes up to 2^30 = {LARGEST_CUDA_SIZE}, got {max(sizes)}")
 
 
+@functools.cache
+def _function(name: str, operation: str) -> Callable[..., None]:
+    return getattr(module(name), operation)
+
+
 def call(name: str, operation: str, *arguments: Tensor | float | None) -> None:
     """Run ``operation`` of the compiled module ``name`` on these arguments, those of its signature but for threads."""
-    function = getattr(module(name), operation)
+    function = _function(name, operation)
     if name == "_cpu":
         function(*arguments, threads())
     else:

@@ -141,25 +141,30 @@ struct Resident {
   }
 };
 
+[[noreturn]] void refuse(const std::string& why) { throw std::runtime_error("simt: launch refused: " + why); }
+
+// Makes no sentence that is not needed: launches without their kernels are timed.
 void check(const Launch& launch) {
-  const auto require = [](bool holds, const std::string& otherwise) {
-    if (!holds) throw std::runtime_error("simt: launch refused: " + otherwise);
-  };
   const Limits& device = limits();
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const std::uint64_t blocks = std::uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
-  require(threads > 0 && threads <= kMostThreads && threads % kWarpSize == 0,
-          "a block must have whole warps and at most 1024 threads, not " + std::to_string(threads));
-  require(blocks > 0 && launch.grid.x <= 0x7fffffffu && launch.grid.y <= 65535 && launch.grid.z <= 65535,
-          "a grid is at most 2^31 - 1 by 65535 by 65535 blocks, and not empty");
-  require(static_cast<std::int64_t>(launch.shared_bytes) <= device.shared_per_block,
-          std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory");
-  require(launch.cluster >= 1 && static_cast<int>(launch.cluster) <= device.largest_cluster &&
-              launch.grid.x % launch.cluster == 0,
-          "clusters of " + std::to_string(launch.cluster) + " blocks");
+  if (threads == 0 || threads > kMostThreads || threads % kWarpSize != 0) {
+    refuse("a block must have whole warps and at most 1024 threads, not " + std::to_string(threads));
+  }
+  if (blocks == 0 || launch.grid.x > 0x7fffffffu || launch.grid.y > 65535 || launch.grid.z > 65535) {
+    refuse("a grid is at most 2^31 - 1 by 65535 by 65535 blocks, and not empty");
+  }
+  if (static_cast<std::int64_t>(launch.shared_bytes) > device.shared_per_block) {
+    refuse(std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory");
+  }
+  if (launch.cluster < 1 || static_cast<int>(launch.cluster) > device.largest_cluster ||
+      launch.grid.x % launch.cluster != 0) {
+    refuse("clusters of " + std::to_string(launch.cluster) + " blocks");
+  }
   const std::uint64_t most = std::uint64_t(device.multiprocessors) * occupancy(threads, launch.shared_bytes);
-  require(!launch.cooperative || blocks <= most,
-          "a cooperative grid of " + std::to_string(blocks) + " blocks where " + std::to_string(most) + " fit");
+  if (launch.cooperative && blocks > most) {
+    refuse("a cooperative grid of " + std::to_string(blocks) + " blocks where " + std::to_string(most) + " fit");
+  }
 }
 
 SharedMemory& find_shared(Block& block, const void* key, std::size_t bytes) {

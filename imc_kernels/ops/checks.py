@@ -25,29 +25,24 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
         raise TypeError(f"{operation}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{operation}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
-    any_further = layout.startswith("[...")
-    rank = layout.count(",") + (0 if any_further else 1)
-    if tensor.dim() < rank or (tensor.dim() > rank and not any_further):
+    rank = layout.count(",") + 1
+    if tensor.dim() != rank and not (layout.startswith("[...") and tensor.dim() >= rank - 1):
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
     return tensor.resolve_neg()
 
 
-def together(operation: str, **tensors: Tensor) -> None:
-    """All tensors share one device and one dtype.
+def together(operation: str, first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """The tensors ``a`` and ``b``, named ``first`` and ``second``, share one device and one dtype.
 
     Raises:
         ValueError: they do not.
     """
-    first = device = dtype = None
-    for name, tensor in tensors.items():
-        if first is None:
-            first, device, dtype = name, tensor.device, tensor.dtype
-        elif tensor.device != device:
-            raise ValueError(f"{operation}: {first} is on {device} and {name} on {tensor.device}; move one")
-        elif tensor.dtype != dtype:
-            raise ValueError(f"{operation}: {first} is {dtype} and {name} {tensor.dtype}; cast one")
+    if a.device != b.device:
+        raise ValueError(f"{operation}: {first} is on {a.device} and {second} on {b.device}; move one")
+    if a.dtype != b.dtype:
+        raise ValueError(f"{operation}: {first} is {a.dtype} and {second} {b.dtype}; cast one")
 
 
 def group(operation: str, group: object) -> None:

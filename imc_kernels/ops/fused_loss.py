@@ -70,15 +70,15 @@ class FusedLoss:
 
     def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
-        recorded = torch.is_grad_enabled()
+        kernel, recorded = self.kernels[backend], torch.is_grad_enabled()
         needs = tuple([recorded and tensor.requires_grad for tensor in inputs])
-        if not self.kernels[backend].reads_half:
+        if not kernel.reads_half:
             inputs = [at_least_single(tensor) for tensor in inputs]
         if torch.compiler.is_compiling():
             return self.operator(*inputs, *options, list(needs), backend)[0]
-        if any(needs):
-            return _FusedLoss.apply(self.kernels[backend], options, needs, *inputs)
-        return self.kernels[backend].run(inputs, options, needs)[0]
+        if True in needs:
+            return _FusedLoss.apply(kernel, options, needs, *inputs)
+        return kernel.run(inputs, options, needs)[0]
 
     def _run(self, *arguments: Any) -> list[Tensor]:
         *rest, needs, backend = arguments
@@ -124,17 +124,22 @@ class _FusedLoss(torch.autograd.Function):
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # The usual case, loss.backward(), needs no pass over the gradients. Asked on the CPU only: elsewhere the
         # comparison would wait for the device.
-        if grad_output.device.type == "cpu" and grad_output.tolist() in (1.0, [1.0] * grad_output.numel()):
+        if grad_output.is_cpu and grad_output.tolist() in (1.0, [1.0] * grad_output.numel()):
             return None, None, None, *(None if g is None else cast(g, dtype) for g, dtype in gradients)
         return None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
 
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient times that of its losses, which have the gradient's first dimensions or none, in one launch."""
-    result = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
-    return torch.mul(gradient, _beside(factor, gradient), out=result)
+    factor = _beside(factor, gradient)
+    if gradient.dtype == factor.dtype == dtype:
+        return gradient * factor
+    result = torch.empty(size=gradient.shape, dtype=dtype, device=gradient.device)
+    return torch.mul(gradient, factor, out=result)
 
 
 def _beside(factor: Tensor, gradient: Tensor) -> Tensor:
     """``factor`` with as many dimensions as ``gradient``, so that it counts in the dtype of their product."""
+    if factor.dim() == 0 and factor.dtype == gradient.dtype:
+        return factor
     return factor.reshape(factor.shape + (1,) * (gradient.dim() - factor.dim()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import specification
+from imc_kernels.ops.precision import loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,7 +64,7 @@ def info_nce_loss(
         from imc_kernels.ops import distributed  # which imports the compiler
 
         return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
-    chosen = backends.choose(NAME, LOSS.backends, embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise)
     return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
@@ -78,7 +78,7 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
-    loss = embeddings.new_empty(())
+    loss = loss_buffer(embeddings)
     gradient = torch.empty_like(embeddings) if needs[0] else None
     native.call("_cpu", NAME, embeddings, loss, gradient, *options)
     return loss, (gradient,)

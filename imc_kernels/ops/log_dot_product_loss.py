@@ -13,7 +13,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, result_dtype, specification
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,7 +85,7 @@ def log_dot_product_loss(
     offered, form = LOSS.backends, NAME
     if critic != "log-dot":
         offered, form = ("eager",), f"{NAME} with critic={critic!r}"
-    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(form, offered, logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, smoothing, entropy_weight, logit_limit, critic)
         return specification(eager.log_dot_product_loss, *everything)
@@ -99,7 +99,7 @@ def _native(
     if module == "_cuda":
         native.check_cuda_sizes(NAME, *inputs[0].shape)
     logits = inputs[0].contiguous()
-    loss = logits.new_empty(logits.shape[0], dtype=result_dtype(logits.dtype))
+    loss = loss_buffer(logits, logits.shape[0])
     gradient = gradient_buffer(logits) if needs[0] else None
     native.call(module, NAME, logits, loss, gradient, *options)
     return loss, (gradient,)

@@ -68,7 +68,7 @@ def multi_crop(
     _check_tensors(images, indices, parameters)
     _check_options(images, size, mean, std, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, OFFERED, images.device.type, dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, images.device, dtype, backend)
     tensors = (images, indices, parameters)
     if torch.compiler.is_compiling() and chosen != "eager":
         channels_last = memory_format == torch.channels_last
@@ -102,7 +102,8 @@ def _check_tensors(images: Tensor, *others: Tensor) -> None:
     indices, parameters = others
     if images.shape[3] not in (1, 3):
         raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
-    if parameters.shape[1:] != (len(indices), COLUMNS):
+    _, samples, columns = parameters.shape
+    if samples != indices.shape[0] or columns != COLUMNS:
         raise ValueError(
             f"{NAME}: parameters must be [V, B, {COLUMNS}] with B = {len(indices)}, the number of indices, got "
             f"{list(parameters.shape)}"
@@ -123,10 +124,10 @@ def _check_options(
         raise ValueError(f"{NAME}: memory_format must be channels_last or contiguous_format, got {memory_format}")
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"{NAME}: size must be an integer of at least 1, got {size!r}")
-    side = max(images.shape[1:3])
+    _, height, width, channels = images.shape
+    side = max(height, width)
     if 2 * max(size, 2) * (side + size) >= 2**31:  # what the weights' integers can hold
         raise ValueError(f"{NAME}: crops of {size} pixels from images of {side} are too large")
-    channels = images.shape[3]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(
             f"{NAME}: mean and std must have one number for each of the {channels} channels, got {len(mean)} and "
@@ -193,7 +194,7 @@ def _native(
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
-    crops = torch.empty(shape, dtype=dtype, device=images.device)
+    crops = torch.empty(size=shape, dtype=dtype, device=images.device)
     tensors = (crops, images, indices.contiguous(), parameters.contiguous())
     numbers, affine = _normalisation(tuple(mean), tuple(std))
     if module == "_cuda":  # whose numbers travel with the launch

@@ -12,7 +12,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, specification
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,18 +69,19 @@ def mutual_information_loss(
     """
     logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
-    checks.together(NAME, logits=logits, scores=scores)
+    checks.together(NAME, "logits", logits, "scores", scores)
     checks.positive(NAME, "temperature", temperature)
     if not -math.inf < entropy_weight < math.inf:
         raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
     if logit_limit is not None:
         checks.positive(NAME, "logit_limit", logit_limit)
-    if logits.shape[:2] != scores.shape[:2]:
+    (views, batch, clusters), (other_views, samples, prototypes) = logits.shape, scores.shape
+    if views != other_views or batch != samples:
         raise ValueError(
             f"{NAME}: logits [V, B, C] and scores [V, B, K] must agree in V and B, got {list(logits.shape)} and "
             f"{list(scores.shape)}"
         )
-    if symmetric and scores.shape[-1] != logits.shape[-1]:
+    if symmetric and prototypes != clusters:
         raise ValueError(
             f"{NAME}: symmetric=True takes scores with as many columns as logits, got {list(scores.shape)} and "
             f"{list(logits.shape)}"
@@ -91,7 +92,7 @@ def mutual_information_loss(
 
         numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
         return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
-    chosen = backends.choose(NAME, LOSS.backends, logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric)
         return specification(eager.mutual_information_loss, *everything)
@@ -134,19 +135,18 @@ def cuda_sums(
     guard and the number of samples. And what :func:`cuda_finish` takes, of which they are a part."""
     (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
     width = _width(views, prototypes)
-    y = logits.new_empty((batch, views * clusters), dtype=torch.float32)
-    u = y.new_empty((batch, width))
+    y = logits.new_empty(size=(batch, views * clusters), dtype=torch.float32)
+    u = y.new_empty(size=(batch, width))
     if grouped:
-        sums = y.new_empty(views * clusters * width + 2)
+        sums = y.new_empty(size=(views * clusters * width + 2,))
         joint, guard_and_samples = sums[:-2].view(-1, width), sums[-2:]
     else:
-        sums = joint = y.new_empty((views * clusters, width))
+        sums = joint = y.new_empty(size=(views * clusters, width))
         guard_and_samples = None
-    workspace = y.new_empty(
-        native.module("_cuda").mutual_information_loss_workspace(views, batch, clusters, prototypes)
-    )
-    given, options = (logits, scores, y, u, guard_and_samples, workspace), (temperature, limit, symmetric)
-    native.call("_cuda", f"{NAME}_softmaxes", *given, *options)
+    length = native.module("_cuda").mutual_information_loss_workspace(views, batch, clusters, prototypes)
+    workspace = y.new_empty(size=(length,))
+    given = (logits, scores, y, u, guard_and_samples, workspace)
+    native.call("_cuda", "mutual_information_loss_softmaxes", *given, temperature, limit, symmetric)
     torch.mm(y.t(), u, out=joint)  # which autocast does not reach
     return sums, (y, u, joint, guard_and_samples, workspace)
 
@@ -164,22 +164,22 @@ def cuda_finish(
     """The loss, and the gradients of these samples."""
     y, u, joint, guard_and_samples, workspace = kept
     (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
-    loss, sizes = y.new_empty(()), (views, batch, clusters, prototypes)
+    loss, sizes = loss_buffer(y), (views, batch, clusters, prototypes)
     given = (joint, guard_and_samples, loss, workspace)
-    native.call("_cuda", f"{NAME}_entropies", *given, *sizes, entropy_weight, symmetric)
-    if not any(needs):
+    native.call("_cuda", "mutual_information_loss_entropies", *given, *sizes, entropy_weight, symmetric)
+    if True not in needs:
         return loss, (None, None)
     dy = torch.mm(u, joint.t(), out=torch.empty_like(y)) if needs[0] else None
     du = torch.mm(y, joint, out=torch.empty_like(u)) if needs[1] else None
     gradients = _gradients((logits, scores), needs)
-    products = (y, u, dy, du, guard_and_samples)
-    native.call("_cuda", f"{NAME}_gradients", logits, *products, *gradients, prototypes, temperature, limit)
+    given, options = (logits, y, u, dy, du, guard_and_samples, *gradients), (prototypes, temperature, limit)
+    native.call("_cuda", "mutual_information_loss_gradients", *given, *options)
     return loss, gradients
 
 
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
-    loss = logits.new_empty(())
+    loss = loss_buffer(logits)
     gradients = _gradients(inputs, needs)
     native.call("_cpu", NAME, logits, scores, loss, *gradients, *options)
     return loss, gradients

@@ -79,7 +79,7 @@ def per_view_batch_norm(
         _vector("running_mean", running_mean, input, backends.FLOATING)
         _vector("running_var", running_var, input, backends.FLOATING)
     checks.positive(NAME, "eps", eps)
-    chosen = backends.choose(NAME, OFFERED, input.device.type, input.dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, input.device, input.dtype, backend)
     single = half_as_single(input.dtype)
     w, b = (None if vector is None else cast(vector, single) for vector in (weight, bias))
     if chosen not in KERNELS:

@@ -43,13 +43,13 @@ def prototype_scores(
     """
     embeddings = checks.floating(NAME, "embeddings", embeddings, "[..., D]")
     prototypes = checks.floating(NAME, "prototypes", prototypes, "[K, D]")
-    checks.together(NAME, embeddings=embeddings, prototypes=prototypes)
+    checks.together(NAME, "embeddings", embeddings, "prototypes", prototypes)
     if embeddings.shape[-1] != prototypes.shape[-1]:
         raise ValueError(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "
             f"{list(prototypes.shape)}"
         )
-    chosen = backends.choose(NAME, OFFERED, embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         scores = specification(eager.prototype_scores, embeddings, prototypes, normalize_prototypes)
         return scores.to(embeddings.dtype)

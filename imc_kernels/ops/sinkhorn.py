@@ -70,7 +70,7 @@ def sinkhorn(
         marginals = _checked_marginals(scores, marginals)
     if queue is not None:
         queue, batch = _checked_queue(scores, queue), scores.shape[-2]
-        if backends.choose(NAME, OFFERED, scores.device.type, scores.dtype, backend) == "cuda":
+        if backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend) == "cuda":
             native.check_cuda_sizes(NAME, batch + queue.shape[-2])
         scores = torch.cat([scores, queue], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
@@ -80,7 +80,7 @@ def sinkhorn(
 
         return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
-    chosen = backends.choose(NAME, OFFERED, scores.device.type, scores.dtype, backend)
+    chosen = backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
@@ -96,7 +96,7 @@ def sinkhorn(
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     """The marginals divided by their sum, in the precision of the computation."""
     marginals = checks.floating(NAME, "marginals", marginals, "[K]")
-    checks.together(NAME, scores=scores, marginals=marginals)
+    checks.together(NAME, "scores", scores, "marginals", marginals)
     if marginals.shape[0] != scores.shape[-1]:
         raise ValueError(
             f"{NAME}: marginals [K] and scores [..., B, K] must agree in K, got {list(marginals.shape)} and "
@@ -113,7 +113,7 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
 
 def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
     queue = checks.floating(NAME, "queue", queue, "[..., Q, K]")
-    checks.together(NAME, scores=scores, queue=queue)
+    checks.together(NAME, "scores", scores, "queue", queue)
     if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
         raise ValueError(
             f"{NAME}: queue [..., Q, K] must match scores [..., B, K] in all but the second last dimension, got "
@@ -156,8 +156,9 @@ def _native(
     assignments = torch.empty_like(scores)
     rows = columns = None
     if potentials:
-        rows = scores.new_empty((math.prod(leading), iterations, batch), dtype=torch.float64)
-        columns = scores.new_empty((math.prod(leading), iterations, prototypes), dtype=torch.float64)
+        problems = math.prod(leading)
+        rows = scores.new_empty(size=(problems, iterations, batch), dtype=torch.float64)
+        columns = scores.new_empty(size=(problems, iterations, prototypes), dtype=torch.float64)
     native.call(module, NAME, scores, marginals, assignments, rows, columns, epsilon, iterations)
     return assignments, rows, columns
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, result_dtype, specification
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -41,19 +41,19 @@ def swapped_prediction_loss(
     """
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
-    checks.together(NAME, scores=scores, assignments=assignments)
+    checks.together(NAME, "scores", scores, "assignments", assignments)
     checks.positive(NAME, "temperature", temperature)
-    (views, *sizes), (assigned, *assigned_sizes) = scores.shape, assignments.shape
+    (views, batch, prototypes), (assigned, samples, columns) = scores.shape, assignments.shape
     if views < 2:
         raise ValueError(f"{NAME}: scores [V, B, K] must have at least 2 views, got {list(scores.shape)}")
-    if assigned_sizes != sizes or assigned > views:
+    if samples != batch or columns != prototypes or assigned > views:
         raise ValueError(
             f"{NAME}: assignments [A, B, K] must match scores [V, B, K] in B and K with A <= V, got "
             f"{list(assignments.shape)} for {list(scores.shape)}"
         )
     if assignments.requires_grad:
         raise ValueError(f"{NAME}: assignments are constants; pass assignments.detach()")
-    chosen = backends.choose(NAME, LOSS.backends, scores.device.type, scores.dtype, backend)
+    chosen = backends.choose(NAME, LOSS.backends, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
     return LOSS(chosen, (scores, assignments), (float(temperature),))
@@ -73,7 +73,7 @@ def _native(
     if module == "_cuda":
         native.check_cuda_sizes(NAME, *inputs[0].shape)
     scores, assignments = inputs[0].contiguous(), inputs[1].contiguous()
-    loss = scores.new_empty((), dtype=result_dtype(scores.dtype))
+    loss = loss_buffer(scores)
     gradient = gradient_buffer(scores) if needs[0] else None
     native.call(module, NAME, scores, assignments, loss, gradient, *options)
     return loss, (gradient, None)

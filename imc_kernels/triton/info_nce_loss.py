@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.ops.precision import gradient_buffer
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer
 from imc_kernels.triton.launch import block_of, float32_precision, launch, workspace
 from imc_kernels.triton.primitives import HELD, inverse_norms_kernel, load_rows, product, rounded, total_kernel
 
@@ -180,7 +180,7 @@ def info_nce_loss(
     blocks = triton.cdiv(count, tile["block_rows"])
     log_sums, norms, partials = workspace(z, count, count if normalise else 0, blocks)
     inverse_norms = norms if normalise else None
-    loss = torch.empty((), dtype=torch.float32, device=z.device)
+    loss = loss_buffer(z)
     gradient = gradient_buffer(z) if needs[0] else None
     scale = math.log2(math.e) / temperature
     if normalise:

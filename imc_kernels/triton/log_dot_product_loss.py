@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.ops.precision import gradient_buffer
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer
 from imc_kernels.triton.launch import block_of, launch, workspace
 from imc_kernels.triton.primitives import SMALLEST_NORMAL, rounded, safe_log
 
@@ -280,7 +279,7 @@ def log_dot_product_loss(
     logits = inputs[0].contiguous()
     smoothing, entropy_weight, limit = options
     heads, _, batch, clusters = logits.shape
-    loss = torch.empty(heads, dtype=torch.float32, device=logits.device)
+    loss = loss_buffer(logits, heads)
     gradient = gradient_buffer(logits) if needs[0] else None
     block = block_of(clusters, 1 << 20)
     rows = block_of(TILE // block, 64)

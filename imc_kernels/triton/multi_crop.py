@@ -250,7 +250,7 @@ def multi_crop(
     views, batch, _ = parameters.shape
     _, height, width, channels = images.shape
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
-    crops = torch.empty(shape, dtype=dtype, device=images.device)
+    crops = torch.empty(size=shape, dtype=dtype, device=images.device)
     factors, offsets = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     arguments = (batch, *(factors * 3)[:3], *(offsets * 3)[:3])
     constants = {

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from imc_kernels.ops.precision import gradient_buffer
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer
 from imc_kernels.triton.launch import block_of, launch, warps_for, workspace
 from imc_kernels.triton.mutual_information_kernels import (
     joint_kernel,
@@ -48,7 +47,7 @@ def mutual_information_loss(
     temperature, entropy_weight, limit, symmetric = options
     (views, batch, clusters), k = logits.shape, scores.shape[-1]
     rows, all_clusters, inverse_temperature = views * batch, views * clusters, 1 / temperature
-    loss = torch.empty((), dtype=torch.float32, device=logits.device)
+    loss = loss_buffer(logits)
     gradients = tuple(gradient_buffer(x) if needed else None for x, needed in zip((logits, scores), needs, strict=True))
 
     # Products that read half precision do not compile for sm_100 (Triton 3.7.1: "parent layout must have at least rank

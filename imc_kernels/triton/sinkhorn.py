@@ -309,8 +309,8 @@ def sinkhorn(
     batch, k = scores.shape[-2:]
     problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)
-    a = scores.new_empty((problems, iterations, batch), dtype=torch.float32) if potentials else None
-    c = scores.new_empty((problems, iterations + 1, k), dtype=torch.float32) if potentials else None
+    a = scores.new_empty(size=(problems, iterations, batch), dtype=torch.float32) if potentials else None
+    c = scores.new_empty(size=(problems, iterations + 1, k), dtype=torch.float32) if potentials else None
     fixed: dict[str, Any] = {"iterations": iterations, "k": k}
     scale = LOG2_E / epsilon
     if (row_block := on_chip_rows(batch, k)) is not None:

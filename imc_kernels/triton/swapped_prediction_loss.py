@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.ops.precision import gradient_buffer
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer
 from imc_kernels.triton.launch import block_of, launch, warps_for, workspace
 from imc_kernels.triton.primitives import rounded, total_kernel
 
@@ -108,7 +107,7 @@ def swapped_prediction_loss(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     scores, assignments = (tensor.contiguous() for tensor in inputs)
     (views, batch, k), assigned = scores.shape, assignments.shape[0]
-    loss = torch.empty((), dtype=torch.float32, device=scores.device)
+    loss = loss_buffer(scores)
     gradient = gradient_buffer(scores) if needs[0] else None
     (partials,) = workspace(scores, batch)
     block = block_of(k, MOST_COLUMNS)

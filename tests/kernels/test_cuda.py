@@ -256,7 +256,7 @@ class Operators(TorchDispatchMode):
 def test_with_a_group_the_host_waits_for_no_number(operation: Operation, group: dist.ProcessGroup) -> None:
     with Operators() as operators:
         run(operation, SIZES[0], torch.float32, "cuda", group=group)
-    assert operators.counts["empty"] > 0
+    assert operators.counts["new_empty"] > 0
     assert not operators.counts.keys() & {"_local_scalar_dense", "is_nonzero", "equal", "lift_fresh", "nonzero"}
 
 
@@ -329,33 +329,35 @@ def test_autocast_does_not_reach_the_products() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def fastest(call: Callable[[], object]) -> float:
-    """Seconds of a call: the best mean of 20, which other load on the machine hardly reaches."""
-    best = float("inf")
+def fastest(*calls: Callable[[], object]) -> list[float]:
+    """Seconds of each: the best mean of 20, which other load on the machine hardly reaches; they take turns."""
+    best = [float("inf")] * len(calls)
     for _ in range(300):
-        start = time.perf_counter()
-        for _ in range(20):
-            call()
-        best = min(best, (time.perf_counter() - start) / 20)
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            for _ in range(20):
+                call()
+            best[i] = min(best[i], (time.perf_counter() - start) / 20)
     return best
 
 
 def test_a_call_costs_the_host_little() -> None:
     """Checks, memory for the result and the launch of an empty kernel; of mutual_information_loss two of each, without
-    the product between them, which is torch's. In units of torch's own smallest call: the machine's speed cancels.
+    the product between them, which is torch's. In units of torch's own smallest call: the machine's speed cancels. The
+    budgets are half as much again as was measured.
     """
     scores, logits = torch.rand(2, 256, 1000), torch.rand(10, 2, 512, 10)
     assignments, small = torch.rand(2, 256, 1000), torch.rand(2, 3, 4)
-    cuda.emulate(run=False)
-    unit = fastest(lambda: torch.relu(small))
     y, u, joint = torch.rand(3, 8), torch.rand(3, 12), torch.empty(8, 12)
-    product = fastest(lambda: torch.mm(y.t(), u, out=joint))
-    for native_calls, torchs, call in (
-        (1, 0.0, lambda: sinkhorn(scores, backend="cuda")),
-        (1, 0.0, lambda: swapped_prediction_loss(scores, assignments, backend="cuda")),
-        (1, 0.0, lambda: log_dot_product_loss(logits, backend="cuda")),
-        (2, product, lambda: mutual_information_loss(small, small, backend="cuda")),
-    ):
-        seconds = fastest(call) - torchs
-        print(f"{1e6 * seconds:.1f} us a call, {seconds / unit:.0f} of relu's")
-        assert seconds < native_calls * 15 * unit
+    cuda.emulate(run=False)
+    unit, product, *single, mutual = fastest(
+        lambda: torch.relu(small),
+        lambda: torch.mm(y.t(), u, out=joint),
+        lambda: sinkhorn(scores, backend="cuda"),
+        lambda: swapped_prediction_loss(scores, assignments, backend="cuda"),
+        lambda: log_dot_product_loss(logits, backend="cuda"),
+        lambda: mutual_information_loss(small, small, backend="cuda"),
+    )
+    for seconds, budget in (*((call, 10) for call in single), (mutual - product, 27)):
+        print(f"{1e6 * seconds:.1f} us a call, {seconds / unit:.1f} of relu's")
+        assert seconds < budget * unit

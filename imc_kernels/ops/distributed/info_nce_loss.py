@@ -41,7 +41,7 @@ def info_nce_loss(
 ) -> Tensor:
     """:func:`imc_kernels.info_nce_loss` with a group, its arguments checked."""
     form = "info_nce_loss with a group"
-    chosen = backends.choose(form, (*PHASES, "eager"), embeddings.device.type, embeddings.dtype, backend)
+    chosen = backends.choose(form, (*PHASES, "eager"), embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
     phases = PHASES[chosen]

@@ -53,7 +53,7 @@ def log_dot_product_loss(
     form, offered = "log_dot_product_loss with a group", (*PHASES, "eager")
     if critic != "log-dot":
         form, offered = f"log_dot_product_loss with critic={critic!r}", ("eager",)
-    chosen = backends.choose(form, offered, logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(form, offered, logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
         return specification(eager.log_dot_product_loss, *everything)

@@ -15,7 +15,7 @@ from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
 from imc_kernels.ops.mutual_information_loss import check_cuda_sizes, cuda_finish, cuda_sums
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.precision import at_least_single, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -49,7 +49,7 @@ def mutual_information_loss(
 ) -> Tensor:
     """:func:`imc_kernels.mutual_information_loss` with a group, its arguments checked."""
     form = "mutual_information_loss with a group"
-    chosen = backends.choose(form, (*PHASES, "eager"), logits.device.type, logits.dtype, backend)
+    chosen = backends.choose(form, (*PHASES, "eager"), logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
         return specification(eager.mutual_information_loss, *everything)
@@ -85,7 +85,7 @@ def _cpu_finish(
     symmetric: bool,
     needs: Needs,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    loss = logits.new_empty(())
+    loss = loss_buffer(logits)
     gradients = tuple(
         torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
     )

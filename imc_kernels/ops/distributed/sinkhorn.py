@@ -52,7 +52,7 @@ def sinkhorn(
 ) -> Tensor:
     """:func:`imc_kernels.sinkhorn` with a group, its arguments checked, the marginals divided by their sum."""
     form = "sinkhorn with a group"
-    chosen = backends.choose(form, (*PHASES, "eager"), scores.device.type, scores.dtype, backend)
+    chosen = backends.choose(form, (*PHASES, "eager"), scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
     if chosen == "cuda":
