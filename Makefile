@@ -77,8 +77,8 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 	touch $@
 
 SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider $(PARALLEL) -k cuda \
-    ../../tests/kernels/test_contract.py ../../tests/kernels/test_multi_crop.py \
-    ../../tests/kernels/test_native_boundary.py
+    ../../tests/kernels/test_contract.py ../../tests/kernels/test_limits.py \
+    ../../tests/kernels/test_multi_crop_gpu_backends.py ../../tests/kernels/test_native_boundary.py
 
 # The sanitizers leave out what measures time, and the largest of the sizes.
 WITHOUT_LONGEST = "cuda and not call_costs and not B700"

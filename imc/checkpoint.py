@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from imc.config import Config
 from imc.errors import UserError
+from imc.methods import misfit
 from imc.run_files import read_torch_file
 from imc.run_folder import CHECKPOINT, write_file
 
@@ -61,6 +63,23 @@ def resumed_config(asked: Config, saved: dict[str, Any]) -> Config:
     changed = {name: value for name, value in asked.given().items() if name in FREE}
     changed.setdefault("stop_after_epoch", None)
     return Config.from_dict({**saved, **changed})
+
+
+def require_fit(folder: Path, config: Config, encoder: nn.Module | None, checkpoint: dict[str, Any]) -> None:
+    """The checkpoint holds a model of its configuration: to be asked before that is built.
+
+    Raises:
+        UserError: it does not.
+    """
+    state = checkpoint.get("model")
+    reason = misfit(config, encoder, state) if isinstance(state, dict) else "it holds no model"
+    if reason is not None:
+        raise unfit(folder, reason)
+
+
+def unfit(folder: Path, reason: str) -> UserError:
+    """The folder's checkpoint does not fit its own configuration."""
+    return UserError(f"{folder / CHECKPOINT} does not fit its configuration: {reason}; --overwrite starts anew")
 
 
 def random_state() -> dict[str, torch.Tensor]:

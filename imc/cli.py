@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from imc import __version__
-from imc.errors import Error, UserError
+from imc.errors import Error, RunError, UserError, out_of_memory
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
@@ -49,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        sentence = out_of_memory(error)
+        if sentence is None:
+            raise
+        print(f"{program}: {sentence}", file=sys.stderr)
+        return RunError.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED

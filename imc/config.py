@@ -79,10 +79,10 @@ class Config:
         choices=("affine", "crops"),
     )
     large_crops: int = option(None, "views", "large crops per image: those that assign prototypes", at_least=1)
-    large_size: int = option(None, "views", "side of a large crop, pixels", at_least=4)
+    large_size: int = option(None, "views", "side of a large crop, pixels", at_least=4, at_most=4096)
     large_area: tuple[float, float] = option(None, "views", "area of a large crop / image area", above=0)
     small_crops: int = option(None, "views", "small crops per image", at_least=0)
-    small_size: int = option(None, "views", "side of a small crop, pixels", at_least=4)
+    small_size: int = option(None, "views", "side of a small crop, pixels", at_least=4, at_most=4096)
     small_area: tuple[float, float] = option(None, "views", "area of a small crop / image area", above=0)
     pixel_scale: float = option(
         None, "views", "affine: factor on the pixels 0..255; default: gives them a standard deviation of 1", above=0

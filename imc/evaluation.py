@@ -14,6 +14,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from imc.errors import RunError
 from imc.models.recalibration import recalibrate_batch_norm
 from imc.run_folder import LoadedRun
 
@@ -58,6 +59,9 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
         run: the model and what its images look like; the model's mode (train or eval) is left as found.
         batches: uint8 [B, H, W, C], on any device.
         amp: compute in bfloat16 where autocast does.
+
+    Raises:
+        RunError: an output is not finite.
     """
     model, device = run.model, run.device
     mode, training_amp = model.training, model.amp
@@ -75,7 +79,13 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 logits = model.predict(run.prepare(batch.to(device)))
             heads = caught["heads"].argmax(dim=2).T if "heads" in caught else logits.new_empty(len(logits), 0).long()
-            yield Outputs(caught["encoder"].float().cpu(), logits.float().softmax(dim=1).cpu(), heads.cpu())
+            features, probabilities = caught["encoder"].float().cpu(), logits.float().softmax(dim=1).cpu()
+            if not (features.isfinite().all() and probabilities.isfinite().all()):
+                raise RunError(
+                    "the model gives NaN or infinite numbers for an image; are its parameters finite, and are "
+                    "pixel_scale, mean and std of its configuration those it was trained with?"
+                )
+            yield Outputs(features, probabilities, heads.cpu())
     finally:
         for hook in hooks:
             hook.remove()

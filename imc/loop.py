@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imc.checkpoint import random_state, restore_random_state, write_checkpoint
+from imc.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
 from imc.config import Config
 from imc.cuda_graph import GraphedStep
 from imc.data.pixels import open_pixels
@@ -23,7 +23,7 @@ from imc.event_files import EventFiles
 from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.optimizer import build_optimizer, set_learning_rates
-from imc.run_folder import CHECKPOINT, METRICS, append_json_line, keep_json_lines
+from imc.run_folder import METRICS, append_json_line, keep_json_lines
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
 
@@ -231,8 +231,7 @@ class Loop:
             restore_random_state(checkpoint["random"], self.ranks.rank)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            path = self.folder / CHECKPOINT
-            raise UserError(f"{path} does not fit its configuration: {reason}; --overwrite starts anew") from None
+            raise unfit(self.folder, reason) from None
         if self.ranks.first:
             keep_json_lines(self.folder / METRICS, self.update // self.steps)
 

@@ -42,8 +42,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        whole = all(
-            isinstance(line, dict) and {"epoch", "loss", "lr"} <= line.keys() == lines[-1].keys() for line in lines
+        whole = all(isinstance(line, dict) for line in lines) and all(
+            {"epoch", "loss", "lr"} <= line.keys() == lines[-1].keys() for line in lines
         )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

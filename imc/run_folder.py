@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from imc.config import Config
 from imc.data import name_of, views
 from imc.errors import RunError, UserError
-from imc.methods import build_model
+from imc.methods import build_model, misfit
 from imc.methods.method import Method
 from imc.run_files import read_json
 
@@ -109,11 +109,11 @@ def load_run(
     except Exception as error:  # a damaged file makes the reader raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} holds no finished run: {MODEL}: {reason}") from None
+    difference = misfit(config, encoder, state)
+    if difference is not None:
+        raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {difference}")
     model = build_model(config, encoder)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {error}") from None
+    model.load_state_dict(state)
     return LoadedRun(config, cast(Method, model.to(device).eval()))
 
 

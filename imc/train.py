@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from imc import arguments, cli, presets
-from imc.checkpoint import read_checkpoint, resumed_config
+from imc.checkpoint import read_checkpoint, require_fit, resumed_config
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.views import unit_scale
@@ -44,7 +44,7 @@ from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
 from imc.evaluation import outputs
 from imc.loop import Loop, compile_encoder, warn
-from imc.methods import build_model
+from imc.methods import build_model, require_memory
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.pretrained import load_pretrained
@@ -108,6 +108,9 @@ def train(
         dataset = _load_in_turn(config, data, processes)
         overwrite = config.overwrite  # no part of what the run saves
         config = _resolve(config, dataset, encoder, device)
+        if checkpoint is not None:
+            require_fit(run_folder(config), config, encoder, checkpoint)
+        require_memory(config, encoder)
         folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)

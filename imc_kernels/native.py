@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["call", "missing", "module", "threads"]
+__all__ = ["call", "check_cuda_sizes", "missing", "module", "threads"]
 
 _HOW_TO_BUILD = {
     "_cpu": "in the source tree, with g++ or clang++ on the path: pip install --force-reinstall --no-deps .",
@@ -25,6 +25,7 @@ _HOW_TO_BUILD = {
 
 
 MOST_THREADS = 1024  # that the kernels accept
+LARGEST_CUDA_SIZE = 2**30  # csrc/cuda_module.cpp; the _cpu kernels count in 64 bits
 _forked = False
 
 
@@ -69,6 +70,16 @@ def module(name: str) -> ModuleType:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     return loaded
+
+
+def check_cuda_sizes(operation: str, *sizes: int) -> None:
+    """The sizes are such as the _cuda kernels take. To be called before anything of these sizes is allocated.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if max(sizes) > LARGEST_CUDA_SIZE:
+        raise ValueError(f"{operation}: backend 'cuda' takes sizes up to 2^30 = {LARGEST_CUDA_SIZE}, got {max(sizes)}")
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from imc.data.cache import memory_mapped
 from imc.data.dataset import Images
 from imc.data.files import is_unicode, refusal
 from imc.errors import UserError
+from imc.machine_memory import machine_memory
 
 # Names of the arrays in an .npz: images and labels to cluster, images and labels held out.
 TRAIN_IMAGES = ("images", "x", "x_train", "train_images")
@@ -83,7 +83,7 @@ Named = tuple[str, NDArray[Any]]
 
 def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
     wanted = {*TRAIN_IMAGES, *TRAIN_LABELS, *TEST_IMAGES, *TEST_LABELS}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 34
+    memory = machine_memory()
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}

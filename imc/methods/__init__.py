@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from imc.config import Config
+from imc.errors import UserError
+from imc.machine_memory import machine_memory
 from imc.methods.method import Method
 from imc.models.encoders import build_encoder
 
@@ -16,8 +23,56 @@ def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
         config: of :func:`imc.presets.resolve`.
         encoder: any module from images to features, in place of the configuration's.
     """
-    build = {"imc-swav": _imc_swav, "crlc": _crlc}[config.method]
-    return build(config, build_encoder(config, encoder))
+    return _build(config, build_encoder(config, encoder))
+
+
+def require_memory(config: Config, encoder: nn.Module | None) -> None:
+    """Refuse a model whose parameters and queue alone exceed this machine's memory, before it is built.
+
+    Raises:
+        UserError: they do.
+    """
+    sizes = {f"{name} {list(x.shape)}": x.numel() for name, x in _planned_state(config, encoder).items()}
+    if config.queue:
+        queue = (config.large_crops, config.queue, config.embedding_dim)
+        sizes[f"the queue {list(queue)}"] = math.prod(queue)
+    needed, memory = 4 * sum(sizes.values()), machine_memory()
+    if needed > memory:
+        raise UserError(
+            f"the model takes {needed / 1e9:,.1f} GB, more than the memory here ({memory / 1e9:,.1f} GB); the most of "
+            f"it is {max(sizes, key=lambda name: sizes[name])}"
+        )
+
+
+def misfit(config: Config, encoder: nn.Module | None, state: Mapping[str, Any]) -> str | None:
+    """Why a state dict is not one of the model that :func:`build_model` would build, or None. It is not built."""
+    try:
+        planned = _planned_state(config, encoder)
+    except UserError as reason:
+        return str(reason)
+    for name in [*planned, *state]:
+        if name not in state:
+            return f"{name} is not there"
+        if name not in planned:
+            return f"{name!r} is no tensor of the model"
+        if not isinstance(state[name], Tensor) or state[name].shape != planned[name].shape:
+            found = list(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
+            return f"{name} is {found}, the model's {list(planned[name].shape)}"
+    return None
+
+
+def _planned_state(config: Config, encoder: nn.Module | None) -> dict[str, Tensor]:
+    """The model's state dict without its memory."""
+    try:
+        own = None if encoder is None else build_encoder(config, encoder)
+        with torch.device("meta"):
+            return _build(config, build_encoder(config) if own is None else own).state_dict()
+    except (OverflowError, RuntimeError, TypeError) as error:  # 64 bits do not hold a size
+        raise UserError(f"a model of these sizes cannot be built: {str(error).splitlines()[0]}") from None
+
+
+def _build(config: Config, encoder: nn.Module) -> Method:
+    return {"imc-swav": _imc_swav, "crlc": _crlc}[config.method](config, encoder)
 
 
 def _imc_swav(config: Config, encoder: nn.Module) -> Method:

@@ -96,6 +96,8 @@ def log_dot_product_loss(
 def _native(
     module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    if module == "_cuda":
+        native.check_cuda_sizes(NAME, *inputs[0].shape)
     logits = inputs[0].contiguous()
     loss = loss_buffer(logits, logits.shape[0])
     gradient = gradient_buffer(logits) if needs[0] else None

@@ -43,7 +43,8 @@ def multi_crop(
     saturation, hue or colour to lose. There is no gradient.
 
     Memory: on ``cpu``, beside the result, C size (W + 3 size) + 4 (H + W) numbers a thread. ``size`` times the images'
-    larger side plus ``size`` must stay below 2^30; ``cuda`` takes other sizes up to 2^30.
+    larger side plus ``size`` must stay below 2^30; ``cuda`` takes other sizes up to 2^30,
+    C size^2 among them; ``triton`` takes crops of up to 6,120 pixels.
 
     Args:
         images: uint8 [M, H, W, C], C 1 or 3, the whole data set; only the images named by ``indices`` are read.
@@ -186,10 +187,12 @@ def _native(
     std: Sequence[float],
     channels_last: bool,
 ) -> Tensor:
-    if not images.is_contiguous():  # a copy of the batch, not of the data set
-        images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     views, batch, _ = parameters.shape
     channels = images.shape[3]
+    if module == "_cuda":
+        native.check_cuda_sizes(NAME, *images.shape, views, batch, channels * size**2)
+    if not images.is_contiguous():  # a copy of the batch, not of the data set
+        images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     crops = torch.empty(size=shape, dtype=dtype, device=images.device)
     tensors = (crops, images, indices.contiguous(), parameters.contiguous())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 NAME = "mutual_information_loss"
+MOST_CUDA_VIEWS = 2**15  # csrc/cuda_module.cpp
 
 
 def mutual_information_loss(
@@ -42,7 +43,8 @@ def mutual_information_loss(
     2103.07368; the weight and the guard as in the authors' code.
 
     Memory: on ``cpu``, beside the gradients, V C x V K + V B (2 C + K) numbers; V B C more for the logits' gradient,
-    V C x V K + V B K more for the scores' (V C rounded up to 16, V K to 48). ``cuda`` takes sizes up to 2^30.
+    V C x V K + V B K more for the scores' (V C rounded up to 16, V K to 48). ``cuda`` takes sizes up to 2^30, V C and
+    V K + 1 among them, and up to 2^15 views.
 
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.
@@ -106,10 +108,24 @@ def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> t
 
 
 def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    check_cuda_sizes(*inputs)
     logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
     temperature, entropy_weight, limit, symmetric = options
     _, kept = cuda_sums(logits, scores, temperature, limit, symmetric)
     return cuda_finish(logits, scores, kept, temperature, entropy_weight, limit, symmetric, needs)
+
+
+def check_cuda_sizes(logits: Tensor, scores: Tensor) -> None:
+    """Those of the joint distributions too, which the kernels treat as one matrix."""
+    (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
+    native.check_cuda_sizes(NAME, batch, views * clusters, _width(views, prototypes))
+    if views > MOST_CUDA_VIEWS:
+        raise ValueError(f"{NAME}: backend 'cuda' takes up to {MOST_CUDA_VIEWS} views, got {views}")
+
+
+def _width(views: int, prototypes: int) -> int:
+    """Of u: a column more than it has prototypes, of ones; rows aligned to 16 bytes."""
+    return -(-(views * prototypes + 1) // 4) * 4
 
 
 def cuda_sums(
@@ -118,7 +134,7 @@ def cuda_sums(
     """The sums that processes add up, in one tensor: the joint distributions times the batch, and where ``grouped`` the
     guard and the number of samples. And what :func:`cuda_finish` takes, of which they are a part."""
     (views, batch, clusters), prototypes = logits.shape, scores.shape[-1]
-    width = -(-(views * prototypes + 1) // 4) * 4  # of u: a column more, of ones; rows aligned to 16 bytes
+    width = _width(views, prototypes)
     y = logits.new_empty(size=(batch, views * clusters), dtype=torch.float32)
     u = y.new_empty(size=(batch, width))
     if grouped:

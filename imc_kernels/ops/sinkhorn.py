@@ -39,7 +39,8 @@ def sinkhorn(
     on logarithms. Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
 
     Memory: on ``cpu``, beside the result, min(B / 32 + 1, 64) K numbers of 12 bytes and B + K of 8 for each problem at
-    work; for a gradient ``iterations`` (B + K) float64 a problem are kept. ``cuda`` takes sizes up to 2^30.
+    work; for a gradient ``iterations`` (B + K) float64 a problem are kept. ``cuda`` takes sizes up to 2^30,
+    the number of problems and of iterations among them.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
@@ -68,8 +69,10 @@ def sinkhorn(
     if marginals is not None:
         marginals = _checked_marginals(scores, marginals)
     if queue is not None:
-        batch = scores.shape[-2]
-        scores = torch.cat([scores, _checked_queue(scores, queue)], dim=-2)
+        queue, batch = _checked_queue(scores, queue), scores.shape[-2]
+        if backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend) == "cuda":
+            native.check_cuda_sizes(NAME, batch + queue.shape[-2])
+        scores = torch.cat([scores, queue], dim=-2)
         options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
         return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
     if group is not None:
@@ -146,11 +149,13 @@ class Kernels(NamedTuple):
 def _native(
     module: str, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    *leading, batch, prototypes = scores.shape
+    if module == "_cuda":
+        native.check_cuda_sizes(NAME, math.prod(leading), batch, prototypes, iterations)
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     rows = columns = None
     if potentials:
-        *leading, batch, prototypes = scores.shape
         problems = math.prod(leading)
         rows = scores.new_empty(size=(problems, iterations, batch), dtype=torch.float64)
         columns = scores.new_empty(size=(problems, iterations, prototypes), dtype=torch.float64)

@@ -70,6 +70,8 @@ def _triton(
 def _native(
     module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    if module == "_cuda":
+        native.check_cuda_sizes(NAME, *inputs[0].shape)
     scores, assignments = inputs[0].contiguous(), inputs[1].contiguous()
     loss = loss_buffer(scores)
     gradient = gradient_buffer(scores) if needs[0] else None

@@ -26,6 +26,8 @@ from imc_kernels.triton.launch import launch, workspace
 from imc_kernels.triton.primitives import product, rounded
 
 MOST_SIDE = 32  # of a tile: the products of the blur of 64 x 64 would spill registers
+STEP = MOST_SIDE - 8  # from one of several tiles to the next
+MOST_SIZE = 255 * STEP  # the tiles are a grid's second axis, of which a launch takes 65,535
 RADIUS = tl.constexpr(4)  # of the blur
 
 COLUMNS = tl.constexpr(len(Column))
@@ -240,6 +242,8 @@ def multi_crop(
     std: Sequence[float],
     channels_last: bool,
 ) -> Tensor:
+    if size > MOST_SIZE:
+        raise ValueError(f"multi_crop: backend 'triton' takes crops of up to {MOST_SIZE} pixels, got {size}")
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     indices, parameters = indices.contiguous(), parameters.contiguous()
@@ -264,12 +268,11 @@ def multi_crop(
             side=side, step=side, tiles=1, tiles_block=1, num_warps=4 if side < 32 else 8,
         )  # fmt: skip
     else:
-        step = MOST_SIDE - 8
-        tiles = triton.cdiv(size, step)
+        tiles = triton.cdiv(size, STEP)
         (sums,) = workspace(parameters, views * batch * tiles * tiles)
         constants |= {
             "side": MOST_SIDE,
-            "step": step,
+            "step": STEP,
             "tiles": tiles,
             "tiles_block": triton.next_power_of_2(tiles * tiles),
             "num_warps": 8,

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from kernels.test_contract import relative
-from kernels.test_multi_crop import few, options
+from kernels.test_multi_crop import options
+from kernels.test_multi_crop_gpu_backends import few
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import multiprocessing
 import os
+import shutil
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +85,78 @@ def test_the_number_of_threads_may_change_during_calls() -> None:
     finally:
         done.set()
         changer.join(SECONDS)
+
+
+def test_the_number_of_threads_may_change_between_forward_and_backward() -> None:
+    for operation in PLAIN:
+        expected = step(operation)
+        for before, after in ((1, 3), (3, 1), (2, 64)):
+            inputs = operation.inputs(SIZES, torch.float32)
+            leaves = [x.requires_grad_(n) for x, n in zip(inputs, operation.differentiable, strict=True)]
+            torch.set_num_threads(before)
+            result = operation(*leaves, backend="cpu")
+            torch.set_num_threads(after)
+            result.sum().backward()
+            ours = [result.detach(), *(x.grad for x in leaves if x.grad is not None)]
+            assert same(ours, expected), (operation.name, before, after)
+
+
+PARALLEL_REGION = """
+void run(void (*inside)(int), int threads) {
+  #pragma omp parallel for num_threads(threads)
+  for (int i = 0; i < threads; ++i) inside(i);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc to compile a parallel region with")
+def test_calls_inside_a_parallel_region_of_openmp(tmp_path: Path) -> None:
+    (tmp_path / "region.c").write_text(PARALLEL_REGION)
+    library = tmp_path / "region.so"
+    subprocess.run(["gcc", "-fopenmp", "-shared", "-fPIC", tmp_path / "region.c", "-o", library], check=True)
+    expected = [step(operation) for operation in PLAIN]
+    right: list[bool] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def inside(rank: int) -> None:
+        for turn in range(len(PLAIN)):
+            position = (turn + rank) % len(PLAIN)
+            right.append(same(step(PLAIN[position]), expected[position]))
+
+    for threads in (1, 2, 4):
+        ctypes.CDLL(str(library)).run(inside, threads)
+    assert right == [True] * (7 * len(PLAIN))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_process_forked_while_other_threads_are_in_calls_computes_too() -> None:
+    inputs = {operation.name: operation.inputs(SIZES, torch.float32) for operation in PLAIN}
+    expected = {o.name: o(*inputs[o.name], backend="cpu").numpy().tobytes() for o in PLAIN}
+    done = threading.Event()
+
+    def work(offset: int) -> None:
+        for operation in itertools.cycle(PLAIN[offset:] + PLAIN[:offset]):
+            if done.is_set():
+                break
+            step(operation)
+
+    workers = [threading.Thread(target=work, args=(offset,), daemon=True) for offset in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for turn in range(12):
+            operation = PLAIN[turn % len(PLAIN)]
+            time.sleep(0.002 * turn)
+            process = os.fork()
+            if process == 0:
+                signal.alarm(int(SECONDS))  # which ends a child that hangs
+                ours = operation(*inputs[operation.name], backend="cpu").numpy().tobytes()
+                os._exit(0 if ours == expected[operation.name] else 3)
+            assert os.waitpid(process, 0)[1] == 0, operation.name
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join(SECONDS)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

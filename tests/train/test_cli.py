@@ -3,9 +3,12 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import imc
 import imc.train
@@ -17,6 +20,11 @@ def in_process(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str
     code = main(argv)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def raise_as_cuda() -> None:
+    """As torch says it on a GPU."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +43,8 @@ def in_process(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str
         (["train", "--epochs", "0"], "--epochs must be an integer of at least 1, got 0"),
         (["train", "--epochs", "three"], "--epochs: must be an integer, got 'three'"),
         (["train", "--epochs"], "--epochs: expected one argument"),
+        (["train", "--large-size", "10000"], "--large-size must be an integer of at least 4 and of at most 4096"),
+        (["train", "--prototypes", "1000000000000"], "the model takes 256,000."),
         (["train", "--lr", "-0.1"], "--lr must be a number above 0, got -0.1"),
         (["train", "--lr", "nan"], "--lr must be a number above 0, got nan"),
         (["train", "--seed", "-1"], "--seed must be an integer of at least 0"),
@@ -99,6 +109,27 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(imc.train, "train", interrupted)
     assert in_process(capsys, "train") == (130, "", "imc train: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(2**44), lambda: np.empty(2**44), lambda: bytearray(2**60), raise_as_cuda],
+    ids=["torch", "numpy", "python", "cuda"],
+)
+def test_too_little_memory_is_one_line(
+    allocate: Callable[[], object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imc.train, "train", lambda config: allocate())
+    code, out, err = in_process(capsys, "train")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("imc train: there is not enough memory")
+    assert "a smaller --batch-size or smaller images need less" in err
+
+
+def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imc.train, "train", lambda config: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        main(["train"])
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from imc.cli import main
 from imc.data import Dataset
 from imc.evaluation import outputs
 from imc.predict import Options, predict
-from imc.run_folder import load_run
+from imc.run_files import read_json
+from imc.run_folder import CONFIG, load_run
 
 
 @pytest.fixture
@@ -159,3 +161,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     assert main(["predict", str(run_copy), str(folder), "--sort-into", str(folder.parent / "sorted")]) == 1
     assert "cannot write somewhere: No space left on device" in capsys.readouterr().err
     assert not list(run_copy.glob("predictions*"))
+
+
+def test_outputs_that_are_not_finite_are_refused(
+    run_copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_json(run_copy / CONFIG)
+    (run_copy / CONFIG).write_text(json.dumps({**config, "pixel_scale": 1e38}))
+    for command in (["predict", str(run_copy), str(folder)], ["evaluate", str(run_copy)]):
+        assert main(command) == 1
+        assert "the model gives NaN or infinite numbers for an image; are its parameters" in capsys.readouterr().err
+    assert not (run_copy / "predictions-photos.csv").exists()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,43 @@ def test_a_full_disk_is_a_sentence_and_the_resumed_run_is_bitwise_the_whole(
     with monkeypatch.context() as patch:
         fails_at(write, patch)
         with pytest.raises(RunError, match=r"could not be written: No space left on device; --resume continues"):
+            train(tiny, digits)
+    assert not list(Path(tiny.out).glob("*.tmp"))
+    train(dataclasses.replace(tiny, resume=True), digits)
+    assert_same(left_by(tiny), whole)
+
+
+def stopped_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM before and after this fsync, and after the rename that follows."""
+    count, fsync, replace = itertools.count(), os.fsync, os.replace
+
+    def terminate(happens: bool) -> None:
+        if happens:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def fsync_with_signal(number: int) -> None:
+        current = next(count)
+        terminate(current == write)
+        fsync(number)
+        terminate(current == write)
+
+    def replace_with_signal(*arguments: Any) -> None:
+        replace(*arguments)
+        terminate(next(count) == write + 1)
+
+    monkeypatch.setattr("imc.run_folder.os.fsync", fsync_with_signal)
+    monkeypatch.setattr("imc.run_folder.os.replace", replace_with_signal)
+
+
+# The first checkpoint, the first epoch's metrics and checkpoint, and those of the last, when the run has nothing left
+# to stop; the renames between them count too.
+@pytest.mark.parametrize("write", [2, 4, 5, 7, 8])
+def test_a_signal_while_a_file_is_written_stops_and_the_resumed_run_is_bitwise_the_whole(
+    write: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(write, patch)
+        with pytest.raises(StoppedError, match="continue with: imc train") if write < 7 else nullcontext():
             train(tiny, digits)
     assert not list(Path(tiny.out).glob("*.tmp"))
     train(dataclasses.replace(tiny, resume=True), digits)

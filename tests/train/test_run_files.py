@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from imc.checkpoint import read_checkpoint
 from imc.cli import main
+from imc.config import Config
 from imc.errors import UserError
 from imc.run_files import read_clusters, read_json, read_metrics, read_torch_file
 from imc.run_folder import CHECKPOINT, CONFIG, METRICS, MODEL, load_run
 from imc.several_runs import clusters_of
+from imc.train import train
 
 
 class Payload:
@@ -76,7 +79,55 @@ def test_a_damaged_model_is_named(run_copy: Path) -> None:
             load_run(run_copy)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}'])
+ABSURD: list[dict[str, object]] = [
+    {"widths": [10**9, 10**9]}, {"widths": [10**30]}, {"prototypes": 10**12}, {"feature_dim": 10**18},
+    {"pooled_size": 10**9},
+    {"method": "crlc", "sub_heads": 10**9, "projection_bias": None, "prototypes": None, "classifier_widths": None,
+     "sinkhorn_epsilon": None, "sinkhorn_iterations": None, "bank": None, "head_hidden": 10**9, "smoothing": 0.1,
+     "contrast_weight": 1.0, "large_crops": 2, "small_crops": 0},
+]  # fmt: skip
+
+
+def never(*arguments: object) -> None:
+    raise AssertionError("the model was built")
+
+
+@pytest.mark.parametrize("sizes", ABSURD, ids=lambda sizes: next(iter(sizes)))
+def test_sizes_that_are_not_the_saved_models_are_refused_before_anything_is_built(
+    sizes: dict[str, object], run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imc.run_folder.build_model", never)
+    monkeypatch.setattr("imc.train.build_model", never)
+    config = {**read_json(run_copy / CONFIG), **sizes}
+    (run_copy / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit config\.json beside it: [^\n]+$"):
+        load_run(run_copy)
+    assert main(["evaluate", str(run_copy)]) == 2
+    assert main(["predict", str(run_copy), str(run_copy)]) == 2
+    checkpoint = torch.load(run_copy / CHECKPOINT, weights_only=True)
+    torch.save({**checkpoint, "config": {**checkpoint["config"], **sizes}}, run_copy / CHECKPOINT)
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit its configuration: [^\n]+$"):
+        train(Config(out=str(run_copy), resume=True))
+
+
+def test_names_and_shapes_of_a_model_must_be_those_of_its_configuration(run_copy: Path) -> None:
+    state = load_file(run_copy / MODEL)
+    first, *others = state
+    renamed = {"a\nb": state[first], **{name: state[name] for name in others}}
+    for wrong, reason in (
+        ({**state, "a\nb": torch.zeros(1)}, r"'a\\nb' is no tensor of the model"),
+        (renamed, f"{first} is not there"),
+        ({**state, first: torch.zeros(7)}, rf"{first} is \[7\], the model's \["),
+    ):
+        save_file(wrong, run_copy / MODEL)
+        with pytest.raises(UserError, match=f"model.safetensors does not fit config.json beside it: {reason}"):
+            load_run(run_copy)
+
+
+LINE = b'{"epoch": 1, "loss": 0.5, "lr": 0.001}'
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"epoch": 1}\n{"loss": []}', LINE + b"\n1"])
 def test_damaged_lines_and_results_are_named(content: bytes, tmp_path: Path) -> None:
     for read, name in ((read_json, "result.json"), (read_metrics, METRICS)):
         (tmp_path / name).write_bytes(content)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from train.conftest import crlc_config
 
 from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
-from imc.methods import build_model
+from imc.methods import build_model, misfit
 from imc.run_folder import FILES, load_run, open_run_folder
-from imc.train import train
+from imc.train import plan, train
 from imc_kernels import backends
 
 
@@ -163,3 +164,24 @@ def test_an_automatic_choice_is_reported_by_name_and_saved_as_automatic(tiny: Co
     result = train(config, digits)
     assert result["backend"] == backends.serving("cpu", torch.float32)[0]
     assert json.loads((Path(result["out"]) / "config.json").read_text())["backend"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"prototypes": 10**12}, {"widths": (10**9, 10**9)}, {"widths": (10**30,)}, {"queue": 10**12}], ids=str
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(
+    sizes: dict[str, Any], tiny: Config, digits: Images
+) -> None:
+    with pytest.raises(
+        UserError, match=r"the model takes [\d,.]+ GB, more than the memory here|cannot be built"
+    ) as error:
+        train(dataclasses.replace(tiny, **sizes), digits)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["imc-swav", "crlc"])
+def test_looking_at_a_models_sizes_draws_no_random_number(method: str, tiny: Config, digits: Images) -> None:
+    config = plan(tiny if method == "imc-swav" else crlc_config(tiny), digits)
+    before = torch.get_rng_state()
+    assert misfit(config, None, {}) is not None
+    assert torch.equal(torch.get_rng_state(), before)

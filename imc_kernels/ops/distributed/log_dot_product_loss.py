@@ -57,6 +57,8 @@ def log_dot_product_loss(
     if chosen == "eager":
         everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
         return specification(eager.log_dot_product_loss, *everything)
+    if chosen == "cuda":
+        native.check_cuda_sizes("log_dot_product_loss", *logits.shape)
     phases = PHASES[chosen]
     options = (smoothing, entropy_weight, math.inf if logit_limit is None else logit_limit)
 

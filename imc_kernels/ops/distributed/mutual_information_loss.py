@@ -14,7 +14,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
-from imc_kernels.ops.mutual_information_loss import cuda_finish, cuda_sums
+from imc_kernels.ops.mutual_information_loss import check_cuda_sizes, cuda_finish, cuda_sums
 from imc_kernels.ops.precision import at_least_single, loss_buffer, specification
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def mutual_information_loss(
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
         return specification(eager.mutual_information_loss, *everything)
+    if chosen == "cuda":
+        check_cuda_sizes(logits, scores)
     phases, limit = PHASES[chosen], math.inf if logit_limit is None else logit_limit
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:

@@ -55,6 +55,8 @@ def sinkhorn(
     chosen = backends.choose(form, (*PHASES, "eager"), scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+    if chosen == "cuda":
+        native.check_cuda_sizes("sinkhorn", scores.shape[:-2].numel(), *scores.shape[-2:], iterations)
     x = at_least_single(scores)
     return _Sinkhorn.apply(PHASES[chosen], x, epsilon, iterations, marginals, group).to(scores.dtype)
 
