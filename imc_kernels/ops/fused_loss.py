@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imc_kernels.ops.precision import at_least_single, cast, gradient_dtype, result_dtype
+from imc_kernels.ops.precision import at_least_single, cast, gradient_dtype, half_as_single
 
 Needs = tuple[bool, ...]
 
@@ -87,7 +87,7 @@ class FusedLoss:
 
     def _fake(self, *arguments: Any) -> list[Tensor]:
         inputs, needs = arguments[: self.count], arguments[-2]
-        loss = inputs[0].new_empty(self.loss_shape(inputs), dtype=result_dtype(inputs[0].dtype))
+        loss = inputs[0].new_empty(self.loss_shape(inputs), dtype=half_as_single(inputs[0].dtype))
         gradients = (
             x.new_empty(x.shape, dtype=gradient_dtype(x.dtype)) if needed else loss.new_empty(0)
             for x, needed in zip(inputs, needs, strict=True)
