@@ -69,11 +69,11 @@ def multi_crop(
     _check_options(images, size, mean, std, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
     chosen = backends.choose(NAME, OFFERED, images.device, dtype, backend)
-    tensors = (images, indices, parameters)
-    if torch.compiler.is_compiling() and chosen != "eager":
+    tensors, compiling = (images, indices, parameters), torch.compiler.is_compiling()
+    if compiling and chosen != "eager":
         channels_last = memory_format == torch.channels_last
         return _operator(*tensors, size, dtype, list(map(float, mean)), list(map(float, std)), channels_last, chosen)
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+    if images.is_cpu and not compiling:
         _check_values(*tensors)
     if chosen == "eager":
         return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
@@ -201,7 +201,7 @@ def _native(
         native.call(module, NAME, *tensors, size, channels_last, *numbers)
     else:
         native.call(module, NAME, *tensors, affine, size, channels_last)
-    return crops.movedim(-1, -3) if channels_last else crops
+    return crops.permute(0, 1, 4, 2, 3) if channels_last else crops
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
@@ -222,7 +222,7 @@ OFFERED = (*KERNELS, "eager")
     "bool channels_last, str backend) -> Tensor",
 )
 def _operator(images: Tensor, indices: Tensor, parameters: Tensor, *options: Any) -> Tensor:
-    if images.device.type == "cpu":
+    if images.is_cpu:
         _check_values(images, indices, parameters)
     *arguments, backend = options
     return KERNELS[backend](images, indices, parameters, *arguments)

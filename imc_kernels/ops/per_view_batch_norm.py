@@ -34,8 +34,8 @@ def per_view_batch_norm(
     What ``torch.nn.functional.batch_norm`` gives for each view in turn, running statistics included, so that views can
     share the layers around it as one batch. On ``cpu`` one kernel takes all views, its bits the same for any number of
     threads, which torch's are not; everywhere else it is torch's own function, view by view (on NVIDIA GPUs cuDNN's).
-    Source: batch normalisation, arXiv 1502.03167; statistics per view, the
-    separate passes of IMC-SwAV, arXiv 2103.07368.
+    Source: batch normalisation, arXiv 1502.03167; statistics per view, the separate passes of IMC-SwAV, arXiv
+    2103.07368.
 
     Memory: on ``cpu``, beside result and gradients, at most half a byte for each element of the input and 40 for each
     channel of a view, and a copy of an input or gradient whose channels do not lie together (``torch.channels_last``).
