@@ -1,5 +1,5 @@
-"""Which operators of torch give other bits on two threads than on one, at the sizes of `imc train` on the digits and of
-a ResNet's 1x1 convolution on CIFAR-10.
+"""Which operators of torch give other bits on two threads than on one, at the sizes of `imc train` on the digits, of a
+ResNet's 1x1 convolution on CIFAR-10 and of its last stage on images that are too small for it.
 
 python -m torture.threads    # in tests/
 """
@@ -28,6 +28,7 @@ CASES: list[tuple[Operator, str, tuple[int, ...], tuple[int, ...]]] = [
     *((convolution, order, (256, 32, 8, 8), (32, 32, 3, 3)) for order in ("channels last", "contiguous")),
     *((convolution, order, (512, 64, 3, 3), (128, 64, 3, 3)) for order in ("channels last", "contiguous")),
     *((convolution, order, (128, 64, 28, 28), (64, 64, 1, 1)) for order in ("channels last", "contiguous")),
+    *((convolution, order, (128, 256, 2, 2), (256, 256, 3, 3)) for order in ("channels last", "contiguous")),
     *((batch_norm, order, (128, 32, 8, 8), (32,)) for order in ("channels last", "contiguous")),
     *((batch_norm, order, (128, 128, 2, 2), (128,)) for order in ("channels last", "contiguous")),
     (batch_norm, "contiguous", (128, 256), (256,)),
