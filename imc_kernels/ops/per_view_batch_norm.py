@@ -54,7 +54,7 @@ def per_view_batch_norm(
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        The input's shape and dtype. Half precision is computed in float32.
+        [V*B, C] or [V*B, C, H, W], as the input and of its dtype. Half precision is computed in float32.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.

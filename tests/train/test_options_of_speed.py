@@ -60,7 +60,7 @@ def test_bf16_computes_the_encoder_in_bf16(tiny: Config, digits: Images) -> None
             return features
 
     train(dataclasses.replace(tiny, epochs=1, amp="bf16"), digits, encoder=Recording())
-    assert set(seen[1:]) == {torch.bfloat16}  # the first call finds out the number of features
+    assert set(seen[2:]) == {torch.bfloat16}  # the first calls find out the number of features
 
 
 def test_a_custom_encoder_trains(tiny: Config, digits: Images) -> None:
