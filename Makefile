@@ -117,7 +117,7 @@ dev: .venv/requirements
 	touch $@
 
 .venv/installed: .venv/requirements setup.py pyproject.toml $(SOURCES)
-	rm -rf build
+	rm -rf build/bdist.* build/lib* build/temp.*  # not what the sanitizers and the emulator built
 	$(BIN)/pip install --quiet .
 	touch $@
 
