@@ -139,22 +139,26 @@ void normalise_block(const T* input, T* output, int64_t rows, int64_t channels, 
   }
 }
 
-// sum g and sum g (x - m) of each channel of a block.
+// sum g, sum g (x - m) and sum (x - m) of each channel of a block. The last is 0 but for the rounding of m, which the
+// second must not carry times sum g.
 template <bool kRelu, typename T>
 void block_sums(const T* input, const T* grad_output, int64_t rows, int64_t channels, Channels<T> affine, double* sums) {
   for_channels(channels, [&](int64_t channel, int64_t width) __attribute__((always_inline)) {
-    T sum[kWidth] = {}, product[kWidth] = {};
+    T sum[kWidth] = {}, product[kWidth] = {}, beside[kWidth] = {};
     for (int64_t r = 0; r < rows; ++r)
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
         const int64_t c = channel + j, at = r * channels + c;
         const T g = kRelu && affine(input[at], c) <= 0 ? T(0) : grad_output[at];
+        const T centred = input[at] - affine.mean[c];
         sum[j] += g;
-        product[j] += g * (input[at] - affine.mean[c]);
+        product[j] += g * centred;
+        beside[j] += centred;
       }
     for (int64_t j = 0; j < width; ++j) {
       sums[channel + j] = sum[j];
       sums[channels + channel + j] = product[j];
+      sums[2 * channels + channel + j] = beside[j];
     }
   });
 }
@@ -204,22 +208,24 @@ void per_view_batch_norm_backward(const T* input, const T* weight, const T* bias
   const Blocks blocks(views, rows, channels);
   threads = useful_threads(views * rows * channels, threads);
   Affine<T> affine(blocks, weight, bias, mean, variance, eps);
-  Scratch<double> parts(blocks.count * 2 * channels), total(4 * channels);
+  Scratch<double> parts(blocks.count * 3 * channels), total(5 * channels);
   const auto add_up = relu ? &block_sums<true, T> : &block_sums<false, T>;
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
     add_up(input + blocks.offset(block), grad_output + blocks.offset(block), blocks.filled(block), channels,
-           affine(blocks.view(block)), &parts[block * 2 * channels]);
+           affine(blocks.view(block)), &parts[block * 3 * channels]);
   });
   Scratch<T> mean_gradient(views * channels), along(views * channels);
-  double *sum = total.get(), *product = sum + channels, *of_bias = sum + 2 * channels, *of_weight = sum + 3 * channels;
+  double *sum = total.get(), *product = sum + channels, *beside = sum + 2 * channels;
+  double *of_bias = sum + 3 * channels, *of_weight = sum + 4 * channels;
   for (int64_t c = 0; c < channels; ++c) of_bias[c] = of_weight[c] = 0;
   for (int64_t view = 0; view < views; ++view) {
-    for (int64_t c = 0; c < channels; ++c) sum[c] = product[c] = 0;
+    for (int64_t c = 0; c < 3 * channels; ++c) sum[c] = 0;
     for (int64_t i = view * blocks.per_view; i < (view + 1) * blocks.per_view; ++i)
-      for (int64_t c = 0; c < 2 * channels; ++c) sum[c] += parts[i * 2 * channels + c];
+      for (int64_t c = 0; c < 3 * channels; ++c) sum[c] += parts[i * 3 * channels + c];
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t at = view * channels + c;
       const double inverse = inverse_deviation<double>(variance[at], eps);
+      product[c] -= beside[c] / rows * sum[c];
       of_bias[c] += sum[c];
       of_weight[c] += product[c] * inverse;
       mean_gradient[at] = static_cast<T>(sum[c] / rows);

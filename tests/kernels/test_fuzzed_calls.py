@@ -92,9 +92,12 @@ def test_any_input_gives_the_answer_of_the_specification_or_a_sentence(
         assert ours == exact
         return
     half = dtype in (torch.bfloat16, torch.float16)
+    # The specification's float32 may be further off than ours: what counts is its answer in float64.
+    truths = exact if half else outcome(operation, tuple(x.double() for x in inputs), needs, "eager")
     rtol = 8 * torch.finfo(dtype).eps if half else 2e-3 if dtype == torch.float32 else 1e-8
-    for result, truth in zip(ours, exact, strict=True):
-        assert result.dtype == truth.dtype
+    for result, same, truth in zip(ours, exact, truths, strict=True):
+        assert isinstance(truth, Tensor)
+        assert result.dtype == same.dtype
         assert result.isfinite().all()
         scale = max(float(truth.double().abs().max()), 1e-2)  # below this, sums that cancel leave their rounding
         assert float((result.double() - truth.double()).abs().max()) <= rtol * scale

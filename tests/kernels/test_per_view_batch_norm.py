@@ -79,6 +79,17 @@ def test_relu_stops_the_gradient_where_it_stops_the_value(backend: str) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_strided_weight_gives_the_gradient_of_its_values(backend: str) -> None:
+    x = torch.rand(6, 4, requires_grad=True)
+    weight = torch.stack([torch.rand(4), torch.full((4,), torch.nan)], dim=-1)[:, 0]
+    strided, contiguous = (
+        torch.autograd.grad(per_view_batch_norm(x, w, views=2, backend=backend).square().sum(), x)[0]
+        for w in (weight, weight.contiguous())
+    )
+    assert torch.equal(strided, contiguous)
+
+
 X = torch.rand(6, 4)
 WRONG: dict[str, tuple[tuple[Any, ...], Options, type[Exception], str]] = {
     "rank": ((torch.rand(6, 4, 2),), {}, ValueError, r"\[V\*B, C\] or \[V\*B, C, H, W\], got \[6, 4, 2\]"),
