@@ -38,8 +38,8 @@ def per_view_batch_norm(
     2103.07368.
 
     Memory: on ``cpu``, beside result and gradients, for each element of the input at most half a byte, in the backward
-    three quarters, and 64 bytes for each channel of a view, and a copy of an input or gradient whose channels do not lie together (``torch.channels_last``).
-    The result's do.
+    three quarters, and 64 bytes for each channel of a view; and a copy of an input or gradient whose channels do not
+    lie together (``torch.channels_last``). The result's do.
 
     Args:
         input: [V*B, C] or [V*B, C, H, W], the V views one after the other; float32, float64, bfloat16 or float16.
