@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imc_kernels import per_view_batch_norm
 from imc_kernels.eager.distributed import sum_over
+from imc_kernels.ops.per_view_batch_norm import update_running_statistics
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,16 +68,10 @@ class PerViewBatchNorm(_BatchNorm):
         if self.weight is not None:
             shape = (-1, *[1] * (x.dim() - 3))
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        count = x.numel() // (views * x.shape[2]) * group.size()
-        with torch.no_grad():
-            for running, values in (
-                (self.running_mean, mean.detach().view(views, -1)),
-                (self.running_var, variance.detach().view(views, -1) * (count / (count - 1))),
-            ):
-                if running is not None:
-                    for value in values:
-                        running.lerp_(value.to(running.dtype), momentum)
+        if self.running_mean is not None and self.running_var is not None:
+            count = x.numel() // (views * x.shape[2]) * group.size()
+            statistics = (mean.detach().view(views, -1), variance.detach().view(views, -1))
+            update_running_statistics(self.running_mean, self.running_var, *statistics, count, self.momentum or 0.0)
         return normalised.flatten(0, 1).to(input.dtype)
 
 

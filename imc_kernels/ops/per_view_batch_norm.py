@@ -33,7 +33,7 @@ def per_view_batch_norm(
 
     What ``torch.nn.functional.batch_norm`` gives for each view in turn, running statistics included, so that views can
     share the layers around it as one batch. On ``cpu`` one kernel takes all views, its bits the same for any number of
-    threads, which torch's are not; everywhere else it is torch's own function, view by view (on NVIDIA GPUs cuDNN's).
+    threads, which torch's are not; everywhere else it is torch's own function, view by view.
     Source: batch normalisation, arXiv 1502.03167; statistics per view, the separate passes of IMC-SwAV, arXiv
     2103.07368.
 
@@ -84,7 +84,7 @@ def per_view_batch_norm(
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).
     w, b = (None if vector is None else cast(vector, single).contiguous() for vector in (weight, bias))
     if chosen not in KERNELS:
-        # Whose sums over half precision are of float32 on GPUs; on the CPU not in every memory order.
+        # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
         x = cast(input, single) if input.is_cpu else input
         result = eager.per_view_batch_norm(x, w, b, running_mean, running_var, views, momentum, eps, bool(relu))
         return cast(result, input.dtype)
@@ -92,12 +92,18 @@ def per_view_batch_norm(
     operation: Callable[..., Sequence[Tensor]] = _operator if torch.compiler.is_compiling() else _PerViewBatchNorm.apply
     output, mean, variance = operation(x, w, b, views, eps, bool(relu), chosen)
     if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            unbiased = variance * (rows / (rows - 1))
-            for view in range(views):
-                running_mean.lerp_(cast(mean[view], running_mean.dtype), momentum)
-                running_var.lerp_(cast(unbiased[view], running_var.dtype), momentum)
+        update_running_statistics(running_mean, running_var, mean, variance, rows, momentum)
     return cast(output, input.dtype)
+
+
+@torch.no_grad()
+def update_running_statistics(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: int, momentum: float
+) -> None:
+    """Move running statistics [C] towards mean and biased variance [V, C] of ``count`` values each, view by view."""
+    for running, values in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
+        for value in values:
+            running.lerp_(cast(value, running.dtype), momentum)
 
 
 def _vector(name: str, vector: Tensor, input: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
