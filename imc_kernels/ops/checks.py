@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from imc_kernels.backends import FLOATING
+from imc_kernels.ops.autograd import has_tangent, is_transformed
 
 
 def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
@@ -18,11 +22,10 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
         written out, as kernels read memory.
 
     Raises:
-        TypeError: not a tensor, or not a floating dtype.
+        TypeError: not a tensor, not a dense one, or not a floating dtype.
         ValueError: wrong rank, or a dimension of size zero.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{operation}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
+    dense(operation, name, tensor, layout)
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{operation}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     rank = layout.count(",") + 1
@@ -31,6 +34,19 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
     return tensor.resolve_neg()
+
+
+def dense(operation: str, name: str, tensor: object, layout: str) -> None:
+    """``tensor`` is a tensor in torch's usual layout: not sparse, nested or of a library's own.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operation}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").lstrip("_")
+        raise TypeError(f"{operation}: {name} must be a dense tensor, got a {kind} one; convert it")
 
 
 def together(operation: str, first: str, a: Tensor, second: str, b: Tensor) -> None:
@@ -55,11 +71,113 @@ def group(operation: str, group: object) -> None:
         raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
 
 
-def positive(operation: str, name: str, value: float) -> None:
-    """``value`` is a finite number above zero.
+class Range(NamedTuple):
+    """Which numbers an option takes: in words, and as a function."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+# Not math.isfinite, which torch.compile cannot trace.
+POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Range("a finite number of at least 0", lambda value: 0 <= value < math.inf)
+FINITE = Range("a finite number", lambda value: -math.inf < value < math.inf)
+FRACTION = Range("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
+PROBABILITY = Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def number(operation: str, name: str, value: Any, accepted: Range) -> float:
+    """The option ``value`` as a float: a real number of Python's or NumPy's, or a tensor [] that has no gradient.
+
+    While ``torch.compile`` traces, a tensor stays one, of float64 on the CPU: its value is checked when it is there
+    (:mod:`imc_kernels.ops.scheduled`).
 
     Raises:
-        ValueError: it is not.
+        TypeError: it is none of these. A boolean is no number.
+        ValueError: it is not accepted, or a tensor that requires a gradient: options are constants.
     """
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):  # not isfinite: torch.compile cannot trace it
-        raise ValueError(f"{operation}: {name} must be a finite number above 0, got {value!r}")
+    if type(value) is not float:
+        value = _scalar(operation, name, value)
+        if isinstance(value, Tensor) and value.dim() == 0 and value.dtype not in (torch.bool, *COMPLEX):
+            return value.to("cpu", torch.float64)  # type: ignore[return-value]
+        if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise TypeError(f"{operation}: {name} must be {accepted.words}, got {_kind(value)}")
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
+    if not accepted.holds(value):
+        raise ValueError(f"{operation}: {name} must be {accepted.words}, got {value:g}")
+    return value
+
+
+def integer(operation: str, name: str, value: Any, least: int | None = None) -> int:
+    """The option ``value`` as an int: an integer of Python's or NumPy's, or an integer tensor [].
+
+    Raises:
+        TypeError: it is none of these. A boolean is no integer, nor is a float, of whatever value.
+        ValueError: it is below ``least``.
+    """
+    words = "an integer" if least is None else f"an integer of at least {least}"
+    if type(value) is not int:
+        value = _scalar(operation, name, value)
+        if not isinstance(value, torch.SymInt):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{operation}: {name} must be {words}, got {_kind(value)}")
+            value = int(value)
+    if least is not None and value < least:
+        raise ValueError(f"{operation}: {name} must be {words}, got {value}")
+    return value
+
+
+def flag(operation: str, name: str, value: Any) -> bool:
+    """The option ``value`` as a bool: True or False, of Python's or NumPy's, or a boolean tensor [].
+
+    Raises:
+        TypeError: it is none of these: 1, "no" and None are not.
+    """
+    if type(value) is not bool:
+        value = _scalar(operation, name, value)
+        if not isinstance(value, bool):
+            raise TypeError(f"{operation}: {name} must be True or False, got {_kind(value)}")
+    return value
+
+
+def several(operation: str, name: str, values: Any, accepted: Range, count: int) -> tuple[float, ...]:
+    """The option ``values`` as so many floats: a sequence of what :func:`number` takes, or an array or tensor [count].
+
+    Raises:
+        TypeError: it is no sequence of numbers.
+        ValueError: there are more or fewer, or one is not accepted.
+    """
+    words = f"{count} numbers"
+    if isinstance(values, Tensor):
+        _no_derivative(operation, name, values)
+    if isinstance(values, (str, bytes)) or getattr(values, "ndim", 1) != 1 or not hasattr(values, "__getitem__"):
+        raise TypeError(f"{operation}: {name} must be {words}, got {_kind(values)}")
+    if len(values) != count:
+        raise ValueError(f"{operation}: {name} must be {words}, got {len(values)}")
+    return tuple(number(operation, f"{name}[{i}]", values[i], accepted) for i in range(count))
+
+
+COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
+
+
+def _scalar(operation: str, name: str, value: Any) -> Any:
+    """A tensor, array or NumPy scalar without dimensions as Python has it; while torch.compile traces, a tensor."""
+    if isinstance(value, Tensor):
+        _no_derivative(operation, name, value)
+        return value if value.dim() or torch.compiler.is_compiling() else value.item()
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _no_derivative(operation: str, name: str, value: Tensor) -> None:
+    if value.requires_grad or has_tangent(value) or is_transformed(value):
+        raise ValueError(
+            f"{operation}: {name} is a constant, to which no gradient flows; pass its detach(), got a tensor that "
+            "requires one"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

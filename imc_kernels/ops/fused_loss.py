@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from imc_kernels.ops.precision import at_least_single, cast, gradient_dtype, half_as_single
+from imc_kernels.ops import scheduled
+from imc_kernels.ops.autograd import anchor, check_recorded, given_away, is_direct, only_first_derivative
+from imc_kernels.ops.checks import Range
+from imc_kernels.ops.precision import at_least_single, gradient_dtype, half_as_single
 
 Needs = tuple[bool, ...]
 
@@ -31,14 +33,15 @@ class Kernel(NamedTuple):
 class FusedLoss:
     """A loss of some tensors and options, with its gradients, on every backend that has a kernel for it.
 
-    A call goes straight through an ``autograd.Function``. While ``torch.compile`` traces, it goes through the operator
-    ``torch.ops.imc_kernels.<name>`` instead, whose shapes are known without running it and whose calls cost more.
+    A call goes straight through an ``autograd.Function``. Where torch must see an operator
+    (:func:`imc_kernels.ops.autograd.is_direct`), it goes through ``torch.ops.imc_kernels.<name>`` instead, whose shapes
+    are known without running it and whose calls cost more.
 
     Args:
         name: of the operation.
         kernels: backend -> kernel, the best first.
         inputs: names of the tensors.
-        options: what else the kernel takes: name -> type, as in an operator's schema ("float", "bool", "int").
+        options: what else the kernel takes: name -> the numbers accepted, or None for a boolean.
         loss_shape: the loss's shape, from the inputs; default: a scalar.
     """
 
@@ -48,85 +51,115 @@ class FusedLoss:
         kernels: Mapping[str, Kernel],
         *,
         inputs: Sequence[str],
-        options: Mapping[str, str],
+        options: Mapping[str, Range | None],
         loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
     ) -> None:
+        self.name = name
         self.kernels = kernels
         self.backends = (*kernels, "eager")
         self.count = len(inputs)
+        self.options = options
         self.loss_shape = loss_shape
         arguments = [
             *(f"Tensor {n}" for n in inputs),
-            *(f"{kind} {n}" for n, kind in options.items()),
-            "bool[] needs",
+            *(f"bool {n}" if accepted is None else f"float? {n}" for n, accepted in options.items()),
+            "Tensor? changing",  # the options that are None: ops/scheduled.py
+            *(f"bool of_{n}" for n in inputs),  # whose gradients are needed; torch.jit.trace takes no list of these
             "str backend",
         ]
         # The operator returns the loss, then a gradient for each input, empty where it is not needed.
+        results = ", ".join(["Tensor"] * (1 + self.count))
         self.operator = torch.library.custom_op(
-            f"imc_kernels::{name}", self._run, mutates_args=(), schema=f"({', '.join(arguments)}) -> Tensor[]"
+            f"imc_kernels::{name}", self._run, mutates_args=(), schema=f"({', '.join(arguments)}) -> ({results})"
         )
         self.operator.register_fake(self._fake)
-        self.operator.register_autograd(self._backward, setup_context=self._setup_context)
+        self.operator.register_autograd(only_first_derivative(self._backward), setup_context=self._setup_context)
 
     def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
         kernel, recorded = self.kernels[backend], torch.is_grad_enabled()
+        direct = is_direct(self.name, backend, *inputs)
         needs = tuple([recorded and tensor.requires_grad for tensor in inputs])
         if not kernel.reads_half:
             inputs = [at_least_single(tensor) for tensor in inputs]
-        if torch.compiler.is_compiling():
-            return self.operator(*inputs, *options, list(needs), backend)[0]
+        if not direct:
+            return self.operator(*inputs, *scheduled.packed(options), *needs, backend)[0]
         if True in needs:
-            return _FusedLoss.apply(kernel, options, needs, *inputs)
+            return _FusedLoss.apply(self.name, kernel, options, needs, *inputs)[0]
         return kernel.run(inputs, options, needs)[0]
 
-    def _run(self, *arguments: Any) -> list[Tensor]:
-        *rest, needs, backend = arguments
-        loss, gradients = self.kernels[backend].run(rest[: self.count], rest[self.count :], tuple(needs))
-        return [loss, *(loss.new_empty(0) if gradient is None else gradient for gradient in gradients)]
+    def _parts(self, arguments: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Any], Tensor | None, Needs, str]:
+        """Inputs, options, those that change, needs and backend of the operator's arguments."""
+        *rest, backend = arguments
+        inputs, needs = rest[: self.count], tuple(rest[-self.count :])
+        *options, changing = rest[self.count : -self.count]
+        return inputs, options, changing, needs, backend
 
-    def _fake(self, *arguments: Any) -> list[Tensor]:
-        inputs, needs = arguments[: self.count], arguments[-2]
+    def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, options, changing, needs, backend = self._parts(arguments)
+        options = scheduled.unpacked(self.name, self.options, options, changing)
+        loss, gradients = self.kernels[backend].run(inputs, options, needs)
+        return loss, *(loss.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+    def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, _, _, needs, _ = self._parts(arguments)
         loss = inputs[0].new_empty(self.loss_shape(inputs), dtype=half_as_single(inputs[0].dtype))
         gradients = (
             x.new_empty(x.shape, dtype=gradient_dtype(x.dtype)) if needed else loss.new_empty(0)
             for x, needed in zip(inputs, needs, strict=True)
         )
-        return [loss, *gradients]
+        return loss, *gradients
 
-    @staticmethod
-    def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-        ctx.needs = inputs[-2]
+    def _setup_context(self, ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        tensors, _, _, ctx.needs, _ = self._parts(inputs)
+        check_recorded(self.name, ctx.needs_input_grad[: self.count], ctx.needs)
+        ctx.operation = self.name
         ctx.arguments = len(inputs)
-        ctx.dtypes = [x.dtype for x in inputs[: len(ctx.needs)]]
+        ctx.dtypes = [x.dtype for x in tensors]
         ctx.save_for_backward(*output[1:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def _backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-        scaled = [
-            (gradient * _beside(grad_outputs[0], gradient)).to(dtype) if needed else None
-            for gradient, needed, dtype in zip(ctx.saved_tensors, ctx.needs, ctx.dtypes, strict=True)
+    def _backward(
+        ctx: Any, saved: Sequence[Tensor], grad_output: Tensor | None, *_: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * ctx.arguments
+        gradients = [
+            (gradient * _beside(grad_output, gradient)).to(dtype) if needed else None
+            for gradient, needed, dtype in zip(saved, ctx.needs, ctx.dtypes, strict=True)
         ]
-        return *scaled, *[None] * (ctx.arguments - len(scaled))
+        return *gradients, *[None] * (ctx.arguments - len(gradients))
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, operation: str, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss, gradients = kernel.run(inputs, options, needs)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [x.dtype for x in inputs]
-        return loss
+        end = anchor(loss)
+        ctx.save_for_backward(end, *gradients)
+        ctx.set_materialize_grads(False)
+        ctx.operation, ctx.dtypes = operation, [x.dtype for x in inputs]
+        return loss, end
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    @only_first_derivative
+    def backward(
+        ctx: Any, saved: Sequence[Tensor | None], grad_output: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        gradients = list(zip(saved[1:], ctx.dtypes, strict=True))
+        if grad_output is None:
+            return None, None, None, None, *(None for _ in gradients)
         # The usual case, loss.backward(), needs no pass over the gradients. Asked on the CPU only: elsewhere the
         # comparison would wait for the device.
         if grad_output.is_cpu and grad_output.tolist() in (1.0, [1.0] * grad_output.numel()):
-            return None, None, None, *(None if g is None else cast(g, dtype) for g, dtype in gradients)
-        return None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
+            whole = (
+                None if g is None else given_away(g) if g.dtype == dtype else g.to(dtype) for g, dtype in gradients
+            )
+            return None, None, None, None, *whole
+        return None, None, None, None, *(None if g is None else scaled(g, grad_output, dtype) for g, dtype in gradients)
 
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,18 +56,19 @@ def info_nce_loss(
         ValueError: a wrong shape, an empty input, or a bad temperature.
     """
     embeddings = checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
-    checks.positive(NAME, "temperature", temperature)
+    temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
+    normalise = checks.flag(NAME, "normalise", normalise)
     if embeddings.shape[0] != 2:
         raise ValueError(f"{NAME}: embeddings [2, B, D] must hold 2 views, got {list(embeddings.shape)}")
     checks.group(NAME, group)
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
-        return distributed.info_nce_loss(embeddings, float(temperature), bool(normalise), group, backend)
+        return distributed.info_nce_loss(embeddings, temperature, normalise, group, backend)
     chosen = backends.choose(NAME, LOSS.backends, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise)
-    return LOSS(chosen, (embeddings,), (float(temperature), bool(normalise)))
+    return LOSS(chosen, (embeddings,), (temperature, normalise))
 
 
 def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -88,5 +89,5 @@ LOSS = FusedLoss(
     NAME,
     {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("embeddings",),
-    options={"temperature": "float", "normalise": "bool"},
+    options={"temperature": checks.POSITIVE, "normalise": None},
 )

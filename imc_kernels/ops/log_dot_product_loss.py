@@ -68,19 +68,17 @@ def log_dot_product_loss(
     logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
     if logits.shape[1] != 2:
         raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
-    if not (isinstance(smoothing, (int, float)) and 0 <= smoothing < 1):
-        raise ValueError(f"{NAME}: smoothing must be at least 0 and below 1, got {smoothing!r}")
-    if not -math.inf < entropy_weight < math.inf:
-        raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
+    smoothing = checks.number(NAME, "smoothing", smoothing, checks.FRACTION)
+    entropy_weight = checks.number(NAME, "entropy_weight", entropy_weight, checks.FINITE)
     if logit_limit is not None:
-        checks.positive(NAME, "logit_limit", logit_limit)
+        logit_limit = checks.number(NAME, "logit_limit", logit_limit, checks.POSITIVE)
     checks.group(NAME, group)
-    if critic != "log-dot" and critic not in CRITICS:
+    if not isinstance(critic, str) or (critic != "log-dot" and critic not in CRITICS):
         raise ValueError(f"{NAME}: critic must be log-dot, {', '.join(CRITICS)}, got {critic!r}")
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
-        numbers = (float(smoothing), float(entropy_weight), logit_limit)
+        numbers = (smoothing, entropy_weight, logit_limit)
         return distributed.log_dot_product_loss(logits, *numbers, critic, group, backend)
     offered, form = LOSS.backends, NAME
     if critic != "log-dot":
@@ -89,8 +87,8 @@ def log_dot_product_loss(
     if chosen == "eager":
         everything = (logits, smoothing, entropy_weight, logit_limit, critic)
         return specification(eager.log_dot_product_loss, *everything)
-    limit = math.inf if logit_limit is None else float(logit_limit)
-    return LOSS(chosen, (logits,), (float(smoothing), float(entropy_weight), limit))
+    limit = math.inf if logit_limit is None else logit_limit
+    return LOSS(chosen, (logits,), (smoothing, entropy_weight, limit))
 
 
 def _native(
@@ -121,6 +119,6 @@ LOSS = FusedLoss(
         "cpu": Kernel(functools.partial(_native, "_cpu")),
     },
     inputs=("logits",),
-    options={"smoothing": "float", "entropy_weight": "float", "logit_limit": "float"},
+    options={"smoothing": checks.FRACTION, "entropy_weight": checks.FINITE, "logit_limit": checks.POSITIVE},
     loss_shape=lambda inputs: inputs[0].shape[:1],
 )

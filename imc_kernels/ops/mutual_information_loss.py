@@ -70,11 +70,11 @@ def mutual_information_loss(
     logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     checks.together(NAME, "logits", logits, "scores", scores)
-    checks.positive(NAME, "temperature", temperature)
-    if not -math.inf < entropy_weight < math.inf:
-        raise ValueError(f"{NAME}: entropy_weight must be finite, got {entropy_weight!r}")
+    temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
+    entropy_weight = checks.number(NAME, "entropy_weight", entropy_weight, checks.FINITE)
     if logit_limit is not None:
-        checks.positive(NAME, "logit_limit", logit_limit)
+        logit_limit = checks.number(NAME, "logit_limit", logit_limit, checks.POSITIVE)
+    symmetric = checks.flag(NAME, "symmetric", symmetric)
     (views, batch, clusters), (other_views, samples, prototypes) = logits.shape, scores.shape
     if views != other_views or batch != samples:
         raise ValueError(
@@ -90,15 +90,14 @@ def mutual_information_loss(
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
-        numbers = (float(temperature), float(entropy_weight), logit_limit, bool(symmetric))
+        numbers = (temperature, entropy_weight, logit_limit, symmetric)
         return distributed.mutual_information_loss(logits, scores, *numbers, group, backend)
     chosen = backends.choose(NAME, LOSS.backends, logits.device, logits.dtype, backend)
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric)
         return specification(eager.mutual_information_loss, *everything)
-    limit = math.inf if logit_limit is None else float(logit_limit)
-    options = (float(temperature), float(entropy_weight), limit, bool(symmetric))
-    return LOSS(chosen, (logits, scores), options)
+    limit = math.inf if logit_limit is None else logit_limit
+    return LOSS(chosen, (logits, scores), (temperature, entropy_weight, limit, symmetric))
 
 
 def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -193,5 +192,10 @@ LOSS = FusedLoss(
     NAME,
     {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
-    options={"temperature": "float", "entropy_weight": "float", "logit_limit": "float", "symmetric": "bool"},
+    options={
+        "temperature": checks.POSITIVE,
+        "entropy_weight": checks.FINITE,
+        "logit_limit": checks.POSITIVE,
+        "symmetric": None,
+    },
 )

@@ -78,7 +78,7 @@ def per_view_batch_norm(
     if running_mean is not None and running_var is not None:
         _vector("running_mean", running_mean, input, backends.FLOATING)
         _vector("running_var", running_var, input, backends.FLOATING)
-    checks.positive(NAME, "eps", eps)
+    eps = checks.number(NAME, "eps", eps, checks.POSITIVE)
     chosen = backends.choose(NAME, OFFERED, input.device, input.dtype, backend)
     single = half_as_single(input.dtype)
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).

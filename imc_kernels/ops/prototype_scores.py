@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
+from imc_kernels.ops.autograd import is_direct, memory, only_first_derivative
 from imc_kernels.ops.precision import at_least_single, cast, specification
 
 NAME = "prototype_scores"
@@ -49,15 +49,16 @@ def prototype_scores(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "
             f"{list(prototypes.shape)}"
         )
+    normalize = checks.flag(NAME, "normalize_prototypes", normalize_prototypes)
     chosen = backends.choose(NAME, OFFERED, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
-        scores = specification(eager.prototype_scores, embeddings, prototypes, normalize_prototypes)
+        scores = specification(eager.prototype_scores, embeddings, prototypes, normalize)
         return scores.to(embeddings.dtype)
     kernels = KERNELS[chosen]
+    direct = is_direct(NAME, chosen, embeddings, prototypes)
     x, w = (t if kernels.reads_half else at_least_single(t) for t in (embeddings, prototypes))
-    normalize = bool(normalize_prototypes)
-    if torch.compiler.is_compiling():
-        return _operator(x, w, normalize, chosen).to(embeddings.dtype)
+    if not direct:
+        return cast(_operator(x, w, normalize, chosen), embeddings.dtype)
     if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
         return cast(_PrototypeScores.apply(chosen, x, w, normalize), embeddings.dtype)
     return cast(kernels.forward(x, w, normalize), embeddings.dtype)
@@ -112,7 +113,7 @@ def _cpu_backward(
         torch.empty_like(embeddings) if needs[0] else None,
         torch.empty_like(prototypes) if needs[1] else None,
     )
-    given = (embeddings, prototypes, grad_output.contiguous())
+    given = (embeddings, prototypes, memory(grad_output))
     native.call("_cpu", "prototype_scores_backward", *given, *gradients, normalize_prototypes)
     return gradients
 
@@ -128,19 +129,17 @@ class _PrototypeScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
         ctx.save_for_backward(embeddings, prototypes)
-        ctx.backend, ctx.normalize_prototypes = backend, normalize_prototypes
+        ctx.operation, ctx.backend, ctx.normalize_prototypes = NAME, backend, normalize_prototypes
         return KERNELS[backend].forward(embeddings, prototypes, normalize_prototypes)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, prototypes = ctx.saved_tensors
+    @only_first_derivative
+    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_output: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[1:3]
-        backward = KERNELS[ctx.backend].backward
-        return None, *backward(embeddings, prototypes, grad_output, ctx.normalize_prototypes, needs), None
+        return None, *KERNELS[ctx.backend].backward(*saved, grad_output, ctx.normalize_prototypes, needs), None
 
 
-# What torch.compile sees in place of the calls above.
+# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
 
 
 @torch.library.custom_op(
@@ -183,12 +182,14 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.normalize_prototypes, ctx.backend = inputs
+    ctx.operation = NAME
     ctx.save_for_backward(*tensors)
 
 
-def _operator_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+@only_first_derivative
+def _operator_backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_output: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:2])
-    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.normalize_prototypes, needs, ctx.backend)
+    gradients = _backward_operator(*saved, grad_output, ctx.normalize_prototypes, needs, ctx.backend)
     return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks
+from imc_kernels.ops import checks, scheduled
+from imc_kernels.ops.autograd import check_recorded, has_values, is_direct, memory, only_first_derivative
 from imc_kernels.ops.precision import at_least_single, cast, specification
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def sinkhorn(
         ValueError: wrong rank, an empty dimension, or a bad option.
     """
     scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
-    checks.positive(NAME, "epsilon", epsilon)
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{NAME}: iterations must be an integer of at least 1, got {iterations!r}")
+    epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)
+    iterations = checks.integer(NAME, "iterations", iterations, least=1)
     checks.group(NAME, group)
     if marginals is not None:
         marginals = _checked_marginals(scores, marginals)
@@ -78,16 +77,17 @@ def sinkhorn(
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
-        return distributed.sinkhorn(scores, float(epsilon), iterations, marginals, group, backend)
+        return distributed.sinkhorn(scores, epsilon, iterations, marginals, group, backend)
     needed = torch.is_grad_enabled() and scores.requires_grad
     chosen = backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
     kernels = KERNELS[chosen]
+    direct = is_direct(NAME, chosen, scores, marginals)
     x = scores if kernels.reads_half else at_least_single(scores)
-    epsilon = float(epsilon)
-    if torch.compiler.is_compiling():
-        return _operator(x, epsilon, iterations, marginals, needed, chosen)[0].to(scores.dtype)
+    if not direct:
+        arguments = (x, *scheduled.packed((epsilon,)), iterations, marginals, needed, chosen)
+        return cast(_operator(*arguments)[0], scores.dtype)
     if needed:
         return cast(_Sinkhorn.apply(chosen, x, epsilon, iterations, marginals), scores.dtype)
     return cast(kernels.forward(x, epsilon, iterations, marginals, False)[0], scores.dtype)
@@ -105,7 +105,7 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     if marginals.requires_grad:
         raise ValueError(f"{NAME}: marginals are constants; pass marginals.detach()")
     # Asked on the CPU only: elsewhere the answer would wait for the device.
-    if marginals.device.type == "cpu" and not bool((marginals > 0).all()):
+    if marginals.is_cpu and has_values(marginals) and not bool((marginals > 0).all()):
         raise ValueError(f"{NAME}: marginals must all be above 0, got a smallest value of {marginals.min().item():g}")
     marginals = at_least_single(marginals)
     return marginals / marginals.sum()
@@ -176,7 +176,7 @@ def _native_backward(
     scores = scores.contiguous()
     gradient = torch.empty_like(scores)
     saved = (rows, columns) if module == "_cuda" else (assignments, rows, columns)
-    native.call(module, "sinkhorn_backward", scores, marginals, *saved, grad_output.contiguous(), gradient, epsilon)
+    native.call(module, "sinkhorn_backward", scores, marginals, *saved, memory(grad_output), gradient, epsilon)
     return gradient
 
 
@@ -212,55 +212,72 @@ class _Sinkhorn(torch.autograd.Function):
     ) -> Tensor:
         assignments, rows, columns = KERNELS[backend].forward(scores, epsilon, iterations, marginals, True)
         ctx.save_for_backward(scores, marginals, assignments, rows, columns)
-        ctx.epsilon, ctx.backend = epsilon, backend
+        ctx.operation, ctx.epsilon, ctx.backend = NAME, epsilon, backend
         return assignments
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, marginals, assignments, rows, columns = ctx.saved_tensors
-        backward = KERNELS[ctx.backend].backward
-        gradient = backward(scores, marginals, assignments, rows, columns, grad_output, ctx.epsilon)
-        return None, gradient, None, None, None
+    @only_first_derivative
+    def backward(ctx: Any, saved: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        backward: Callable[..., Tensor] = KERNELS[ctx.backend].backward
+        return None, backward(*saved, grad_output, ctx.epsilon), None, None, None
 
 
-# What torch.compile sees in place of the calls above.
+# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
+
+
+OPTIONS = {"epsilon": checks.POSITIVE}
 
 
 @torch.library.custom_op(
     "imc_kernels::sinkhorn",
     mutates_args=(),
-    schema="(Tensor scores, float epsilon, int iterations, Tensor? marginals, bool potentials, str backend) "
-    "-> Tensor[]",
+    schema="(Tensor scores, float? epsilon, Tensor? changing, int iterations, Tensor? marginals, bool potentials, "
+    "str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _operator(
-    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
-) -> list[Tensor]:
-    return [x for x in KERNELS[backend].forward(scores, epsilon, iterations, marginals, potentials) if x is not None]
+    scores: Tensor,
+    epsilon: float | None,
+    changing: Tensor | None,
+    iterations: int,
+    marginals: Tensor | None,
+    potentials: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (known,) = scheduled.unpacked(NAME, OPTIONS, (epsilon,), changing)
+    results = KERNELS[backend].forward(scores, known, iterations, marginals, potentials)
+    assignments, rows, columns = (scores.new_empty(0) if x is None else x for x in results)
+    return assignments, rows, columns
 
 
 @_operator.register_fake
 def _(
-    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool, backend: str
-) -> list[Tensor]:
+    scores: Tensor,
+    epsilon: float | None,
+    changing: Tensor | None,
+    iterations: int,
+    marginals: Tensor | None,
+    potentials: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     assignments = scores.new_empty(scores.shape)
     if not potentials:
-        return [assignments]
+        return assignments, scores.new_empty(0), scores.new_empty(0)
     problems, (batch, prototypes) = math.prod(scores.shape[:-2]), scores.shape[-2:]
     kernels = KERNELS[backend]
-    sizes = (problems, iterations, batch), (problems, iterations + kernels.further, prototypes)
-    return [assignments, *(scores.new_empty(size, dtype=kernels.potentials) for size in sizes)]
+    rows = scores.new_empty((problems, iterations, batch), dtype=kernels.potentials)
+    columns = scores.new_empty((problems, iterations + kernels.further, prototypes), dtype=kernels.potentials)
+    return assignments, rows, columns
 
 
 @torch.library.custom_op(
     "imc_kernels::sinkhorn_backward",
     mutates_args=(),
     schema="(Tensor scores, Tensor? marginals, Tensor assignments, Tensor rows, Tensor columns, Tensor grad_output, "
-    "float epsilon, str backend) -> Tensor",
+    "float? epsilon, Tensor? changing, str backend) -> Tensor",
 )
 def _backward_operator(*arguments: Any) -> Tensor:
-    *rest, backend = arguments
-    return KERNELS[backend].backward(*rest)
+    *tensors, epsilon, changing, backend = arguments
+    return KERNELS[backend].backward(*tensors, *scheduled.unpacked(NAME, OPTIONS, (epsilon,), changing))
 
 
 @_backward_operator.register_fake
@@ -268,14 +285,23 @@ def _(scores: Tensor, *rest: Any) -> Tensor:
     return scores.new_empty(scores.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    scores, ctx.epsilon, _, marginals, _, ctx.backend = inputs
-    ctx.save_for_backward(scores, marginals, *output)
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    scores, ctx.epsilon, changing, _, marginals, potentials, ctx.backend = inputs
+    check_recorded(NAME, ctx.needs_input_grad[:1], [potentials])
+    ctx.operation = NAME
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(scores, marginals, *output, changing)
 
 
-def _operator_backward(ctx: Any, grad_outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    gradient = _backward_operator(*ctx.saved_tensors, grad_outputs[0], ctx.epsilon, ctx.backend)
-    return gradient, None, None, None, None, None
+@only_first_derivative
+def _operator_backward(
+    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_output is None:
+        return (None,) * 7
+    *tensors, changing = saved
+    gradient = _backward_operator(*tensors, grad_output, ctx.epsilon, changing, ctx.backend)
+    return gradient, *[None] * 6
 
 
 _operator.register_autograd(_operator_backward, setup_context=_setup_context)

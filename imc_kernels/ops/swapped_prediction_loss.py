@@ -42,7 +42,7 @@ def swapped_prediction_loss(
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
     checks.together(NAME, "scores", scores, "assignments", assignments)
-    checks.positive(NAME, "temperature", temperature)
+    temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
     (views, batch, prototypes), (assigned, samples, columns) = scores.shape, assignments.shape
     if views < 2:
         raise ValueError(f"{NAME}: scores [V, B, K] must have at least 2 views, got {list(scores.shape)}")
@@ -56,7 +56,7 @@ def swapped_prediction_loss(
     chosen = backends.choose(NAME, LOSS.backends, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.swapped_prediction_loss, scores, assignments, temperature)
-    return LOSS(chosen, (scores, assignments), (float(temperature),))
+    return LOSS(chosen, (scores, assignments), (temperature,))
 
 
 def _triton(
@@ -87,5 +87,5 @@ LOSS = FusedLoss(
         "cpu": Kernel(functools.partial(_native, "_cpu")),
     },
     inputs=("scores", "assignments"),
-    options={"temperature": "float"},
+    options={"temperature": checks.POSITIVE},
 )

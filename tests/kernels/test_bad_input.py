@@ -73,7 +73,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "weight": (
         lambda: k.mutual_information_loss(S, S, entropy_weight=float("inf")),
         ValueError,
-        r"entropy_weight must be finite, got inf",
+        r"entropy_weight must be a finite number, got inf",
     ),
     "symmetric": (
         lambda: k.mutual_information_loss(torch.rand(2, 3, 5), S, symmetric=True),
@@ -98,17 +98,17 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "smoothing": (
         lambda: k.log_dot_product_loss(S[None], smoothing=1),
         ValueError,
-        r"smoothing must be at least 0 and below 1, got 1",
+        r"smoothing must be a number of at least 0 and below 1, got 1",
     ),
     "smoothing nan": (
         lambda: k.log_dot_product_loss(S[None], smoothing=float("nan")),
         ValueError,
-        r"smoothing must be at least 0 and below 1, got nan",
+        r"smoothing must be a number of at least 0 and below 1, got nan",
     ),
     "weight of log-dot": (
         lambda: k.log_dot_product_loss(S[None], entropy_weight=float("nan")),
         ValueError,
-        r"entropy_weight must be finite, got nan",
+        r"entropy_weight must be a finite number, got nan",
     ),
     "limit of log-dot": (
         lambda: k.log_dot_product_loss(S[None], logit_limit=0),

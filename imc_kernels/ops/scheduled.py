@@ -1,0 +1,46 @@
+"""Numbers among an operator's options that change from call to call, while ``torch.compile`` traces.
+
+A number in an operator's schema is part of the compiled graph: each new value compiles anew, and after eight of them
+torch gives up. So one that torch has found to change, or that is a tensor, reaches the operator in a tensor instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imc_kernels.ops.checks import Range, number
+
+
+def packed(options: Sequence[Any]) -> tuple[Any, ...]:
+    """The options, None for those that change, and then a float64 tensor [n] of the values of these, None without."""
+    changing = [option for option in options if _changes(option)]
+    if not changing:
+        return *options, None
+    # A product with a tensor is what torch can compute of such a number without knowing it.
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return *(None if _changes(x) else x for x in options), torch.stack([one * x for x in changing])
+
+
+def unpacked(
+    operation: str, options: Mapping[str, Range | None], given: Sequence[Any], changing: Tensor | None
+) -> list[Any]:
+    """The way back, in the operator. Numbers that no check has seen are checked: ``options`` has what is accepted."""
+    rest = [] if changing is None else changing.tolist()
+    return [
+        number(operation, name, rest.pop(0), accepted) if value is None and accepted else value
+        for (name, accepted), value in zip(options.items(), given, strict=True)
+    ]
+
+
+def _changes(option: float | Tensor) -> bool:
+    if isinstance(option, Tensor):
+        return True
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # of the compiler, which is loaded by now
+
+    return not has_static_value(option)
