@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from imc import arguments, cli
 from imc.data.folders import Skipped, decode_folder, printable
+from imc.data.ignored import mark_output
 from imc.distributed import DEVICES, choose_device
 from imc.errors import RunError, UserError
 from imc.evaluation import outputs
@@ -159,6 +160,9 @@ def _write(
                 sizes = np.zeros(result.probabilities.shape[1], np.int64)
                 table = csv.writer(stack.enter_context(_replacing(targets["csv"], "w")), lineterminator="\n")
                 table.writerow(COLUMNS)
+                if "sorted" in targets:
+                    targets["sorted"].mkdir(parents=True, exist_ok=True)
+                    mark_output(targets["sorted"])
                 if "embeddings" in targets:
                     rows = _Rows(stack.enter_context(_replacing(targets["embeddings"], "wb")))
                     stack.callback(rows.finish)

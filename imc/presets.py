@@ -268,13 +268,14 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     preset["batch_size"] = min(preset["batch_size"], count)
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
         preset |= DIGITS_ENCODER
-    preset["clusters"] = classes or None
+    preset["clusters"] = classes if classes > 1 else None
     given = {entry.name for entry in fields(config) if getattr(config, entry.name) is not None}
     config = replace(config, **{name: value for name, value in preset.items() if name not in given})
     if config.classifier_lr is None:
         config = replace(config, classifier_lr=config.lr)
     if config.clusters is None:
-        raise UserError(f"--clusters must say how many to find: {name} has no labels to take the number from")
+        labels = "one class, which is no number to take" if classes else "no labels to take the number from"
+        raise UserError(f"--clusters must say how many to find: {name} has {labels}")
     for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
         if value > count:
             raise UserError(f"{flag} must be at most {count}, the images of {name}, got {value}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from imc.config import Config
-from imc.data import NAMES, Dataset, Images, load
+from imc.data import Dataset, Images, is_folder, load
+from imc.data.paths import user_path
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
@@ -29,7 +30,7 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
         return data
     return load(
         config.data,
-        root=None if config.data_root is None else Path(config.data_root),
+        root=None if config.data_root is None else user_path(config.data_root),
         image_size=_image_size(config),
         labels_from_folders=config.labels_from_folders,
         download=config.download,
@@ -38,13 +39,21 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
 
 def _image_size(config: Config) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
-    if config.image_size is None and _is_own_folder(config.data) and choose_device(config.device).type == "cpu":
+    if config.image_size is None and is_folder(config.data) and choose_device(config.device).type == "cpu":
         return SIDE_WITHOUT_GPU
     return config.image_size
 
 
-def _is_own_folder(source: str) -> bool:
-    return source not in NAMES and Path(source).expanduser().is_dir()
+def require_apart(out: Path, source: str, data: Dataset) -> None:
+    """What a run writes does not come to lie among the images it reads, to be read with them the next time.
+
+    Raises:
+        UserError: the run's folder is that of the images, or holds some of them.
+    """
+    files = [name for split in (data.train, data.test) if split is not None for name in split.files or ()]
+    root, own = user_path(source).resolve(), out.resolve()
+    if files and own.is_relative_to(root) and any((root / name).is_relative_to(own) for name in files):
+        raise UserError(f"--out {out} holds images of --data {source}; give another --out, such as {out / 'run'}")
 
 
 def clustered(config: Config, data: Dataset) -> Images:
@@ -72,7 +81,7 @@ def other_data(config: Config, source: str | None, labels_from_folders: bool) ->
     """
     if source is not None and source != config.data:
         config = replace(config, data=source, download=False, labels_from_folders=False)
-    if _is_own_folder(config.data):  # not its default, which depends on the device
+    if is_folder(config.data):  # not its default, which depends on the device
         config = replace(config, image_size=config.side)
     data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
     channels = data.train.images.shape[-1]

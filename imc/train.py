@@ -49,7 +49,7 @@ from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
-from imc.run_data import clustered, run_data
+from imc.run_data import clustered, require_apart, run_data
 from imc.run_folder import CONFIG, MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
 from imc.threads import set_threads
 from imc_kernels import backends
@@ -111,6 +111,8 @@ def train(
         if checkpoint is not None:
             require_fit(run_folder(config), config, encoder, checkpoint)
         require_memory(config, encoder)
+        if data is None:
+            require_apart(run_folder(config), config.data, dataset)
         folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             print(dataset.note, file=sys.stderr)

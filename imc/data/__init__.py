@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 
 from imc.data.dataset import Dataset, Images
+from imc.data.paths import meant, user_path
 from imc.errors import UserError
 
-__all__ = ["NAMES", "Dataset", "Images", "load", "name_of"]
+__all__ = ["NAMES", "Dataset", "Images", "absolute", "load", "name_of"]
 
 NAMES = ("digits", "cifar10", "cifar20", "cifar100", "stl10", "tiny-imagenet", "mnist", "fashion-mnist", "imagenette")
 ARRAYS = (".npy", ".npz")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 MIN_SIDE, MAX_SIDE = 4, 1024
 
 
@@ -29,6 +32,9 @@ def load(
     What is decoded or rearranged is kept in a cache outside the user's folders (:mod:`imc.data.cache`), so a second
     start is fast and images larger than the memory stay on the disk. Where several processes load one set, let one go
     first: the others then find its cache.
+
+    A bare name of :data:`NAMES` is the published set, whatever lies in the working folder; every other text is a path,
+    ``./digits`` and ``digits/`` too.
 
     Args:
         source: one of :data:`NAMES`, a folder of images, an .npy or an .npz file.
@@ -55,7 +61,12 @@ def load(
     if source in NAMES:
         if labels_from_folders:
             raise UserError(f"--labels-from-folders is for a folder of images; {source} has its own labels")
-        data = _named(source, root, image_size, download)
+        other = _of_the_same_name(source, None if root is None else Path(root))
+        try:
+            data = _named(source, root, image_size, download)
+        except UserError as error:
+            raise UserError("; ".join(filter(None, [str(error), other]))) from None
+        data = dataclasses.replace(data, note="; ".join(filter(None, [data.note, other])))
     else:
         if download:
             raise UserError(f"--download is for published sets ({', '.join(NAMES[1:])}), not for a path")
@@ -64,9 +75,39 @@ def load(
 
 
 def name_of(source: str) -> str:
-    """The name of a data set: that of a path is its last part, without the suffix of a file."""
-    path = Path(source)
-    return source if source in NAMES else (path.stem if path.suffix in ARRAYS else path.resolve().name) or "images"
+    """The name of a data set: that of a path is its last part, without the suffix of a file.
+
+    It is never one of :data:`NAMES`, which stand for the published sets and their settings, but for those themselves.
+    """
+    if source in NAMES:
+        return source
+    path = user_path(source)
+    folder = os.path.isdir(path)
+    name = (path.stem if path.suffix.lower() in ARRAYS and not folder else path.resolve().name) or "images"
+    return f"{name}-{'folder' if folder else 'array'}" if name in NAMES else name
+
+
+def absolute(source: str) -> str:
+    """The same data set from any working folder: a name as it is, a path from the root on."""
+    return source if source in NAMES else os.path.abspath(user_path(source))
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source is a folder of one's own."""
+    return source not in NAMES and os.path.isdir(user_path(source))
+
+
+def _of_the_same_name(name: str, root: Path | None) -> str:
+    """What to say where a bare name is also that of a folder here, which is not the place of the set."""
+    from imc.data.named import NAMED, data_root
+
+    here = Path(name)
+    if not here.exists():
+        return ""
+    found = NAMED[name].find(data_root() if root is None else root) if name in NAMED else None
+    if found is not None and found.resolve().is_relative_to(here.resolve()):
+        return ""
+    return f"the {'folder' if here.is_dir() else 'file'} of the same name here is read as --data ./{name}"
 
 
 def _named(name: str, root: Path | None, image_size: int | None, download: bool) -> Dataset:
@@ -97,23 +138,22 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
 def _from_path(source: str, image_size: int | None, labels_from_folders: bool) -> Dataset:
     from imc.data.statistics import channel_statistics
 
-    path = Path(source).expanduser()
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        is_folder = is_file = False
-    name = name_of(source) if is_folder or is_file else ""
-    if is_folder:
+    path = user_path(source)
+    folder, is_file = os.path.isdir(path), os.path.isfile(path)  # False where it is too long, or has a null character
+    name = name_of(source) if folder or is_file else ""
+    if folder:
         train, test, found = _read_folder(name, path, image_size, labels_from_folders)
     elif is_file and path.suffix.lower() in ARRAYS:
         if labels_from_folders:
             raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
         train, test, found = _read_arrays(name, path)
     elif is_file:
-        raise UserError(f"--data cannot use {source!r}: of files, .npy and .npz are accepted")
+        packed = path.suffix.lower() in ARCHIVES
+        advice = "; unpack it, and give the folder" if packed else ""
+        raise UserError(f"--data cannot use {source!r}: of files, .npy and .npz are accepted{advice}")
     else:
-        close = difflib.get_close_matches(source, NAMES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        close = meant(source) or next(iter(difflib.get_close_matches(source.rstrip("/").lower(), NAMES, n=1)), None)
+        hint = f"; did you mean {close}?" if close else ""
         raise UserError(
             f"--data {source!r} is not there; accepted are {', '.join(NAMES)}, a folder of images, .npy and .npz{hint}"
         )

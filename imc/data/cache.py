@@ -90,6 +90,11 @@ def cached(
     return memory_mapped(folder / f"{stem}.npy"), content
 
 
+def stamp(status: os.stat_result) -> str:
+    """What differs once a file was changed, even where its size and its date were kept."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 def memory_mapped(path: Path) -> Tensor:
     """The array of an .npy file as a tensor over a memory map; writing to it is an error or changes nothing on disk.
 

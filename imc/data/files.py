@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, cast
 
+from imc.data.ignored import is_hidden
 from imc.errors import UserError
 
 SUFFIX_GZIP = ".gz"
@@ -55,7 +56,7 @@ def read_members(archive: Path, names: Collection[str], limit: int) -> dict[str,
         ):
             for member in tar:
                 name = member.name.rpartition("/")[2]
-                if name not in names or not member.isfile():
+                if name not in names or not member.isfile() or _in_hidden_folder(member.name):
                     continue
                 left -= member.size  # of a sparse file the archive holds less
                 if left < 0:
@@ -72,6 +73,10 @@ def read_members(archive: Path, names: Collection[str], limit: int) -> dict[str,
     except Exception as error:  # whatever odd headers make tarfile raise
         raise refusal(archive, _reason(error)) from None
     return found
+
+
+def _in_hidden_folder(name: str) -> bool:
+    return any(is_hidden(part) for part in name.split("/") if part not in (".", ".."))
 
 
 def lines(content: bytes) -> tuple[str, ...]:

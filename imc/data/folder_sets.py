@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import torch
 
 from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
-from imc.data.folders import FolderImages, natural_order, read_folder
+from imc.data.folders import FolderImages, has_image_suffix, natural_order, printable, read_folder
+from imc.data.ignored import is_hidden
 
 TRAIN = "train"
-HELD_OUT = ("test", "val", "valid", "validation")  # the first that is there is the test split
+TRAINING = ("train", "training")
+HELD_OUT = ("test", "testing", "val", "valid", "validation")  # the first that is there is the test split
+BESIDE = 3  # folders beside the splits that are named
 TEXT_LIMIT = 1 << 26  # bytes; Tiny-ImageNet's words.txt has 2.7 MB
 IMAGENETTE = {
     "n01440764": "tench",
@@ -32,21 +36,24 @@ IMAGENETTE = {
 def read_own_folder(
     name: str, folder: Path, image_size: int | None, labels_from_folders: bool
 ) -> tuple[Images, Images | None, str]:
-    """A user's folder: its train and test split, and what was found and skipped.
+    """A user's folder: its train and test split, and what was found, split and skipped, in words.
 
-    A folder that holds nothing but sub-folders ``train`` and ``test`` (or ``val``, ``valid``, ``validation``) is split
-    as they say. The label of an image, if asked for, is the first sub-folder on its path.
+    A folder with a sub-folder ``train`` and one named ``test`` or ``val`` is split so, whatever else lies beside them
+    (:func:`_splits`). The label of an image, if asked for, is the first sub-folder on its path.
 
     Raises:
-        UserError: no image can be read, or an image that needs a label lies in no sub-folder.
+        UserError: no image can be read, the splits are not clear, or an image that needs a label lies in no sub-folder.
     """
-    test = _held_out(folder)
-    found = read_folder(folder, image_size, within=(".",) if test is None else (TRAIN, test))
-    splits = [found] if test is None else _parts(folder, found, test)
-    prefixes = ("",) if test is None else (TRAIN + os.sep, test + os.sep)
+    parts, said = _splits(folder)
+    found = read_folder(folder, image_size, within=parts or (".",))
+    splits = _parts(folder, found, parts) if parts else [found]
+    prefixes = [part + os.sep for part in parts] or [""]
     labels: Callable[[str], str] | None = _first_folder(folder) if labels_from_folders else None
     train, *rest = _label(name, splits, prefixes, labels, {})
-    note = "; ".join(filter(None, [found.sizes, str(found.skipped)]))
+    if labels is not None:
+        _require_classes(folder, prefixes[0], train)
+        said += _doubtful_classes([folder / part for part in parts] or [folder], [train, *rest])
+    note = "; ".join(filter(None, [found.sizes, *said, str(found.skipped)]))
     return train, rest[0] if rest else None, note
 
 
@@ -57,7 +64,7 @@ def read_imagenette(name: str, folder: Path, image_size: int | None) -> tuple[Im
         UserError: a split holds no image that can be read.
     """
     found = read_folder(folder, image_size, within=(TRAIN, "val"))
-    splits = _parts(folder, found, "val")
+    splits = _parts(folder, found, (TRAIN, "val"))
     train, test = _label(name, splits, (TRAIN + os.sep, "val" + os.sep), _first_folder(folder), IMAGENETTE)
     return train, test, None, "; ".join(filter(None, [found.sizes, str(found.skipped)]))
 
@@ -87,30 +94,87 @@ def read_tiny_imagenet(name: str, folder: Path, image_size: int | None) -> tuple
         except KeyError:
             raise refusal(annotations, f"it lacks {path}") from None
 
-    splits = _parts(folder, found, "val")
+    splits = _parts(folder, found, (TRAIN, "val"))
     train, test = _label(name, splits, ("", ""), label, words)
     return train, test, None, found.sizes
 
 
-def _held_out(folder: Path) -> str | None:
-    """The sub-folder of the test split, where the folder holds ``train``, such a one, and no other."""
-    folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if TRAIN not in folders or folders - {TRAIN, *HELD_OUT}:
-        return None
-    return next((name for name in HELD_OUT if name in folders), None)
+def _splits(folder: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The sub-folders of the train and the test split, () for a folder that is not split, and what to say of it.
+
+    Names count in any case. Without a held-out part, ``train`` is all there is only if nothing lies beside it.
+
+    Raises:
+        UserError: two sub-folders could be the same split.
+    """
+    folders, images = _sub_folders(folder), sum(has_image_suffix(name) for name in _visible(folder))
+    train = [name for name in folders if name.lower() in TRAINING]
+    held_out = sorted((name for name in folders if name.lower() in HELD_OUT), key=lambda x: HELD_OUT.index(x.lower()))
+    if not train or not (held_out or (len(folders) == 1 and not images)):
+        return (), []
+    parts = (*train[:1], *held_out[:1])
+    twice = train if len(train) > 1 else [name for name in held_out if name.lower() == held_out[0].lower()]
+    if len(twice) > 1:
+        raise refusal(folder, f"{' and '.join(map(repr, twice))} could both be one split; rename or move one of them")
+    if len(parts) == 2 and os.path.samefile(folder / parts[0], folder / parts[1]):
+        raise refusal(folder, f"{parts[0]!r} and {parts[1]!r} are one folder, by a link")
+    taken = " and ".join(f"{part!r} as {role}" for part, role in zip(parts, ("train", "test"), strict=False))
+    beside = [repr(name) for name in folders if name not in parts]
+    beside = [*beside[:BESIDE], *([f"{len(beside) - BESIDE:,} folders more"] if len(beside) > BESIDE else [])]
+    beside += [f"{images:,} images"] if images else []
+    return parts, [f"took {taken}", *([f"left out what lies beside: {', '.join(beside)}"] if beside else [])]
 
 
-def _parts(folder: Path, found: FolderImages, test: str) -> list[FolderImages]:
-    """The images of the sub-folder ``train`` and of the one named ``test``; those of each lie one after another."""
-    parts = []
-    for part in (TRAIN, test):
+def _parts(folder: Path, found: FolderImages, parts: Sequence[str]) -> list[FolderImages]:
+    """The images of each of these sub-folders; those of each lie one after another."""
+    splits = []
+    for part in parts:
         chosen = [index for index, path in enumerate(found.files) if path.startswith(part + os.sep)]
         if not chosen:
             raise refusal(folder / part, f"it holds no image that can be read; {found.skipped}")
         start, stop = chosen[0], chosen[-1] + 1
         assert len(chosen) == stop - start
-        parts.append(FolderImages(found.images[start:stop], found.files[start:stop], found.sizes, found.skipped))
-    return parts
+        splits.append(FolderImages(found.images[start:stop], found.files[start:stop], found.sizes, found.skipped))
+    return splits
+
+
+def _require_classes(folder: Path, prefix: str, train: Images) -> None:
+    """One class that has sub-folders is a folder around the classes, such as an archive makes."""
+    deep = train.files is not None and all(path.removeprefix(prefix).count(os.sep) > 1 for path in train.files)
+    if len(train.class_names) == 1 and deep:
+        only = train.class_names[0]
+        raise refusal(folder, f"--labels-from-folders finds one class, {only!r}; give the folder of the classes")
+
+
+def _doubtful_classes(folders: Sequence[Path], splits: Sequence[Images]) -> list[str]:
+    """What to say of classes that may not be meant: without images, in one split only, or alike but for their case."""
+    names, said = splits[0].class_names, []
+    present = [{names[index] for index in set(split.labels.tolist())} for split in splits if split.labels is not None]
+    empty = sorted({printable(name) for folder in folders for name in _sub_folders(folder)} - set(names))
+    alike: dict[str, list[str]] = {}
+    for entry in names:
+        alike.setdefault(unicodedata.normalize("NFKC", entry).casefold(), []).append(entry)
+    pairs = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    single = sorted(set.union(*present) - set.intersection(*present)) if len(present) > 1 else []
+    for text, found in (
+        ("folders without images, which are no classes", list(map(repr, empty))),
+        ("classes that differ by case or spelling alone", pairs),
+        ("classes in one split only", list(map(repr, single))),
+    ):
+        if found:
+            said.append(f"{len(found):,} {text} (such as {found[0]})")
+    return said
+
+
+def _visible(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if not is_hidden(name)]
+    except OSError as error:
+        raise refusal(folder, error.strerror or str(error)) from None
+
+
+def _sub_folders(folder: Path) -> list[str]:
+    return sorted((name for name in _visible(folder) if (folder / name).is_dir()), key=natural_order)
 
 
 def _first_folder(folder: Path) -> Callable[[str], str]:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from imc.data.cache import cached
+from imc.data.cache import cached, stamp
 from imc.data.decode import SUFFIXES, UnreadableError, decode, read_header
 from imc.data.files import refusal
+from imc.data.ignored import HIDDEN, OUTPUT, RUN_CONFIG, is_hidden, is_output, is_output_figure
 
 VERSION = 1  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
@@ -76,7 +77,8 @@ class FolderImages:
 def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] = (".",)) -> FolderImages:
     """All images under a folder, at any depth, as squares of one size.
 
-    Links are followed, each folder once. Files whose suffix is not that of an image are not opened.
+    Links are followed, each folder once. Files whose suffix is not that of an image are not opened. Hidden and system
+    entries below the folder are left out, as are the folders of runs (:mod:`imc.data.ignored`).
 
     Args:
         folder: where the images lie; nothing is written into it.
@@ -88,7 +90,7 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
     """
     skipped = Skipped()
     listing = _listing(folder, within, skipped)
-    names = [name for name, _, _ in listing]
+    names = [name for name, _ in listing]
     digest = hashlib.sha256()
     for entry in listing:
         digest.update(repr(entry).encode("utf-8", "surrogateescape"))
@@ -118,14 +120,25 @@ def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> I
     Yields:
         The path relative to the folder, and uint8 [size, size, channels].
     """
-    names = [name for name, _, _ in _listing(folder, (".",), skipped)]
+    names = [name for name, _ in _listing(folder, (".",), skipped)]
     return _in_threads(lambda name: decode(folder / name, size, channels), names, "predict", skipped)
 
 
-def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, int, int]]:
-    """What :func:`_walk` finds, in natural order."""
+def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, str]]:
+    """What :func:`_walk` finds, in natural order.
+
+    Raises:
+        UserError: the folder is that of a run.
+    """
+    if is_output(folder, [RUN_CONFIG]):
+        raise refusal(folder, "it is the folder of a run, whose figures are no images to train on or to predict")
     found = (entry for part in within for entry in _walk(folder, part, skipped))
     return sorted(found, key=lambda entry: natural_order(entry[0]))
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file of this name may be an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def natural_order(path: str) -> tuple[Any, ...]:
@@ -149,11 +162,14 @@ def _nothing(folder: Path, skipped: Skipped) -> Exception:
     return refusal(folder, f"it holds no image that can be read; {str(skipped) or 'it is empty'}")
 
 
-def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, int, int]]:
-    """Path relative to the folder, size and time of change of each file that may be an image."""
+def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    """Path relative to the folder, and size and times of change, of each file that may be an image."""
     visited: set[tuple[int, int]] = set()
-    pending = [os.path.normpath(part)]
-    while pending:
+    pending, links = [os.path.normpath(part)], list[str]()
+    while pending or links:
+        if not pending:  # links last and in order, so that a folder goes by its own path where a link leads to it too
+            links.sort(key=natural_order, reverse=True)
+            pending.append(links.pop())
         name = pending.pop()
         try:
             status = os.stat(folder / name)
@@ -161,26 +177,36 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, int,
                 skipped.add(name, "folders that a link leads to again")
                 continue
             visited.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / name) as entries:
-                for entry in entries:
-                    path = os.path.normpath(os.path.join(name, entry.name))
-                    try:
-                        if entry.is_dir():
-                            pending.append(path)
-                        elif not entry.is_file():
-                            skipped.add(path, "broken links or special files")
-                        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                            status = entry.stat()
-                            if status.st_size > MAX_FILE:
-                                skipped.add(path, "over 1 GB")
-                            else:
-                                yield path, status.st_size, status.st_mtime_ns
-                        else:
-                            skipped.add(path, "not images by their suffix")
-                    except OSError:
-                        skipped.add(path, "cannot be opened")
+            with os.scandir(folder / name) as found:
+                entries = list(found)
         except OSError:
             skipped.add(name, "folders that cannot be opened")
+            continue
+        names = {entry.name for entry in entries}
+        if name != "." and is_output(folder / name, names):
+            skipped.add(name, OUTPUT)
+            continue
+        for entry in entries:
+            path = os.path.normpath(os.path.join(name, entry.name))
+            try:
+                if is_hidden(entry.name):
+                    skipped.add(path, HIDDEN)
+                elif is_output_figure(entry.name, names):
+                    skipped.add(path, OUTPUT)
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else pending).append(path)
+                elif not entry.is_file():
+                    skipped.add(path, "broken links or special files")
+                elif has_image_suffix(entry.name):
+                    status = entry.stat()
+                    if status.st_size > MAX_FILE:
+                        skipped.add(path, "over 1 GB")
+                    else:
+                        yield path, stamp(status)
+                else:
+                    skipped.add(path, "not images by their suffix")
+            except OSError:
+                skipped.add(path, "cannot be opened")
 
 
 def _build(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imc.data.cache import cached
+from imc.data.cache import cached, stamp
 from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
 
@@ -62,4 +62,4 @@ def _read_images(path: Path) -> Tensor:
     def build() -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
         return (count, SIDE, SIDE, 3), batches(), {}
 
-    return cached(path, "stl10", f"{status.st_size} {status.st_mtime_ns}", build)[0]
+    return cached(path, "stl10", stamp(status), build)[0]

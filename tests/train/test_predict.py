@@ -10,6 +10,7 @@ from PIL import Image
 
 from imc.cli import main
 from imc.data import Dataset
+from imc.data.ignored import OUTPUT_MARK
 from imc.evaluation import outputs
 from imc.predict import Options, predict
 from imc.run_files import read_json
@@ -83,6 +84,8 @@ def test_sorting_copies_and_leaves_the_folder_alone(run_copy: Path, folder: Path
         f"{row['cluster']}/{row['path']}": before[folder / row["path"]]
         for row in rows(run_copy / "predictions-photos.csv")
     }
+    mark = copies.pop(OUTPUT_MARK)  # that these are no new images of the user's
+    assert b"\n" in mark
     assert copies == expected
 
 

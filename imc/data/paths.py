@@ -1,0 +1,32 @@
+"""Paths as users give them: where they lead, and what may be meant where they lead nowhere."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+
+def user_path(text: str) -> Path:
+    """The path, with ~ as the home folder; of a user that there is none of, as it is written."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def meant(text: str) -> str | None:
+    """A path that is there and may be meant by one that is not: spelt as elsewhere, or nearly."""
+    stripped = text.strip().strip("\"'")
+    url = unquote(urlparse(stripped).path) if stripped.startswith("file:") else stripped
+    try:
+        for spelling in (stripped, url, stripped.replace("\\", "/"), stripped.replace("\\ ", " ")):
+            if spelling not in ("", text) and user_path(spelling).exists():
+                return spelling
+        path = user_path(text)
+        siblings = {name.casefold(): name for name in os.listdir(path.parent)}
+    except (OSError, ValueError):  # no such parent, too long, or with a null character
+        return None
+    close = difflib.get_close_matches(path.name.casefold(), siblings, n=1, cutoff=0.75)
+    return str(path.with_name(siblings[close[0]])) if close else None
