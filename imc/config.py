@@ -68,7 +68,10 @@ class Config:
     weight_decay: float = option(None, "training", "L2 penalty, added to the gradient", at_least=0)
     decay_matrices_only: bool = option(None, "training", "penalise only tensors of more than one dimension")
     init: str | None = option(
-        None, "training", "initialise the encoder: a run's folder, or a state dict as .pt, .pth or .safetensors"
+        None, "training", "initialise the encoder: a run's folder, or another program's .pt, .pth, .safetensors, .npz"
+    )
+    init_prefix: str | None = option(
+        None, "training", "which encoder of several in --init's file: what stands before its names, such as teacher"
     )
     freeze_encoder: bool = option(False, "training", "train the heads only, on --init's encoder")
 
@@ -215,6 +218,8 @@ class Config:
             raise UserError("--resume and --overwrite exclude each other")
         if self.freeze_encoder and self.init is None:
             raise UserError("--freeze-encoder needs --init, the encoder to keep")
+        if self.init_prefix is not None and self.init is None:
+            raise UserError("--init-prefix needs --init, the file to look into")
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +79,30 @@ def read_torch_file(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(ARCHIVE)) == ARCHIVE:
-                _check_archive(path)
+            archive = file.read(len(ARCHIVE)) == ARCHIVE
+        if archive:
+            # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
+            with zipfile.ZipFile(path) as content:
+                require_plain(content.infolist(), path)
+                damaged = content.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} in it is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's message is advice for programmers, with a terminal's codes
+        raise ValueError(
+            "it is damaged, or holds Python objects, which are not read since that could run code"
+        ) from None
     except Exception as error:  # a file that is no pickle makes the reader raise anything
         raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
 
 
-def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, which torch.save does not do")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("it says that it holds more than the file is long")
-        # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} in it is damaged")
+def require_plain(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Entries of an archive take no more memory than the file is long.
+
+    Raises:
+        ValueError: one is compressed, or they say that they are larger.
+    """
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch.save and np.savez do not do")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("it says that it holds more than the file is long")

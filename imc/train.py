@@ -121,7 +121,7 @@ def train(
         torch.manual_seed(config.seed)
         model = build_model(config, encoder)
         if config.init is not None and checkpoint is None:
-            matched = load_pretrained(model.encoder, Path(config.init))
+            matched = load_pretrained(model.encoder, Path(config.init), config.init_prefix, config)
             if processes.first:
                 print(f"--init {config.init}: {matched}", file=sys.stderr)
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]

@@ -5,10 +5,12 @@ test_fuzz.py draws damaged copies by hypothesis, search_readers.py searches for 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gzip
 import io
 import os
+import pickle
 import tempfile
 import time
 import warnings
@@ -20,6 +22,7 @@ from unittest import mock
 
 import layouts
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -185,11 +188,27 @@ def run_reader(file: str, read: Callable[[Path], object]) -> Reader:
     return Reader(in_folder(f"run-{file}", write_run), file, read)
 
 
-def encoder_reader(file: str, **options: bool) -> Reader:
-    def content() -> bytes:
-        return saved(lambda file: torch.save({"encoder": nn.Linear(3, 2).state_dict(), "epoch": 1}, file, **options))
+def encoder_reader(file: str, write: Callable[[object, io.BytesIO], object] = torch.save) -> Reader:
+    content = {"encoder": nn.Linear(3, 2).state_dict(), "args": argparse.Namespace(epoch=1), "best": np.float64(1)}
+    return one_file(
+        file, lambda: saved(lambda file: write(content, file)), lambda f: load_pretrained(nn.Linear(3, 2), f / file)
+    )
 
-    return one_file(file, content, lambda folder: load_pretrained(nn.Linear(3, 2), folder / file))
+
+def before_archives(content: object, file: io.BytesIO) -> None:
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+def as_arrays(content: Any, file: io.BytesIO) -> None:
+    pickle.dump({name: x.numpy() for name, x in content["encoder"].items()}, file, protocol=4)
+
+
+def as_safetensors(content: Any, file: io.BytesIO) -> None:
+    file.write(safetensors.torch.save(content["encoder"]))
+
+
+def as_npz(content: Any, file: io.BytesIO) -> None:
+    np.savez(file, **{name: x.numpy() for name, x in content["encoder"].items()})
 
 
 READERS = {
@@ -221,7 +240,11 @@ READERS = {
     "cache-images": cache_reader(".npy"),
     "cache-files": cache_reader(".json"),
     "encoder": encoder_reader("x.pt"),
-    "encoder-without-archive": encoder_reader("x.pth", _use_new_zipfile_serialization=False),
+    "encoder-without-archive": encoder_reader("x.pth", before_archives),
+    "encoder-pickled": encoder_reader("x.pkl", lambda content, file: pickle.dump(content, file, protocol=2)),
+    "encoder-arrays": encoder_reader("arrays.pkl", as_arrays),
+    "encoder-safetensors": encoder_reader("x.safetensors", as_safetensors),
+    "encoder-npz": encoder_reader("weights.npz", as_npz),
     "checkpoint": run_reader(CHECKPOINT, read_checkpoint),
     "config": run_reader(CONFIG, read_config),
     "model": run_reader(MODEL, load_run),
