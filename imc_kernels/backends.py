@@ -60,7 +60,7 @@ class Backend:
             return f"it serves {' and '.join(devices)} tensors, the input is on {device}"
         if dtype not in self.dtypes:
             names = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
-            return f"it serves {names}, the input is {str(dtype).removeprefix('torch.')}"
+            return f"it serves {names}, the input is {str(dtype).removeprefix('torch.')} or promoted to it"
         return self.missing()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -11,67 +12,97 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from imc_kernels import per_view_batch_norm
 from imc_kernels.eager.distributed import sum_over
 from imc_kernels.ops.per_view_batch_norm import update_running_statistics
+from imc_kernels.ops.precision import at_least_single
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class PerViewBatchNorm(_BatchNorm):
-    """``nn.BatchNorm1d``/``2d`` over views that pass the layers around it as one batch.
+    """``nn.BatchNorm1d``/``2d``/``3d`` over views that pass the layers around it as one batch.
 
     Equal to one pass of the standard module per view, in order: values, gradients, and running statistics, which are
     updated once per view. Parameters and buffers have the standard module's names.
 
     Attributes:
-        group: where set, the statistics of a view are those of its rows in all processes of the group, which must hold
-            equally many.
+        group: where set, the statistics of a view in training are those of its rows in all processes of the group,
+            which may hold unequally many. Averaged over the processes, the gradients are those of the sum of all rows.
     """
 
     group: ProcessGroup | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 4):
-            raise ValueError(f"PerViewBatchNorm takes [V*B, C] or [V*B, C, H, W], got {list(input.shape)}")
+        if input.dim() < 2:
+            raise ValueError(f"PerViewBatchNorm takes [V*B, C, ...], got {list(input.shape)}")
 
     def forward(self, input: Tensor, views: int = 1, relu: bool = False) -> Tensor:
-        """Normalise [V*B, C] or [V*B, C, H, W], the V views one after the other; with ``relu`` then ``max(., 0)``."""
+        """Normalise [V*B, C, ...], the V views one after the other; with ``relu`` then ``max(., 0)``."""
         self._check_input_dim(input)
-        if not self.training:
+        if not self.training and (self.running_mean is not None or self.running_var is not None):
             output = super().forward(input)
             return functional.relu(output, inplace=True) if relu else output
-        assert self.momentum is not None, "PerViewBatchNorm has no cumulative average: it needs a momentum"
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(views)
-        if self.group is not None:
-            output = self._over_group(input, views, self.group)
+        tracked = self.training and self.track_running_stats
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        momenta = self._momenta(views) if tracked else [0.0] * views
+        if self.training and self.group is not None:
+            output = self._over_group(input, views, self.group, running, momenta)
             return functional.relu(output, inplace=True) if relu else output
         return per_view_batch_norm(
             input,
             self.weight,
             self.bias,
             views=views,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            momentum=self.momentum,
+            running_mean=running[0],
+            running_var=running[1],
+            momentum=momenta,
             eps=self.eps,
             relu=relu,
         )
 
-    def _over_group(self, input: Tensor, views: int, group: ProcessGroup) -> Tensor:
-        x = input.float().unflatten(0, (views, -1))  # [V, B, C] or [V, B, C, H, W]
+    def _momenta(self, views: int) -> list[float]:
+        """Of each view, which is counted."""
+        if self.num_batches_tracked is None:
+            return [self.momentum or 0.0] * views
+        self.num_batches_tracked.add_(views)
+        if self.momentum is not None:
+            return [self.momentum] * views
+        count = int(self.num_batches_tracked)
+        return [1 / (count - views + view) for view in range(1, views + 1)]
+
+    def _over_group(
+        self,
+        input: Tensor,
+        views: int,
+        group: ProcessGroup,
+        running: tuple[Tensor | None, Tensor | None],
+        momenta: Sequence[float],
+    ) -> Tensor:
+        if len(input) % views:
+            raise ValueError(f"PerViewBatchNorm: {len(input)} rows are not {views} views of equal size")
+        x = at_least_single(input).unflatten(0, (views, len(input) // views))  # [V, B, C, ...]
+        channels, spatial = x.shape[2], [1] * (x.dim() - 3)
         rest = [dim for dim in range(1, x.dim()) if dim != 2]
+        own = x.numel() // (views * channels)
+        if group.size() == 1 and own < 2:
+            raise ValueError(f"PerViewBatchNorm: a variance takes 2 values a channel and view, got {list(input.shape)}")
+
+        def sum_over_rows(values: Tensor) -> Tensor:
+            """[V, B, C, ...] -> the sums [V, C] of all processes, and behind them how many they are of."""
+            return sum_over(functional.pad(values.sum(dim=rest).flatten(), (0, 1), value=own), group)
+
         # Two passes: the mean of squares minus the square of the mean would cancel.
-        mean = sum_over(x.mean(dim=rest, keepdim=True), group) / group.size()
-        centred = x - mean
-        variance = sum_over(centred.square().mean(dim=rest, keepdim=True), group) / group.size()
-        normalised = centred * (variance + self.eps).rsqrt()
+        sums = sum_over_rows(x)
+        count = sums[-1].detach()
+        mean = (sums[:-1] / count).view(views, channels)
+        centred = x - mean.view(views, 1, channels, *spatial)
+        variance = (sum_over_rows(centred.square())[:-1] / count).view(views, channels)
+        normalised = centred * (variance + self.eps).rsqrt().view(views, 1, channels, *spatial)
         if self.weight is not None:
-            shape = (-1, *[1] * (x.dim() - 3))
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        if self.running_mean is not None and self.running_var is not None:
-            count = x.numel() // (views * x.shape[2]) * group.size()
-            statistics = (mean.detach().view(views, -1), variance.detach().view(views, -1))
-            update_running_statistics(self.running_mean, self.running_var, *statistics, count, self.momentum or 0.0)
+            normalised = normalised * self.weight.view(channels, *spatial)
+        if self.bias is not None:
+            normalised = normalised + self.bias.view(channels, *spatial)
+        if running[0] is not None and running[1] is not None:
+            update_running_statistics(*running, mean.detach(), variance.detach(), count, momenta)
         return normalised.flatten(0, 1).to(input.dtype)
 
 

@@ -1,5 +1,9 @@
 """Batch normalisation of views that lie one after the other: torch's own, view by view."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,14 +16,14 @@ def per_view_batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     views: int,
-    momentum: float,
+    momenta: Sequence[float],
     eps: float,
     relu: bool,
 ) -> Tensor:
     """Input [V*B, C, ...], weight, bias and running statistics [C] -> [V*B, C, ...]; updates the running statistics."""
     parts = [
         functional.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, eps)
-        for part in input.chunk(views)
+        for part, momentum in zip(input.chunk(views), momenta, strict=True)
     ]
     output = torch.cat(parts) if views > 1 else parts[0]
     return functional.relu(output, inplace=True) if relu else output

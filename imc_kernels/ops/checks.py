@@ -29,7 +29,7 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{operation}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     rank = layout.count(",") + 1
-    if tensor.dim() != rank and not (layout.startswith("[...") and tensor.dim() >= rank - 1):
+    if tensor.dim() != rank and not ("..." in layout and tensor.dim() >= rank - 1):
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
@@ -49,16 +49,36 @@ def dense(operation: str, name: str, tensor: object, layout: str) -> None:
         raise TypeError(f"{operation}: {name} must be a dense tensor, got a {kind} one; convert it")
 
 
-def together(operation: str, first: str, a: Tensor, second: str, b: Tensor) -> None:
-    """The tensors ``a`` and ``b``, named ``first`` and ``second``, share one device and one dtype.
+def together(operation: str, **tensors: Tensor | None) -> torch.dtype:
+    """The tensors, those that are not None, share one device.
+
+    Returns:
+        The dtype to which torch's arithmetic promotes them all, that of their computation: bfloat16 scores, as autocast
+        makes them, fit a float32 parameter.
 
     Raises:
         ValueError: they do not.
     """
-    if a.device != b.device:
-        raise ValueError(f"{operation}: {first} is on {a.device} and {second} on {b.device}; move one")
-    if a.dtype != b.dtype:
-        raise ValueError(f"{operation}: {first} is {a.dtype} and {second} {b.dtype}; cast one")
+    (first, a), *others = ((name, x) for name, x in tensors.items() if x is not None)
+    promoted = a.dtype
+    for second, b in others:
+        if a.device != b.device:
+            raise ValueError(f"{operation}: {first} is on {a.device} and {second} on {b.device}; move one")
+        if b.dtype != promoted:
+            promoted = torch.promote_types(promoted, b.dtype)
+    return promoted
+
+
+def dtype(operation: str, dtype: object) -> None:
+    """``dtype`` is None or a floating one that the operations have.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(
+            f"{operation}: dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.float64, got {dtype!r}"
+        )
 
 
 def group(operation: str, group: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
+from imc_kernels.ops.precision import cast, gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,8 +48,8 @@ def mutual_information_loss(
 
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.
-        scores: [V, B, K] prototype scores; same dtype and device. The gradient reaches whichever of the two requires
-            it; IMC-SwAV passes ``scores.detach()``.
+        scores: [V, B, K] prototype scores on the same device. The gradient reaches whichever of the two requires it;
+            IMC-SwAV passes ``scores.detach()``.
         temperature: divides the scores, above 0.
         entropy_weight: the paper's b.
         logit_limit: where given, logits beyond +-limit are penalised.
@@ -61,15 +61,17 @@ def mutual_information_loss(
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        A scalar: float64 for float64 logits, float32 otherwise.
+        A scalar: float64 where an input is, float32 otherwise. Inputs of two dtypes are promoted as in torch's
+        arithmetic.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
-        ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad option.
+        ValueError: shapes or devices that do not fit, an empty input, or a bad option.
     """
     logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
-    checks.together(NAME, "logits", logits, "scores", scores)
+    dtype = checks.together(NAME, logits=logits, scores=scores)
+    logits, scores = cast(logits, dtype), cast(scores, dtype)
     temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
     entropy_weight = checks.number(NAME, "entropy_weight", entropy_weight, checks.FINITE)
     if logit_limit is not None:

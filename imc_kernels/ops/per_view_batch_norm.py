@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
+from imc_kernels.ops.autograd import anchor, is_direct, memory, only_first_derivative
 from imc_kernels.ops.precision import cast, half_as_single
 
 NAME = "per_view_batch_norm"
@@ -24,7 +24,7 @@ def per_view_batch_norm(
     views: int = 1,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
-    momentum: float = 0.1,
+    momentum: float | Sequence[float] = 0.1,
     eps: float = 1e-5,
     relu: bool = False,
     backend: str | None = None,
@@ -42,79 +42,98 @@ def per_view_batch_norm(
     lie together (``torch.channels_last``). The result's do.
 
     Args:
-        input: [V*B, C] or [V*B, C, H, W], the V views one after the other; float32, float64, bfloat16 or float16.
-        weight: [C], of the input's dtype or float32, or None for 1.
-        bias: [C], the same, or None for 0.
+        input: [V*B, C, ...], the V views one after the other; float32, float64, bfloat16 or float16.
+        weight: [C], floating, or None for 1.
+        bias: [C], floating, or None for 0.
         views: V.
         running_mean: [C], floating, or None; replaced by ``(1 - momentum) running_mean + momentum mean``, view by view.
         running_var: the same for the unbiased variance; given if ``running_mean`` is.
-        momentum: between 0 and 1.
+        momentum: between 0 and 1; or one for each view, as a cumulative average takes them.
         eps: added to the variance.
         relu: return ``max(result, 0)``.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        [V*B, C] or [V*B, C, H, W], as the input and of its dtype. Half precision is computed in float32.
+        [V*B, C, ...], as the input and of its dtype. Half precision is computed in float32; with a weight or bias of
+        another dtype, in that to which torch's arithmetic promotes them.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
-        ValueError: shapes, devices or dtypes that do not fit, an empty input, or views of a single value a channel.
+        ValueError: shapes or devices that do not fit, an empty input, or views of a single value a channel.
     """
-    input = checks.floating(NAME, "input", input, "[..., C]")
-    if input.dim() not in (2, 4):
-        raise ValueError(f"{NAME}: input must have the shape [V*B, C] or [V*B, C, H, W], got {list(input.shape)}")
-    if not isinstance(views, int) or views < 1 or len(input) % views:
+    input = checks.floating(NAME, "input", input, "[V*B, C, ...]")
+    views = checks.integer(NAME, "views", views, least=1)
+    if len(input) % views:
         raise ValueError(f"{NAME}: {len(input)} rows are not {views} views of equal size")
     channels = input.shape[1]
     rows = input.numel() // (views * channels)
     if rows < 2:
         raise ValueError(f"{NAME}: a variance takes 2 values a channel and view, got input {list(input.shape)}")
     weight, bias = (
-        None if vector is None else _vector(name, vector, input, (input.dtype, half_as_single(input.dtype)))
-        for name, vector in (("weight", weight), ("bias", bias))
+        None if vector is None else _vector(name, vector, input) for name, vector in (("weight", weight), ("bias", bias))
     )
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{NAME}: running_mean and running_var must be given together")
     if running_mean is not None and running_var is not None:
-        _vector("running_mean", running_mean, input, backends.FLOATING)
-        _vector("running_var", running_var, input, backends.FLOATING)
+        _vector("running_mean", running_mean, input)
+        _vector("running_var", running_var, input)
+    momenta = _momenta(momentum, views)
     eps = checks.number(NAME, "eps", eps, checks.POSITIVE)
-    chosen = backends.choose(NAME, OFFERED, input.device, input.dtype, backend)
-    single = half_as_single(input.dtype)
+    relu = checks.flag(NAME, "relu", relu)
+    promoted = checks.together(NAME, input=input, weight=weight, bias=bias)
+    chosen = backends.choose(NAME, OFFERED, input.device, promoted, backend)
+    single = half_as_single(promoted)
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).
     w, b = (None if vector is None else cast(vector, single).contiguous() for vector in (weight, bias))
     if chosen not in KERNELS:
         # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
-        x = cast(input, single) if input.is_cpu else input
-        result = eager.per_view_batch_norm(x, w, b, running_mean, running_var, views, momentum, eps, bool(relu))
+        x = cast(input, single) if input.is_cpu or single != torch.float32 else input
+        given = (running_mean, running_var)
+        running = [None if vector is None else cast(vector, single) for vector in given]
+        result = eager.per_view_batch_norm(x, w, b, *running, views, momenta, eps, relu)
+        for vector, moved in zip(given, running, strict=True):
+            if vector is not None and moved is not vector:
+                vector.copy_(moved)
         return cast(result, input.dtype)
     x = cast(input, single)
-    operation: Callable[..., Sequence[Tensor]] = _operator if torch.compiler.is_compiling() else _PerViewBatchNorm.apply
-    output, mean, variance = operation(x, w, b, views, eps, bool(relu), chosen)
+    direct = is_direct(NAME, chosen, x, w, b)
+    operation: Callable[..., Sequence[Tensor]] = _PerViewBatchNorm.apply if direct else _operator
+    output, mean, variance, *_ = operation(x, w, b, views, eps, relu, chosen)
     if running_mean is not None and running_var is not None:
-        update_running_statistics(running_mean, running_var, mean, variance, rows, momentum)
+        update_running_statistics(running_mean, running_var, mean, variance, rows, momenta)
     return cast(output, input.dtype)
 
 
 @torch.no_grad()
 def update_running_statistics(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: int, momentum: float
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: int | Tensor,
+    momenta: Sequence[float],
 ) -> None:
     """Move running statistics [C] towards mean and biased variance [V, C] of ``count`` values each, view by view."""
     for running, values in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
-        for value in values:
+        for value, momentum in zip(values, momenta, strict=True):
             running.lerp_(cast(value, running.dtype), momentum)
 
 
-def _vector(name: str, vector: Tensor, input: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+def _vector(name: str, vector: Tensor, input: Tensor) -> Tensor:
     vector = checks.floating(NAME, name, vector, "[C]")
-    if len(vector) != input.shape[1] or vector.device != input.device or vector.dtype not in dtypes:
+    if len(vector) != input.shape[1] or vector.device != input.device:
         raise ValueError(
             f"{NAME}: {name} must have one element for each of the input's {input.shape[1]} channels, on "
-            f"{input.device} and of {' or '.join(str(dtype) for dtype in dict.fromkeys(dtypes))}, got "
-            f"{list(vector.shape)} on {vector.device} of {vector.dtype}"
+            f"{input.device}, got {list(vector.shape)} on {vector.device}"
         )
     return vector
+
+
+def _momenta(momentum: float | Sequence[float], views: int) -> Sequence[float]:
+    """One for each view."""
+    if isinstance(momentum, (list, tuple)):
+        return checks.several(NAME, "momentum", momentum, checks.PROBABILITY, views)
+    return [checks.number(NAME, "momentum", momentum, checks.PROBABILITY)] * views
 
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -125,20 +144,22 @@ class Kernels(NamedTuple):
     """A backend's form of the operation, on an input of float32 or float64 in which the channels lie together.
 
     Attributes:
-        forward: (input [V, N, C], weight, bias, eps, relu) -> the output, and mean and variance [V, C].
+        forward: (input [V, N, C], weight, bias, output [V, N, C], eps, relu) -> mean and variance [V, C]. It writes the
+            output.
         backward: (input, weight, bias, mean, variance, grad_output, eps, relu, needs) -> the gradients of input, weight
             and bias, None for one that is not needed.
     """
 
-    forward: Callable[..., Outputs]
+    forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., Gradients]
 
 
-def _cpu(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool) -> Outputs:
-    output = torch.empty_like(x)
+def _cpu(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, output: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor]:
     mean, variance = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
     native.call("_cpu", NAME, x, weight, bias, output, mean, variance, eps, relu)
-    return output, mean, variance
+    return mean, variance
 
 
 def _cpu_backward(
@@ -164,13 +185,29 @@ OFFERED = tuple(backends.BACKENDS)  # on GPUs all are torch's own function
 
 
 def _rows(x: Tensor, views: int) -> Tensor:
-    """[V*B, C] or [V*B, C, H, W] -> [V, N, C], contiguous; no copy of one that is ``torch.channels_last``."""
-    return x.movedim(1, -1).reshape(views, -1, x.shape[1]).contiguous()
+    """[V*B, C, ...] -> [V, N, C], contiguous; no copy of one whose channels lie together."""
+    return memory(x.movedim(1, -1).reshape(views, -1, x.shape[1]))
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:
     """The way back, to the shape of ``like``."""
     return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, relu: bool, backend: str
+) -> tuple[Tensor, Outputs]:
+    """The input's rows [V, N, C], and output, mean and variance. The output is no view, which could not be edited in
+    place, as ``relu(inplace=True)`` and ``+=`` do."""
+    rows = _rows(x, views)
+    output = _with_channels_together(x)
+    mean, variance = KERNELS[backend].forward(rows, weight, bias, _rows(output, views), eps, relu)
+    return rows, (output, mean, variance)
+
+
+def _with_channels_together(like: Tensor) -> Tensor:
+    """Memory for a result, in the order of :func:`_rows`."""
+    return torch.empty_permuted(like.shape, (0, *range(2, like.dim()), 1), dtype=like.dtype, device=like.device)
 
 
 class _PerViewBatchNorm(torch.autograd.Function):
@@ -184,21 +221,23 @@ class _PerViewBatchNorm(torch.autograd.Function):
         eps: float,
         relu: bool,
         backend: str,
-    ) -> Outputs:
-        rows = _rows(x, views)
-        output, mean, variance = KERNELS[backend].forward(rows, weight, bias, eps, relu)
-        ctx.save_for_backward(rows, weight, bias, mean, variance)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, (output, mean, variance) = _forward(x, weight, bias, views, eps, relu, backend)
+        end = anchor(x)
+        ctx.save_for_backward(end, rows, weight, bias, mean, variance)
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
-        ctx.eps, ctx.relu, ctx.backend = eps, relu, backend
-        return _shaped(output, x), mean, variance
+        ctx.operation, ctx.eps, ctx.relu, ctx.backend = NAME, eps, relu, backend
+        return output, mean, variance, end
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    @only_first_derivative
+    def backward(
+        ctx: Any, saved: Sequence[Tensor], grad_output: Tensor | None, *_: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * 7
-        rows, *rest = ctx.saved_tensors
+        _, rows, *rest = saved
         backward = KERNELS[ctx.backend].backward
         given = _rows(grad_output, len(rows))
         of_rows, *others = backward(rows, *rest, given, ctx.eps, ctx.relu, ctx.needs_input_grad[:3])
@@ -206,7 +245,7 @@ class _PerViewBatchNorm(torch.autograd.Function):
         return of_input, *others, None, None, None, None
 
 
-# What torch.compile sees in place of the calls above.
+# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
 
 
 @torch.library.custom_op(
@@ -215,17 +254,14 @@ class _PerViewBatchNorm(torch.autograd.Function):
     schema="(Tensor input, Tensor? weight, Tensor? bias, int views, float eps, bool relu, str backend) -> "
     "(Tensor, Tensor, Tensor)",
 )
-def _operator(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, relu: bool, backend: str
-) -> Outputs:
-    output, mean, variance = KERNELS[backend].forward(_rows(x, views), weight, bias, eps, relu)
-    return _shaped(output, x), mean, variance
+def _operator(*arguments: Any) -> Outputs:
+    return _forward(*arguments)[1]
 
 
 @_operator.register_fake
 def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, *_: Any) -> Outputs:
     statistics = x.new_empty(views, x.shape[1])
-    return _shaped(torch.empty_like(_rows(x, views)), x), statistics, torch.empty_like(statistics)
+    return _with_channels_together(x), statistics, torch.empty_like(statistics)
 
 
 @torch.library.custom_op(
@@ -252,12 +288,19 @@ def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *rest
 
 def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
     x, weight, bias, _, ctx.eps, ctx.relu, ctx.backend = inputs
+    ctx.operation = NAME
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _operator_backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+@only_first_derivative
+def _operator_backward(
+    ctx: Any, saved: Sequence[Tensor], grad_output: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_output is None:
+        return (None,) * 7
     needs = list(ctx.needs_input_grad[:3])
-    gradients = _backward_operator(*ctx.saved_tensors, grad_output, ctx.eps, ctx.relu, needs, ctx.backend)
+    gradients = _backward_operator(*saved, grad_output, ctx.eps, ctx.relu, needs, ctx.backend)
     return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 4
 
 

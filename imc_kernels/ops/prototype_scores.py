@@ -29,21 +29,23 @@ def prototype_scores(
 
     Args:
         embeddings: [..., D], float32, float64, bfloat16 or float16.
-        prototypes: [K, D]; same dtype and device.
+        prototypes: [K, D], the same, on the same device.
         normalize_prototypes: divide the prototypes by their norms too, inside the gradient. False takes them as they
             are: SwAV and IMC-SwAV normalise the parameter in place before the step, and its gradient is not projected.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        [..., K] of the embeddings' dtype. Half precision is computed in float32.
+        [..., K] of the inputs' dtype, or of that to which torch's arithmetic promotes two: float32 for bfloat16
+        embeddings and float32 prototypes. Half precision is computed in float32.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
-        ValueError: shapes, devices or dtypes that do not fit, or an empty input.
+        ValueError: shapes or devices that do not fit, or an empty input.
     """
     embeddings = checks.floating(NAME, "embeddings", embeddings, "[..., D]")
     prototypes = checks.floating(NAME, "prototypes", prototypes, "[K, D]")
-    checks.together(NAME, "embeddings", embeddings, "prototypes", prototypes)
+    dtype = checks.together(NAME, embeddings=embeddings, prototypes=prototypes)
+    embeddings, prototypes = cast(embeddings, dtype), cast(prototypes, dtype)
     if embeddings.shape[-1] != prototypes.shape[-1]:
         raise ValueError(
             f"{NAME}: embeddings [..., D] and prototypes [K, D] must agree in D, got {list(embeddings.shape)} and "

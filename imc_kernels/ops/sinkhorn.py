@@ -13,7 +13,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks, scheduled
 from imc_kernels.ops.autograd import check_recorded, has_values, is_direct, memory, only_first_derivative
-from imc_kernels.ops.precision import at_least_single, cast, specification
+from imc_kernels.ops.precision import at_least_single, cast, half_as_single, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,6 +28,7 @@ def sinkhorn(
     iterations: int = 3,
     marginals: Tensor | None = None,
     queue: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -47,15 +48,18 @@ def sinkhorn(
         epsilon: entropy regularisation; divides the scores, above 0.
         iterations: at least 1. There is no convergence test.
         marginals: [K] positive shares of the prototypes, for imbalanced data; they are divided by their sum. Constants,
-            of the scores' dtype and device. Default: all the same.
-        queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; the same
-            leading dimensions, dtype and device. They make the marginals meaningful for a batch smaller than K.
+            floating, on the scores' device. Default: all the same.
+        queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; floating,
+            of the same leading dimensions and device. They make the marginals meaningful for a batch smaller than K.
+        dtype: of the result. Scores of a lesser dtype are cast first, as in ``torch.softmax``. Default: the scores'
+            dtype, or that to which torch's arithmetic promotes scores, marginals and queue. Over tens of thousands of
+            prototypes most assignments are below float16's numbers; float32 holds them.
         group: where given, the scores of all its processes are one batch: each passes its own samples and receives
             their assignments. One exchange of K numbers an iteration.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        [..., B, K] of the scores' dtype.
+        [..., B, K] of ``dtype``.
 
     Raises:
         TypeError: no tensor, or not of a floating dtype.
@@ -64,16 +68,38 @@ def sinkhorn(
     scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
     epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)
     iterations = checks.integer(NAME, "iterations", iterations, least=1)
+    checks.dtype(NAME, dtype)
     checks.group(NAME, group)
     if marginals is not None:
         marginals = _checked_marginals(scores, marginals)
     if queue is not None:
-        queue, batch = _checked_queue(scores, queue), scores.shape[-2]
-        if backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend) == "cuda":
-            native.check_cuda_sizes(NAME, batch + queue.shape[-2])
-        scores = torch.cat([scores, queue], dim=-2)
-        options: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "marginals": marginals}
-        return sinkhorn(scores, **options, group=group, backend=backend)[..., :batch, :]
+        queue = _checked_queue(scores, queue)
+    promoted = checks.together(NAME, scores=scores, marginals=marginals, queue=queue)
+    result = promoted if dtype is None else dtype
+    computed = promoted if dtype is None else torch.promote_types(promoted, dtype)
+    scores = cast(scores, computed)
+    if marginals is not None:
+        marginals = cast(marginals, half_as_single(computed))
+        marginals = marginals / marginals.sum()
+    options = (epsilon, iterations, marginals, group, backend)
+    if queue is None:
+        return cast(_assignments(scores, *options), result)
+    batch = scores.shape[-2]
+    if backends.choose(NAME, OFFERED, scores.device, computed, backend) == "cuda":
+        native.check_cuda_sizes(NAME, batch + queue.shape[-2])
+    everybody = torch.cat([scores, cast(queue, computed)], dim=-2)
+    return cast(_assignments(everybody, *options)[..., :batch, :], result)
+
+
+def _assignments(
+    scores: Tensor,
+    epsilon: float,
+    iterations: int,
+    marginals: Tensor | None,
+    group: ProcessGroup | None,
+    backend: str | None,
+) -> Tensor:
+    """Of the scores' dtype, by checked arguments; the marginals sum to 1 and are float32 or float64."""
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
@@ -94,9 +120,7 @@ def sinkhorn(
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
-    """The marginals divided by their sum, in the precision of the computation."""
     marginals = checks.floating(NAME, "marginals", marginals, "[K]")
-    checks.together(NAME, "scores", scores, "marginals", marginals)
     if marginals.shape[0] != scores.shape[-1]:
         raise ValueError(
             f"{NAME}: marginals [K] and scores [..., B, K] must agree in K, got {list(marginals.shape)} and "
@@ -107,13 +131,11 @@ def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
     # Asked on the CPU only: elsewhere the answer would wait for the device.
     if marginals.is_cpu and has_values(marginals) and not bool((marginals > 0).all()):
         raise ValueError(f"{NAME}: marginals must all be above 0, got a smallest value of {marginals.min().item():g}")
-    marginals = at_least_single(marginals)
-    return marginals / marginals.sum()
+    return marginals
 
 
 def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
     queue = checks.floating(NAME, "queue", queue, "[..., Q, K]")
-    checks.together(NAME, "scores", scores, "queue", queue)
     if queue.shape[:-2] != scores.shape[:-2] or queue.shape[-1] != scores.shape[-1]:
         raise ValueError(
             f"{NAME}: queue [..., Q, K] must match scores [..., B, K] in all but the second last dimension, got "

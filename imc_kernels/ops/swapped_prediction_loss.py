@@ -10,7 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
+from imc_kernels.ops.precision import cast, gradient_buffer, loss_buffer, specification
 
 NAME = "swapped_prediction_loss"
 
@@ -27,21 +27,23 @@ def swapped_prediction_loss(
 
     Args:
         scores: [V, B, K] scores of V >= 2 views, float32, float64, bfloat16 or float16. The gradient reaches them.
-        assignments: [A, B, K] targets of the first A <= V views, such as :func:`sinkhorn` gives; same dtype and device.
+        assignments: [A, B, K] targets of the first A <= V views, such as :func:`sinkhorn` gives, on the same device.
             Constants: they must not require a gradient.
         temperature: divides the scores, above 0.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        A scalar: float64 for float64 scores, float32 otherwise.
+        A scalar: float64 where an input is, float32 otherwise. Inputs of two dtypes are promoted as in torch's
+        arithmetic.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
-        ValueError: shapes, devices or dtypes that do not fit, an empty input, or a bad temperature.
+        ValueError: shapes or devices that do not fit, an empty input, or a bad temperature.
     """
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
-    checks.together(NAME, "scores", scores, "assignments", assignments)
+    dtype = checks.together(NAME, scores=scores, assignments=assignments)
+    scores, assignments = cast(scores, dtype), cast(assignments, dtype)
     temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
     (views, batch, prototypes), (assigned, samples, columns) = scores.shape, assignments.shape
     if views < 2:

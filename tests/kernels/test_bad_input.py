@@ -44,11 +44,6 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"embeddings \[..., D\] and prototypes \[K, D\] must agree in D, got \[3, 4\] and \[5, 6\]",
     ),
-    "dtypes differ": (
-        lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 4).double()),
-        ValueError,
-        r"embeddings is torch.float32 and prototypes torch.float64; cast one",
-    ),
     "devices differ": (
         lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 4, device="meta")),
         ValueError,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,18 +91,101 @@ def test_a_strided_weight_gives_the_gradient_of_its_values(backend: str) -> None
     assert torch.equal(strided, contiguous)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 2), (2, 3, 2)], ids=str)
+def test_maps_of_any_number_of_dimensions(shape: tuple[int, ...], backend: str) -> None:
+    x = torch.randn(8, 3, *shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([functional.batch_norm(view, None, None, training=True) for view in x.split(4)])
+    torch.testing.assert_close(per_view_batch_norm(x, views=2, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_momentum_for_each_view(backend: str) -> None:
+    x, mean, variance = maps(), torch.zeros(CHANNELS), torch.ones(CHANNELS)
+    momenta = [1 / (1 + view) for view in range(VIEWS)]
+    per_view_batch_norm(
+        x, views=VIEWS, running_mean=mean, running_var=variance, momentum=momenta, backend=backend
+    )  # the cumulative average
+    views = x.unflatten(0, (VIEWS, BATCH))
+    torch.testing.assert_close(mean, views.mean(dim=(1, 3, 4)).mean(dim=0))
+    torch.testing.assert_close(variance, views.var(dim=(1, 3, 4)).mean(dim=0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_running_statistics_of_any_floating_dtype(dtype: torch.dtype, backend: str) -> None:
+    for of_statistics in (torch.float32, torch.float64, torch.float16):
+        mean, variance = torch.zeros(CHANNELS, dtype=of_statistics), torch.ones(CHANNELS, dtype=of_statistics)
+        x = maps().to(dtype)
+        per_view_batch_norm(x[:BATCH], running_mean=mean, running_var=variance, momentum=1.0, backend=backend)
+        tolerance = {"rtol": 4 * torch.finfo(of_statistics).eps + 1e-5, "atol": 1e-3}
+        torch.testing.assert_close(mean.double(), x[:BATCH].double().mean(dim=(0, 2, 3)), **tolerance)
+        torch.testing.assert_close(variance.double(), x[:BATCH].double().var(dim=(0, 2, 3)), **tolerance)
+
+
+EDITS: dict[str, Callable[[Tensor], Any]] = {
+    "relu": lambda y: functional.relu(y, inplace=True),
+    "add": lambda y: y.add_(torch.linspace(-1, 1, y.numel()).reshape(y.shape)),
+    "zero": lambda y: y[:2].zero_(),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_result_may_be_edited_in_place(edit: str, compiled: bool, backend: str) -> None:
+    """With the gradient of the edited copy. Torch's own ReLU, on eager, needs its result again and says so."""
+    weight, small = torch.linspace(0.5, 2, 3), maps(2)[:, :3]
+    for x in (small,) if compiled else (small, small.contiguous(memory_format=torch.channels_last), small[..., 0, 0]):
+        for relu in (False,) if backend == "eager" or compiled else (False, True):
+
+            def edited(x: Tensor, relu: bool = relu, copy: bool = False) -> Tensor:
+                result = per_view_batch_norm(x, weight, views=VIEWS, relu=relu, backend=backend)
+                result = result.clone() if copy else result
+                EDITS[edit](result)
+                return result
+
+            torch.compiler.reset()
+            form = torch.compile(edited, fullgraph=True, backend="aot_eager") if compiled else edited
+            leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+            ours, expected = form(leaf), edited(leaf, copy=True)
+            torch.testing.assert_close(ours, expected)
+            direction = torch.linspace(-1, 2, x.numel()).reshape(x.shape)
+            for a, b in zip(*(torch.autograd.grad(y, leaf, direction) for y in (ours, expected)), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_editing_the_input_in_place_before_the_backward_is_noticed(backend: str) -> None:
+    """Or does no harm: where the kernel has a copy, its gradient is that of what it read."""
+    for x in (maps(2), maps(2).contiguous(memory_format=torch.channels_last)):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        direction = torch.linspace(-1, 2, x.numel()).reshape(x.shape)
+        (expected,) = torch.autograd.grad(per_view_batch_norm(leaf, views=VIEWS, backend=backend), leaf, direction)
+        read = leaf * 1
+        result = per_view_batch_norm(read, views=VIEWS, backend=backend)
+        read.mul_(2)
+        try:
+            (gradient,) = torch.autograd.grad(result, leaf, direction)
+        except RuntimeError as error:
+            assert "modified" in str(error)
+        else:
+            torch.testing.assert_close(gradient, expected)
+
+
 X = torch.rand(6, 4)
 WRONG: dict[str, tuple[tuple[Any, ...], Options, type[Exception], str]] = {
-    "rank": ((torch.rand(6, 4, 2),), {}, ValueError, r"\[V\*B, C\] or \[V\*B, C, H, W\], got \[6, 4, 2\]"),
+    "rank": ((torch.rand(6),), {}, ValueError, r"input must have the shape \[V\*B, C, ...\], got \[6\]"),
     "views": ((X,), {"views": 4}, ValueError, "6 rows are not 4 views of equal size"),
-    "no views": ((X,), {"views": 0}, ValueError, "6 rows are not 0 views"),
+    "no views": ((X,), {"views": 0}, ValueError, "views must be an integer of at least 1, got 0"),
     "one value": ((X,), {"views": 6}, ValueError, r"2 values a channel and view, got input \[6, 4\]"),
     "weight": ((X, torch.rand(3)), {}, ValueError, r"weight must have one element for each .* 4 channels.* got \[3\]"),
-    "dtype": ((X, torch.rand(4).double()), {}, ValueError, "weight .* of torch.float32, got .* torch.float64"),
-    "half": ((X.half(), None, torch.rand(4).bfloat16()), {}, ValueError, "of torch.float16 or torch.float32, got"),
-    "device": ((X, torch.rand(4, device="meta")), {}, ValueError, "on cpu .* on meta"),
+    "dtype": ((X, torch.ones(4, dtype=torch.int64)), {}, TypeError, "weight must be float32, .* got torch.int64"),
+    "device": ((X, torch.rand(4, device="meta")), {}, ValueError, "on cpu, got .* on meta"),
     "no tensor": ((X, 1.0), {}, TypeError, r"weight must be a torch.Tensor \[C\], got float"),
     "one statistic": ((X,), {"running_mean": torch.rand(4)}, ValueError, "must be given together"),
+    "momentum": ((X,), {"momentum": 1.5}, ValueError, "momentum must be a number from 0 to 1, got 1.5"),
+    "momenta": ((X,), {"momentum": [0.1], "views": 2}, ValueError, "momentum must be 2 numbers, got 1"),
     "eps": ((X,), {"eps": 0.0}, ValueError, "eps must be a finite number above 0"),
 }
 
