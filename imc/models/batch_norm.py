@@ -45,7 +45,7 @@ class PerViewBatchNorm(_BatchNorm):
         running = (self.running_mean, self.running_var) if tracked else (None, None)
         momenta = self._momenta(views) if tracked else [0.0] * views
         if self.training and self.group is not None:
-            output = self._over_group(input, views, self.group, running, momenta)
+            output = self._over_group(input, views, self.group, *running, momenta)
             return functional.relu(output, inplace=True) if relu else output
         return per_view_batch_norm(
             input,
@@ -74,7 +74,8 @@ class PerViewBatchNorm(_BatchNorm):
         input: Tensor,
         views: int,
         group: ProcessGroup,
-        running: tuple[Tensor | None, Tensor | None],
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         momenta: Sequence[float],
     ) -> Tensor:
         if len(input) % views:
@@ -101,8 +102,8 @@ class PerViewBatchNorm(_BatchNorm):
             normalised = normalised * self.weight.view(channels, *spatial)
         if self.bias is not None:
             normalised = normalised + self.bias.view(channels, *spatial)
-        if running[0] is not None and running[1] is not None:
-            update_running_statistics(*running, mean.detach(), variance.detach(), count, momenta)
+        if running_mean is not None and running_var is not None:
+            update_running_statistics(running_mean, running_var, mean.detach(), variance.detach(), count, momenta)
         return normalised.flatten(0, 1).to(input.dtype)
 
 

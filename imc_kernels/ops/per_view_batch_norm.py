@@ -70,7 +70,8 @@ def per_view_batch_norm(
     if rows < 2:
         raise ValueError(f"{NAME}: a variance takes 2 values a channel and view, got input {list(input.shape)}")
     weight, bias = (
-        None if vector is None else _vector(name, vector, input) for name, vector in (("weight", weight), ("bias", bias))
+        None if vector is None else _vector(name, vector, input)
+        for name, vector in (("weight", weight), ("bias", bias))
     )
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{NAME}: running_mean and running_var must be given together")
@@ -88,12 +89,11 @@ def per_view_batch_norm(
     if chosen not in KERNELS:
         # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
         x = cast(input, single) if input.is_cpu or single != torch.float32 else input
-        given = (running_mean, running_var)
-        running = [None if vector is None else cast(vector, single) for vector in given]
-        result = eager.per_view_batch_norm(x, w, b, *running, views, momenta, eps, relu)
-        for vector, moved in zip(given, running, strict=True):
-            if vector is not None and moved is not vector:
-                vector.copy_(moved)
+        mean, variance = (None if vector is None else cast(vector, single) for vector in (running_mean, running_var))
+        result = eager.per_view_batch_norm(x, w, b, mean, variance, views, momenta, eps, relu)
+        for given, moved in ((running_mean, mean), (running_var, variance)):
+            if given is not None and moved is not None and moved is not given:
+                given.copy_(moved)
         return cast(result, input.dtype)
     x = cast(input, single)
     direct = is_direct(NAME, chosen, x, w, b)
@@ -237,7 +237,7 @@ class _PerViewBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * 7
-        _, rows, *rest = saved
+        rows, *rest = saved[1:]
         backward = KERNELS[ctx.backend].backward
         given = _rows(grad_output, len(rows))
         of_rows, *others = backward(rows, *rest, given, ctx.eps, ctx.relu, ctx.needs_input_grad[:3])

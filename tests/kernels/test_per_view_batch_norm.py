@@ -58,7 +58,7 @@ def test_a_mean_far_above_the_deviation_costs_no_more_than_rounding_the_input_do
 def test_channels_together_are_read_where_they_lie_and_stay_together() -> None:
     x = maps().contiguous(memory_format=torch.channels_last).requires_grad_()
     output = per_view_batch_norm(x, views=VIEWS, backend="cpu")
-    saved = output.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
+    saved = output.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
     assert saved.data_ptr() == x.data_ptr()
     assert output.is_contiguous(memory_format=torch.channels_last)
     (gradient,) = torch.autograd.grad(output.square().sum(), x)
@@ -157,7 +157,7 @@ def test_the_result_may_be_edited_in_place(edit: str, compiled: bool, backend: s
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_editing_the_input_in_place_before_the_backward_is_noticed(backend: str) -> None:
-    """Or does no harm: where the kernel has a copy, its gradient is that of what it read."""
+    """Or does no harm: where the kernel has a copy of what it read."""
     for x in (maps(2), maps(2).contiguous(memory_format=torch.channels_last)):
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         direction = torch.linspace(-1, 2, x.numel()).reshape(x.shape)
@@ -165,12 +165,11 @@ def test_editing_the_input_in_place_before_the_backward_is_noticed(backend: str)
         read = leaf * 1
         result = per_view_batch_norm(read, views=VIEWS, backend=backend)
         read.mul_(2)
-        try:
-            (gradient,) = torch.autograd.grad(result, leaf, direction)
-        except RuntimeError as error:
-            assert "modified" in str(error)
+        if backend == "cpu" and x.is_contiguous():
+            torch.testing.assert_close(torch.autograd.grad(result, leaf, direction), (expected,))
         else:
-            torch.testing.assert_close(gradient, expected)
+            with pytest.raises(RuntimeError, match="modified"):
+                torch.autograd.grad(result, leaf, direction)
 
 
 X = torch.rand(6, 4)
