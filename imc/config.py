@@ -31,6 +31,13 @@ class Config:
     data_root: str | None = option(None, "run", "folder in which named data sets lie; default: data")
     download: bool = option(False, "run", "download a named data set that is not there")
     image_size: int | None = option(None, "run", "side to which the images of a folder are resized, pixels", at_least=4)
+    pixel_bits: int | None = option(
+        None,
+        "run",
+        "bits of the values of pixels stored in 16: 2^N - 1 becomes 255; default: those of the data's largest value",
+        at_least=8,
+        at_most=16,
+    )
     labels_from_folders: bool = option(False, "run", "take the names of a folder's sub-folders as labels")
     train_on: str = option(
         "train", "run", "split that is clustered; the rivals of CRLC train on both", choices=("train", "train+test")

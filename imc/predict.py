@@ -109,8 +109,8 @@ def report(result: dict[str, Any]) -> str:
 class _Skipped(Skipped):
     """Names the files that cannot be read as they are met."""
 
-    def add(self, name: str, reason: str) -> None:
-        super().add(name, reason)
+    def add(self, name: str, reason: str, count: int = 1) -> None:
+        super().add(name, reason, count)
         if self.count <= NAMED_FILES:
             tqdm.write(f"skipped {printable(name)}: {reason}", file=sys.stderr)
         elif self.count == NAMED_FILES + 1:

@@ -10,6 +10,7 @@ import torch
 from imc.config import Config
 from imc.data import Dataset, Images, is_folder, load
 from imc.data.paths import user_path
+from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
@@ -34,6 +35,7 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
         image_size=_image_size(config),
         labels_from_folders=config.labels_from_folders,
         download=config.download,
+        pixel_bits=config.pixel_bits,
     )
 
 
@@ -65,7 +67,12 @@ def clustered(config: Config, data: Dataset) -> Images:
         labels = torch.cat([data.train.labels, data.test.labels])
     files = None if data.train.files is None or data.test.files is None else data.train.files + data.test.files
     images = torch.cat([data.train.images, data.test.images])
-    return Images(data.name, images, labels, data.train.class_names, files)
+    return Images(data.name, images, labels, data.train.class_names, files, data.train.pixel_bits)
+
+
+def bits_of_new_images(config: Config) -> PixelBits:
+    """By what a trained run scales pixels of over 8 bits: as in training, and as all 16 bits where it saw none."""
+    return PixelBits(config.pixel_bits or MAX_BITS)
 
 
 def other_data(config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
@@ -81,6 +88,8 @@ def other_data(config: Config, source: str | None, labels_from_folders: bool) ->
     """
     if source is not None and source != config.data:
         config = replace(config, data=source, download=False, labels_from_folders=False)
+        if is_folder(source):
+            config = replace(config, pixel_bits=bits_of_new_images(config).chosen)
     if is_folder(config.data):  # not its default, which depends on the device
         config = replace(config, image_size=config.side)
     data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))

@@ -195,6 +195,7 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         config,
         mean=mean if config.mean is None else config.mean,
         std=std if config.std is None else config.std,
+        pixel_bits=config.pixel_bits or data.train.pixel_bits,
         amp=amp,
         channels_last="off" if config.channels_last == "off" else "on",
         device=str(device) if config.device != "auto" else device.type,

@@ -26,6 +26,7 @@ def load(
     image_size: int | None = None,
     labels_from_folders: bool = False,
     download: bool = False,
+    pixel_bits: int | None = None,
 ) -> Dataset:
     """A data set by name or by path.
 
@@ -44,6 +45,8 @@ def load(
             images' own size, of folders the largest of 32, 64, 96, 128, 224 that their median short side reaches.
         labels_from_folders: take the sub-folders of a user's folder as labels.
         download: fetch a published set that is not there.
+        pixel_bits: of a folder or an array, the bits of the pixels that are stored in 16: 2^bits - 1 becomes 255;
+            default: those of the largest value (:mod:`imc.data.pixel_bits`).
 
     Returns:
         The splits that there are, images uint8 [M, H, W, C] and labels int64 [M] where known, with the channels' mean
@@ -70,7 +73,7 @@ def load(
     else:
         if download:
             raise UserError(f"--download is for published sets ({', '.join(NAMES[1:])}), not for a path")
-        data = _from_path(source, image_size, labels_from_folders)
+        data = _from_path(source, image_size, labels_from_folders, pixel_bits)
     return data if image_size is None else _resized(data, image_size)
 
 
@@ -135,18 +138,18 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
     return Dataset(name, train, test, unlabeled, mean, std, "; ".join(filter(None, [note, found])))
 
 
-def _from_path(source: str, image_size: int | None, labels_from_folders: bool) -> Dataset:
+def _from_path(source: str, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None) -> Dataset:
     from imc.data.statistics import channel_statistics
 
     path = user_path(source)
     folder, is_file = os.path.isdir(path), os.path.isfile(path)  # False where it is too long, or has a null character
     name = name_of(source) if folder or is_file else ""
     if folder:
-        train, test, found = _read_folder(name, path, image_size, labels_from_folders)
+        train, test, found = _read_folder(name, path, image_size, labels_from_folders, pixel_bits)
     elif is_file and path.suffix.lower() in ARRAYS:
         if labels_from_folders:
             raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
-        train, test, found = _read_arrays(name, path)
+        train, test, found = _read_arrays(name, path, pixel_bits)
     elif is_file:
         packed = path.suffix.lower() in ARCHIVES
         advice = "; unpack it, and give the folder" if packed else ""
@@ -164,7 +167,7 @@ def _from_path(source: str, image_size: int | None, labels_from_folders: bool) -
 
 
 def _read_folder(
-    name: str, path: Path, image_size: int | None, labels_from_folders: bool
+    name: str, path: Path, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None
 ) -> tuple[Images, Images | None, str]:
     from imc.data.folder_sets import read_own_folder
     from imc.data.named import NAMED, VARIABLE, published_names
@@ -174,15 +177,13 @@ def _read_folder(
             f"{known} ({VARIABLE} the folder that holds {NAMED[known].places[0]})" for known in names
         )
         raise UserError(f"--data {path} is a published set, which is read by its name: {accepted}")
-    return read_own_folder(name, path, image_size, labels_from_folders)
+    return read_own_folder(name, path, image_size, labels_from_folders, pixel_bits)
 
 
-def _read_arrays(name: str, path: Path) -> tuple[Images, Images | None, str]:
+def _read_arrays(name: str, path: Path, pixel_bits: int | None) -> tuple[Images, Images | None, str]:
     from imc.data.arrays import read_npy, read_npz
 
-    if path.suffix.lower() == ".npy":
-        return read_npy(name, path), None, ""
-    return *read_npz(name, path), ""
+    return (read_npy if path.suffix.lower() == ".npy" else read_npz)(name, path, pixel_bits)
 
 
 def _resized(data: Dataset, size: int) -> Dataset:

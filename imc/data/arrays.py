@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 from imc.data.cache import memory_mapped
 from imc.data.dataset import Images
 from imc.data.files import is_unicode, refusal
+from imc.data.pixel_bits import PixelBits, Range, as_bytes
 from imc.errors import UserError
 from imc.machine_memory import machine_memory
 
@@ -23,11 +26,14 @@ TRAIN_LABELS = ("labels", "y", "y_train", "train_labels")
 TEST_IMAGES = ("test_images", "x_test")
 TEST_LABELS = ("test_labels", "y_test")
 CHANNELS = (1, 3)
+ACCEPTED = "fractions 0..1 and whole numbers 0..65535"
 CHUNK = 1024  # images converted at a time
 
 
-def read_npy(name: str, path: Path) -> Images:
-    """The images of an .npy file, without labels. What is uint8 [M, H, W, C] already stays on the disk.
+def read_npy(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Images, None, str]:
+    """The images of an .npy file, without labels, and how their values were taken, in words.
+
+    What is uint8 [M, H, W, C] already stays on the disk. For ``pixel_bits`` see :mod:`imc.data.pixel_bits`.
 
     Raises:
         UserError: it is damaged, needs a pickle, or holds no images.
@@ -39,16 +45,19 @@ def read_npy(name: str, path: Path) -> Images:
     except Exception as error:
         raise refusal(path, _reason(error)) from None
     if images is not None and images.dtype == torch.uint8 and _is_channels_last(tuple(images.shape)):
-        return Images(name, images, None, ())
+        return Images(name, images, None, ()), None, ""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
         raise refusal(path, _reason(error)) from None
-    return Images(name, _as_images(path, "the array", array), None, ())
+    (converted,), bits, note = _convert(path, [("the array", array)], pixel_bits)
+    return Images(name, converted, None, (), pixel_bits=bits), None, note
 
 
-def read_npz(name: str, path: Path) -> tuple[Images, Images | None]:
+def read_npz(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Images, Images | None, str]:
     """The images of an .npz file, with their labels if it has any, and the held-out images, if it has any.
+
+    Third comes how their values were taken, in words. For ``pixel_bits`` see :mod:`imc.data.pixel_bits`.
 
     Raises:
         UserError: it is damaged, needs a pickle, holds no images, or more than fits into the memory.
@@ -60,22 +69,23 @@ def read_npz(name: str, path: Path) -> tuple[Images, Images | None]:
         raise refusal(path, f"it has no array named {' or '.join(TRAIN_IMAGES)}, but {found}")
     pairs = [(images, _first(arrays, TRAIN_LABELS)), (_first(arrays, TEST_IMAGES), _first(arrays, TEST_LABELS))]
     classes, numbers = _classes(path, [labels for images, labels in pairs if images is not None])
+    tensors, bits, note = _convert(path, [images for images, _ in pairs if images is not None], pixel_bits)
     splits: list[Images | None] = []
     for images, labels in pairs:
         if images is None:
             splits.append(None)
             continue
-        key, array = images
-        tensor = _as_images(path, key, array)
+        key, tensor = images[0], tensors[len(splits)]
         if labels is not None and len(labels[1]) != len(tensor):
             raise refusal(path, f"{key} has {len(tensor):,} images, {labels[0]} has {len(labels[1]):,} labels")
-        splits.append(Images(name, tensor, None if labels is None else numbers[labels[0]], classes))
+        own = None if labels is None else numbers[labels[0]]
+        splits.append(Images(name, tensor, own, classes, pixel_bits=bits))
     train, test = splits
     assert train is not None
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
         shapes = [f"{tuple(split.images.shape[1:])}" for split in (train, test)]
         raise refusal(path, f"its images of train and test differ in shape: {' and '.join(shapes)}")
-    return train, test
+    return train, test, note
 
 
 Named = tuple[str, NDArray[Any]]
@@ -139,8 +149,38 @@ def _is_channels_last(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[3] in CHANNELS and min(shape) > 0
 
 
-def _as_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:
-    """Any accepted array of images as uint8 [M, H, W, C]."""
+def _convert(path: Path, arrays: list[Named], pixel_bits: int | None) -> tuple[list[Tensor], int | None, str]:
+    """Accepted arrays of images, each as uint8 [M, H, W, C], by one range for all; the bits of their values, if they
+    have over 8; and how the values were taken, in words."""
+    laid_out = {key: _channels_last(path, key, array) for key, array in arrays}
+    spans = {key: _range(array) for key, array in laid_out.items() if array.dtype.kind in "iuf"}
+    fractions = all(spans[key].fractions for key, array in laid_out.items() if array.dtype.kind == "f")
+    bits, stored = PixelBits(pixel_bits), {}
+    for key, array in laid_out.items():
+        if array.dtype.kind == "b" or (array.dtype.kind == "f" and fractions):
+            stored[key] = 1
+            continue
+        if not spans[key].numbers:
+            kind = "whole numbers" if spans[key].whole else "fractions"
+            raise refusal(path, f"{key} has {kind} {spans[key].low}..{spans[key].high}; accepted are {ACCEPTED}")
+        if array.dtype != np.uint8:
+            bits.meet(int(spans[key].high))
+        stored[key] = 8 if array.dtype == np.uint8 else 16
+    white = {1: 1, 8: 255, 16: (1 << bits.bits) - 1}
+    tensors = [_as_bytes(array, white[stored[key]]) for key, array in laid_out.items()]
+    return tensors, bits.found, str(bits) if bits.bits > 8 or not fractions else ""
+
+
+def _as_bytes(array: NDArray[Any], white: int) -> Tensor:
+    images = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), CHUNK):
+        part = array[start : start + CHUNK]
+        images[start : start + CHUNK] = as_bytes(part.astype(np.float64 if white == 1 else np.uint16), white)
+    return torch.from_numpy(images)
+
+
+def _channels_last(path: Path, key: str, array: NDArray[Any]) -> NDArray[Any]:
+    """An array of images of an accepted shape and kind as [M, H, W, C]."""
     shape = array.shape
     grey = len(shape) == 3 and min(shape) > 0
     channels_first = len(shape) == 4 and not _is_channels_last(shape) and shape[1] in CHANNELS and min(shape) > 0
@@ -150,26 +190,16 @@ def _as_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:
             f"{key} has shape {list(shape)}; accepted are [M, H, W], [M, H, W, C] and [M, C, H, W], C 1 or 3, none 0",
         )
     if array.dtype.kind not in "buif":
-        raise refusal(path, f"{key} has dtype {array.dtype}; accepted are whole numbers 0..255 and fractions 0..1")
+        raise refusal(path, f"{key} has dtype {array.dtype}; accepted are {ACCEPTED}")
     if grey:
-        array = array[..., None]
-    elif channels_first:
-        array = np.moveaxis(array, 1, 3)
-    images = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), CHUNK):
-        images[start : start + CHUNK] = _as_bytes(path, key, array[start : start + CHUNK])
-    return torch.from_numpy(images)
+        return array[..., None]
+    return np.moveaxis(array, 1, 3) if channels_first else array
 
 
-def _as_bytes(path: Path, key: str, array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8) * np.uint8(255)
-    limit = 1 if array.dtype.kind == "f" else 255
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= limit):  # so written, NaN is refused too
-        kind = "fractions" if limit == 1 else "whole numbers"
-        raise refusal(path, f"{key} has {kind} {low}..{high}; accepted are whole numbers 0..255 and fractions 0..1")
-    return np.rint(array * 255.0).astype(np.uint8) if limit == 1 else array.astype(np.uint8)
+def _range(array: NDArray[Any]) -> Range:
+    """Of all the values, read in parts."""
+    parts = (Range.of(array[start : start + CHUNK]) for start in range(0, len(array), CHUNK))
+    return functools.reduce(operator.or_, parts)
 
 
 def _reason(error: Exception) -> str:

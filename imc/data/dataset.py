@@ -18,6 +18,8 @@ class Images:
         class_names: the name of each label value; empty without labels.
         files: the path of each image relative to the folder, where the images are files. What is not UTF-8 in a name
             is escaped, so that it can be written anywhere.
+        pixel_bits: the bits by which pixels of over 8 bits became bytes (:mod:`imc.data.pixel_bits`); None: there were
+            none.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Images:
     labels: Tensor | None
     class_names: tuple[str, ...]
     files: tuple[str, ...] | None = None
+    pixel_bits: int | None = None
 
 
 @dataclass(frozen=True)

@@ -5,38 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-# What Pillow reads by itself. Left out: formats that it hands to other programs (EPS) or leaves to plug-ins.
-Image.init()
-FORMATS = tuple(
-    name
-    for name in (
-        *("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000"),
-        *("TGA", "ICO", "PCX", "SGI", "QOI", "DDS", "PSD"),
-    )
-    if name in Image.OPEN
-)
-SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
-MAX_PIXELS = 1 << 27  # 134 megapixels; decoded with transparency that takes about 1.5 GB
+from imc.data.formats import FORMATS, VARIANT, reason_by_content
+from imc.data.orientation import remaining_turn, turned_by_reader
+from imc.data.pixel_bits import PixelBits
+from imc.data.wide import UnknownRangeError, UnsupportedError, WidePixels, is_grey, is_wide, wide_pixels
+
+MAX_PIXELS = 1 << 27  # 134 megapixels; decoded with transparency, or in colour of 16 bits, that takes about 2 GB
 LARGE_PIXELS = 1 << 24  # images above this are decoded one at a time, so that threads do not multiply their memory
-GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
-WIDE = ("I", "F")
-ORIENTATION = 0x0112  # the EXIF tag
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+GREY = ("1", "L", "LA", "La")
+UNKNOWN_RANGE = "of 32 bits a pixel, neither fractions 0..1 nor whole numbers 0..65535"
+DAMAGED = "damaged or cut short"
 
 
 _large = threading.Lock()
@@ -48,80 +34,101 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image say: width and height in pixels, before any rotation, and if it is grey."""
+    """What an image says about itself: width and height in pixels, and if it is grey.
+
+    ``largest`` is the largest value of the pixels where they have over 8 bits and the file does not say what is white.
+    """
 
     width: int
     height: int
     grey: bool
+    largest: int | None
 
 
 def read_header(path: Path) -> Header:
-    """The size and kind of an image, without decoding it.
+    """The size and kind of an image, without decoding it unless its pixels have over 8 bits.
 
     Raises:
         UnreadableError: it is none, or too large.
     """
-    with _open(path) as image:
-        return Header(image.width, image.height, grey=image.mode in GREY)
+    with _open(path) as image, _decoding(image):
+        grey, largest = image.mode in GREY or is_grey(image), None
+        if is_wide(image):
+            largest = _largest(wide_pixels(image, path))
+        return Header(image.width, image.height, grey, largest)
 
 
-def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """The centre square of an image, turned as its EXIF orientation says: uint8 [size, size, channels].
+def decode(path: Path, size: int, channels: int, bits: PixelBits | None = None) -> NDArray[np.uint8]:
+    """The centre square of an image, turned upright: uint8 [size, size, channels].
 
     The short side is resized to ``size`` by an antialiased bilinear filter. Transparent pixels are shown on white, of
-    16-bit grey the upper 8 bits are kept, of animations the first frame.
+    animations and of several pages the first is read. Colour profiles are not applied.
 
     Args:
         path: the file.
         size: side in pixels.
         channels: 1 (grey) or 3 (red, green, blue).
+        bits: what pixels of over 8 bits are scaled by where the file does not say what is white; it meets their
+            largest value. Default: 16 bits.
 
     Raises:
         UnreadableError: it cannot be decoded to its end.
     """
-    with _open(path) as image:
-        try:
-            short = min(image.size)
-            # JPEG decodes to a fraction of the size at a fraction of the cost; twice the size is left for the filter.
-            image.draft(None, tuple(math.ceil(side * 2 * size / short) for side in image.size))
-            turn = TRANSPOSITIONS.get(_orientation(image))
-            with _large if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
-                square = _centre(_plain(image, "L" if channels == 1 else "RGB"), size)
-            if turn is not None:
-                square = square.transpose(turn)
-            return np.asarray(square).reshape(size, size, channels)
-        except UnreadableError:
-            raise
-        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error, for damaged files
-            raise UnreadableError("damaged or cut short") from error
+    bits = PixelBits(16) if bits is None else bits
+    with _open(path) as image, _decoding(image):
+        short = min(image.size)
+        # JPEG decodes to a fraction of the size at a fraction of the cost; twice the size is left for the filter.
+        image.draft(None, tuple(math.ceil(side * 2 * size / short) for side in image.size))
+        shown: Image.Image = image
+        upright = turned_by_reader(image)
+        if is_wide(image):
+            wide = wide_pixels(image, path)
+            largest = _largest(wide)
+            if largest is not None:
+                bits.meet(largest)
+            shown = wide.image(bits.bits)
+        else:
+            image.load()
+        turn = None if upright else remaining_turn(image)
+        square = _centre(_plain(shown, "L" if channels == 1 else "RGB"), size)
+        if turn is not None:
+            square = square.transpose(turn)
+        return np.asarray(square).reshape(size, size, channels)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> ImageFile.ImageFile:
     try:
         image = Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        reason = "empty" if path.stat().st_size == 0 else "not images"
-        raise UnreadableError(reason) from None
     except Image.DecompressionBombError:
         raise UnreadableError(f"over {MAX_PIXELS >> 20} x 2^20 pixels") from None
-    except OSError as error:
-        raise UnreadableError("cannot be opened" if error.strerror else "damaged or cut short") from error
     except Exception as error:
-        raise UnreadableError("damaged or cut short") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise UnreadableError("cannot be opened") from error
+        unknown = "not images" if isinstance(error, UnidentifiedImageError) else DAMAGED
+        raise UnreadableError(reason_by_content(path) or unknown) from None
+    image.filename = ""  # or Pillow maps the file into memory, which it does at the wrong size for a turned TIFF
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise UnreadableError(f"over {MAX_PIXELS >> 20} x 2^20 pixels")
-    if image.mode in WIDE:
-        image.close()
-        raise UnreadableError("of 32 bits a pixel, which have no known range")
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+@contextlib.contextmanager
+def _decoding(image: Image.Image) -> Iterator[None]:
+    """Large images one at a time; what goes wrong is a reason."""
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return 1
+        with _large if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
+            yield
+    except UnknownRangeError:
+        raise UnreadableError(UNKNOWN_RANGE) from None
+    except UnsupportedError:
+        raise UnreadableError(VARIANT) from None
+    except Exception as error:  # decoders raise anything, from SyntaxError to struct.error, for damaged files
+        raise UnreadableError(DAMAGED) from error
+
+
+def _largest(wide: WidePixels) -> int | None:
+    return None if wide.white is not None else int(wide.colour.max())
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
@@ -131,10 +138,12 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The image decoded, in 8 bits, grey or colour, without transparency."""
-    image.load()
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """A loaded image of 8 bits, grey or colour, without transparency."""
+    if image.mode == "LAB":
+        transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        image = transform.apply(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")

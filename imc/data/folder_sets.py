@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ IMAGENETTE = {
 
 
 def read_own_folder(
-    name: str, folder: Path, image_size: int | None, labels_from_folders: bool
+    name: str, folder: Path, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None = None
 ) -> tuple[Images, Images | None, str]:
     """A user's folder: its train and test split, and what was found, split and skipped, in words.
 
@@ -45,7 +46,7 @@ def read_own_folder(
         UserError: no image can be read, the splits are not clear, or an image that needs a label lies in no sub-folder.
     """
     parts, said = _splits(folder)
-    found = read_folder(folder, image_size, within=parts or (".",))
+    found = read_folder(folder, image_size, pixel_bits, within=parts or (".",))
     splits = _parts(folder, found, parts) if parts else [found]
     prefixes = [part + os.sep for part in parts] or [""]
     labels: Callable[[str], str] | None = _first_folder(folder) if labels_from_folders else None
@@ -134,7 +135,7 @@ def _parts(folder: Path, found: FolderImages, parts: Sequence[str]) -> list[Fold
             raise refusal(folder / part, f"it holds no image that can be read; {found.skipped}")
         start, stop = chosen[0], chosen[-1] + 1
         assert len(chosen) == stop - start
-        splits.append(FolderImages(found.images[start:stop], found.files[start:stop], found.sizes, found.skipped))
+        splits.append(replace(found, images=found.images[start:stop], files=found.files[start:stop]))
     return splits
 
 
@@ -196,7 +197,7 @@ def _label(
 ) -> list[Images]:
     """The splits with their labels; ``titles`` names classes better than their folders do."""
     if label is None:
-        return [Images(name, split.images, None, (), split.files) for split in splits]
+        return [Images(name, split.images, None, (), split.files, split.pixel_bits) for split in splits]
     labels = [
         [label(path.removeprefix(prefix)) for path in split.files]
         for split, prefix in zip(splits, prefixes, strict=True)
@@ -205,6 +206,13 @@ def _label(
     number = {entry: index for index, entry in enumerate(classes)}
     class_names = tuple(titles.get(entry, entry) for entry in classes)
     return [
-        Images(name, split.images, torch.tensor([number[entry] for entry in own]), class_names, split.files)
+        Images(
+            name,
+            split.images,
+            torch.tensor([number[entry] for entry in own]),
+            class_names,
+            split.files,
+            split.pixel_bits,
+        )
         for split, own in zip(splits, labels, strict=True)
     ]

@@ -23,11 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imc.data.cache import cached, stamp
-from imc.data.decode import SUFFIXES, UnreadableError, decode, read_header
+from imc.data.decode import UnreadableError, decode, read_header
 from imc.data.files import refusal
+from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, RUN_CONFIG, is_hidden, is_output, is_output_figure
+from imc.data.pixel_bits import PixelBits
 
-VERSION = 1  # of what an entry of the cache holds
+VERSION = 2  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
 CHUNK = 32  # files per task of a thread
 MAX_FILE = 1 << 30  # bytes; some decoders read a whole file before they look at it
@@ -41,9 +43,9 @@ class Skipped:
 
     reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def add(self, name: str, reason: str) -> None:
-        count, first = self.reasons.get(reason, (0, name))
-        self.reasons[reason] = (count + 1, first)
+    def add(self, name: str, reason: str, count: int = 1) -> None:
+        before, first = self.reasons.get(reason, (0, name))
+        self.reasons[reason] = (before + count, first)
 
     @property
     def count(self) -> int:
@@ -64,17 +66,21 @@ class FolderImages:
     Attributes:
         images: uint8 [M, size, size, C], over a memory map.
         files: [M] paths relative to the folder, in natural order.
-        sizes: the size found and the one used, in words.
+        sizes: the size found and the one used, and how pixels of over 8 bits are shown, in words.
         skipped: what was left out.
+        pixel_bits: the bits by which those pixels are shown, where there are any.
     """
 
     images: Tensor
     files: tuple[str, ...]
     sizes: str
     skipped: Skipped
+    pixel_bits: int | None = None
 
 
-def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] = (".",)) -> FolderImages:
+def read_folder(
+    folder: Path, image_size: int | None, pixel_bits: int | None = None, *, within: Sequence[str] = (".",)
+) -> FolderImages:
     """All images under a folder, at any depth, as squares of one size.
 
     Links are followed, each folder once. Files whose suffix is not that of an image are not opened. Hidden and system
@@ -83,6 +89,7 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
     Args:
         folder: where the images lie; nothing is written into it.
         image_size: side in pixels; None: the largest of 32, 64, 96, 128, 224 that the median short side reaches.
+        pixel_bits: see :mod:`imc.data.pixel_bits`; None: those of the largest value.
         within: the sub-folders to read.
 
     Raises:
@@ -96,16 +103,19 @@ def read_folder(folder: Path, image_size: int | None, *, within: Sequence[str] =
         digest.update(repr(entry).encode("utf-8", "surrogateescape"))
 
     def build() -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
-        return _build(folder, names, image_size, skipped)
+        return _build(folder, names, image_size, pixel_bits, skipped)
 
-    images, content = cached(folder, f"{image_size} {within}", f"{VERSION} {digest.hexdigest()}", build)
-    skipped.reasons.update({reason: (count, name) for reason, (count, name) in content["skipped"].items()})
+    variant = f"{image_size} {within} {pixel_bits}"
+    images, content = cached(folder, variant, f"{VERSION} {digest.hexdigest()}", build)
+    for reason, (count, name) in content["skipped"].items():
+        skipped.add(name, reason, count)
     files = tuple(content["files"])
     if not files:
         raise _nothing(folder, skipped)
     kind = "grey" if images.shape[3] == 1 else "colour"
     sizes = f"found at {content['median']} pixels (median), used at {images.shape[1]}x{images.shape[2]}, {kind}"
-    return FolderImages(images[: len(files)], files, sizes, skipped)
+    sizes = "; ".join(filter(None, [sizes, content["shown"]]))
+    return FolderImages(images[: len(files)], files, sizes, skipped, content["pixel_bits"])
 
 
 def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -204,29 +214,40 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, str]
                     else:
                         yield path, stamp(status)
                 else:
-                    skipped.add(path, "not images by their suffix")
+                    skipped.add(path, reason_by_suffix(os.path.splitext(entry.name)[1]))
             except OSError:
                 skipped.add(path, "cannot be opened")
 
 
 def _build(
-    folder: Path, names: Sequence[str], image_size: int | None, before: Skipped
+    folder: Path, names: Sequence[str], image_size: int | None, pixel_bits: int | None, before: Skipped
 ) -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
     """Shape, images and content of the cache's entry; see :func:`imc.data.cache.cached`."""
     skipped = Skipped()
     headers = dict(_in_threads(lambda name: read_header(folder / name), names, "read sizes", skipped))
     if not headers:
-        skipped.reasons.update(before.reasons)
+        for reason, (count, name) in before.reasons.items():
+            skipped.add(name, reason, count)
         raise _nothing(folder, skipped)
     width = statistics.median_low(header.width for header in headers.values())
     height = statistics.median_low(header.height for header in headers.values())
     size = image_size or default_size(statistics.median_low(min(h.width, h.height) for h in headers.values()))
     channels = 1 if all(header.grey for header in headers.values()) else 3
+    bits = PixelBits(pixel_bits)
+    for header in headers.values():
+        if header.largest is not None:
+            bits.meet(header.largest)
     files: list[str] = []
-    content = {"median": f"{width}x{height}", "files": files, "skipped": skipped.reasons}
+    content = {
+        "median": f"{width}x{height}",
+        "files": files,
+        "skipped": skipped.reasons,
+        "shown": str(bits),
+        "pixel_bits": bits.found,
+    }
 
     def batches() -> Iterator[NDArray[np.uint8]]:
-        images = _in_threads(lambda name: decode(folder / name, size, channels), list(headers), "decode", skipped)
+        images = _in_threads(lambda name: decode(folder / name, size, channels, bits), list(headers), "decode", skipped)
         for name, image in images:
             files.append(printable(name))
             yield image[None]

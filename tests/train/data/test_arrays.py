@@ -21,6 +21,8 @@ COLOUR = np.arange(2 * 5 * 6 * 3, dtype=np.uint8).reshape(2, 5, 6, 3)
         "as it is": lambda array: array,
         "int64": lambda array: array.astype(np.int64),
         "float32": lambda array: (array / 255).astype(np.float32),
+        "float16": lambda array: (array / 255).astype(np.float16),
+        "whole numbers as floats": lambda array: array.astype(np.float64),
         "big-endian": lambda array: array.astype(">u2"),
         "Fortran": np.asfortranarray,
         "channels first": lambda array: np.moveaxis(array, -1, 1) if array.ndim == 4 else array,
@@ -36,6 +38,38 @@ def test_every_accepted_array_is_the_same_images(array: np.ndarray, kind: tuple[
         assert torch.equal(data.train.images, expected)
         assert (data.name, data.train.labels, data.train.files) == ("own", None, None)
         assert "own: 2 " in data.note
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u2", "int32", "uint64", "float32", "float64"])
+@pytest.mark.parametrize(("largest", "bits"), [(255, 8), (256, 9), (1000, 10), (4095, 12), (65535, 16)])
+def test_whole_numbers_are_scaled_by_the_bits_of_the_largest(
+    largest: int, bits: int, dtype: str, tmp_path: Path
+) -> None:
+    values = np.linspace(0, largest, 60).round().reshape(2, 5, 6)
+    np.savez(tmp_path / "x.npz", x=values.astype(dtype), x_test=(values // 2).astype(dtype))
+    np.save(tmp_path / "x.npy", values.astype(dtype))
+    white = (1 << bits) - 1
+    for suffix in ("npz", "npy"):
+        data = load(str(tmp_path / f"x.{suffix}"))
+        np.testing.assert_array_equal(data.train.images[..., 0].numpy(), np.rint(values * 255 / white))
+        assert data.train.pixel_bits == bits
+        said = f"values up to {largest:,} taken as {bits} bits, 0..{white:,} as black to white" in data.note
+        assert said == (bits > 8 or dtype.startswith("float"))
+    test = load(str(tmp_path / "x.npz")).test
+    assert test is not None
+    np.testing.assert_array_equal(test.images[..., 0].numpy(), np.rint(values // 2 * 255 / white))
+
+
+def test_fractions_of_two_splits_have_one_range(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=GREY * 1.0, x_test=np.minimum(GREY, 1) * 1.0)
+    test = load(str(tmp_path / "x.npz")).test
+    assert test is not None
+    np.testing.assert_array_equal(test.images[..., 0].numpy(), np.minimum(GREY, 1))
+
+
+def test_booleans_are_black_and_white(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", GREY > 30)
+    np.testing.assert_array_equal(load(str(tmp_path / "x.npy")).train.images[..., 0].numpy(), 255 * (GREY > 30))
 
 
 def test_bytes_in_the_right_order_stay_on_the_disk(tmp_path: Path) -> None:
@@ -84,10 +118,13 @@ def test_labels_may_be_texts(tmp_path: Path) -> None:
         ({"x": GREY[0]}, r"x has shape \[5, 6\]; accepted are"),
         ({"x": GREY[:0]}, r"x has shape \[0, 5, 6\]; accepted are"),
         ({"x": np.zeros((2, 5, 6, 4), np.uint8)}, r"x has shape \[2, 5, 6, 4\]; accepted are"),
-        ({"x": GREY.astype(np.float32)}, "x has fractions 0.0..59.0; accepted are whole numbers 0..255 and fractions"),
+        ({"x": GREY + 0.5}, "x has fractions 0.5..59.5; accepted are fractions 0..1 and whole numbers 0..65535"),
+        ({"x": GREY / 255, "x_test": GREY / 2}, "x has fractions 0.0..0.2"),
+        ({"x": GREY.astype(np.int64) + 65536}, "x has whole numbers 65536..65595; accepted are"),
         ({"x": GREY - np.inf}, "x has fractions -inf..-inf"),
         ({"x": GREY * np.nan}, "x has fractions nan..nan"),
         ({"x": GREY.astype(np.int16) - 1}, "x has whole numbers -1..58"),
+        ({"x": GREY.astype(np.float32) - 1}, "x has whole numbers -1.0..58.0"),
         ({"x": GREY.astype(np.complex64)}, "x has dtype complex64"),
         ({"x": GREY, "y": np.zeros(3, int)}, "x has 2 images, y has 3 labels"),
         ({"x": GREY, "y": np.zeros((2, 2), int)}, r"y must be whole numbers or texts \[M\], got int64 \[2, 2\]"),

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from imc.data import load
-from imc.data.decode import ORIENTATION, decode
 from imc.data.folders import default_size, natural_order
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
@@ -95,36 +94,6 @@ def test_the_centre_is_kept(tmp_path: Path) -> None:
     wide[:, 32:64] = 200
     layouts.write_image(tmp_path / "a.png", wide)
     assert (load(str(tmp_path)).train.images == 200).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_the_camera_was(orientation: int, tmp_path: Path) -> None:
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[:32, :32], pixels[:32, 32:], pixels[32:, :32] = 255, 128, 64
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    layouts.write_image(tmp_path / "a.jpg", pixels, exif=exif, quality=95)
-    turned = decode(tmp_path / "a.jpg", 4, 3)[::3, ::3, 0]
-    expected = {
-        1: [[255, 128], [64, 0]],
-        2: [[128, 255], [0, 64]],
-        3: [[0, 64], [128, 255]],
-        4: [[64, 0], [255, 128]],
-        5: [[255, 64], [128, 0]],
-        6: [[64, 255], [0, 128]],
-        7: [[0, 128], [64, 255]],
-        8: [[128, 0], [255, 64]],
-    }
-    np.testing.assert_allclose(turned, expected[orientation], atol=4)
-
-
-def test_transparent_pixels_are_white_and_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
-    Image.new("RGBA", (32, 32), (9, 9, 9, 0)).save(tmp_path / "clear.png")
-    Image.new("P", (32, 32), 0).save(tmp_path / "palette.png", transparency=0)
-    Image.fromarray(np.full((32, 32), 0x8001, np.uint16)).save(tmp_path / "deep.png")
-    Image.new("CMYK", (32, 32)).save(tmp_path / "ink.jpg")
-    colours = {path.stem: decode(path, 8, 3)[0, 0].tolist() for path in tmp_path.iterdir()}
-    assert colours == {"clear": [255] * 3, "palette": [255] * 3, "deep": [0x80] * 3, "ink": [255] * 3}
 
 
 def test_a_folder_of_grey_images_has_one_channel(tmp_path: Path) -> None:
