@@ -101,7 +101,9 @@ def _tags(image: ImageFile.ImageFile) -> Any:
 def _has_separate_planes(image: ImageFile.ImageFile) -> bool:
     """Whether its channels lie one after the other, which Pillow takes for planes of 8 bits."""
     tags = _tags(image)
-    return tags.get(PLANAR_CONFIGURATION) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8 and len(image.getbands()) > 1
+    return (
+        tags.get(PLANAR_CONFIGURATION) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8 and len(image.getbands()) > 1
+    )
 
 
 def _layout(image: ImageFile.ImageFile) -> tuple[str, str] | None:

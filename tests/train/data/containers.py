@@ -83,7 +83,9 @@ def png(pixels: NDArray[Any], *, before: bytes = b"", after: bytes = b"", interl
     passes = [(0, 0, 1, 1)]
     if interlaced:
         passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    rows = b"".join(b"\0" + row.tobytes() for top, left, down, across in passes for row in wide[top::down, left::across])
+    rows = b"".join(
+        b"\0" + row.tobytes() for top, left, down, across in passes for row in wide[top::down, left::across]
+    )
     header = struct.pack(">IIBBBBB", width, height, 8 * array.itemsize, COLOUR_TYPES[channels], 0, 0, interlaced)
     body = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

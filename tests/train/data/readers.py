@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import containers
 import layouts
 import numpy as np
 import safetensors.torch
@@ -31,7 +32,8 @@ from imc.checkpoint import read_checkpoint
 from imc.config import Config
 from imc.data import load
 from imc.data.cache import cached
-from imc.data.decode import FORMATS, UnreadableError, decode, read_header
+from imc.data.decode import UnreadableError, decode, read_header
+from imc.data.formats import FORMATS
 from imc.errors import UserError
 from imc.pretrained import load_pretrained
 from imc.run_files import read_clusters, read_json, read_metrics
@@ -211,7 +213,19 @@ def as_npz(content: Any, file: io.BytesIO) -> None:
     np.savez(file, **{name: x.numpy() for name, x in content["encoder"].items()})
 
 
+def wide_reader(file: str, content: Callable[[], bytes]) -> Reader:
+    return one_file(file, content, lambda folder: decoded(folder / file), names=False)
+
+
+WIDE = PIXELS[0].astype(np.uint16) * 16
 READERS = {
+    "image-PNG-16": wide_reader("wide.png", lambda: containers.png(WIDE)),
+    "image-TIFF-16": wide_reader("wide.tif", lambda: containers.tiff(WIDE)),
+    "image-PGM-16": wide_reader("wide.pgm", lambda: b"P5 12 12 4095\n" + WIDE[..., 0].astype(">u2").tobytes()),
+    "image-turned": wide_reader(
+        "turned.jpg",
+        lambda: containers.jpeg_with(b"Exif\0\0" + containers.exif(6), containers.saved(PIXELS[0], "JPEG")),
+    ),
     **{f"image-{kind}": image_reader(kind) for kind in FORMATS if kind in Image.SAVE and kind != "PSD"},
     "npy": array_reader("x.npy", lambda: saved(np.save, PIXELS)),
     "npz": array_reader("x.npz", lambda: saved(np.savez, x=PIXELS, y=np.arange(4))),

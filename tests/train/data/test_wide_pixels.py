@@ -16,7 +16,6 @@ from PIL import Image
 
 from imc.data import load
 from imc.data.decode import UnreadableError, decode, read_header
-from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
 
 Pixels = NDArray[Any]
@@ -229,12 +228,16 @@ def test_what_is_transparent_shows_white(channels: int, tmp_path: Path) -> None:
     mixed = values * (opacity / 255) + 255 - opacity
     cases = [(name, content, mixed) for name, content in transparent_grey(values, opacity).items()]
     cases += [(f"multiplied, {name}", content, mixed) for name, content in multiplied(values, opacity).items()]
-    cases += [(f"keyed, {name}", content, np.where(values == 7, 255, values)) for name, content in keyed(values).items()]
+    cases += [
+        (f"keyed, {name}", content, np.where(values == 7, 255, values)) for name, content in keyed(values).items()
+    ]
     for name, content, expected in cases:
         (tmp_path / "image").write_bytes(content)
         shown = decode(tmp_path / "image", SIDE, channels)
         for channel in range(channels):
-            np.testing.assert_allclose(shown[..., channel], expected, atol=2 if "multiplied" in name else 1, err_msg=name)
+            np.testing.assert_allclose(
+                shown[..., channel], expected, atol=2 if "multiplied" in name else 1, err_msg=name
+            )
 
 
 def test_a_folder_of_grey_with_opacity_is_grey(tmp_path: Path) -> None:
