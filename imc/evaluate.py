@@ -1,16 +1,18 @@
 """Score a trained run: how well its clusters agree with the classes, and what its encoder has learned.
 
     imc evaluate runs/digits                          # writes evaluation.json and figures/ into the run's folder
-    imc evaluate runs/digits --bn-recalibrate none    # the running statistics of training, as they are
+    imc evaluate runs/digits --bn-recalibrate train   # with the statistics of the train split
     imc evaluate runs/a runs/b runs/c                 # each of them, then mean and standard deviation
 
 For the train and the test split, where there are: ACC (Hungarian), NMI (arithmetic), ARI, a table of the classes and
 the confusion matrix. For the encoder: the accuracy of its nearest neighbours and of a linear layer on its features,
 fitted to the train split and scored on the test split; without one, by leaving one out and over five folds.
 
-Batch normalisation is recalibrated on un-augmented images of the train split first, since training saw augmented ones.
-``--bn-recalibrate test`` does so on the test split: it is transductive, as it lets the test images help to classify
-each other. It is what the authors of IMC-SwAV published, so it is here for comparison with their numbers, and labelled.
+The model is the one that training left, as for the run's own result.json and labels.csv, ``imc predict``, ``report``
+and ``export``. ``--bn-recalibrate train`` estimates the statistics of batch normalisation again first, on un-augmented
+images of the train split, since training saw augmented ones. ``--bn-recalibrate test`` does so on the test split: it
+is transductive, as it lets the test images help to classify each other. It is what the authors of IMC-SwAV published,
+so it is here for comparison with their numbers. The output says which it was.
 
 From Python: ``evaluate("runs/digits")`` returns what evaluation.json holds.
 """
@@ -30,11 +32,11 @@ from imc import arguments, cli
 from imc.data import Dataset, Images
 from imc.distributed import DEVICES, choose_device
 from imc.errors import UserError
-from imc.evaluation import BATCH, Outputs, outputs, recalibrate
+from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
-from imc.run_data import other_data
+from imc.run_data import other_data, run_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
@@ -50,10 +52,10 @@ class Options:
     data: str | None = option(None, "evaluation", "data set to score; default: the run's")
     labels_from_folders: bool = option(False, "evaluation", "take the names of a folder's sub-folders as labels")
     bn_recalibrate: str = option(
-        "train",
+        "none",
         "evaluation",
-        "split that batch normalisation is recalibrated on; test is transductive",
-        choices=("train", "test", "none"),
+        "split that batch normalisation is recalibrated on first, if any; test is transductive",
+        choices=("none", "train", "test"),
     )
     skip_probes: bool = option(False, "evaluation", "leave out the nearest neighbours and the linear layer")
     skip_figures: bool = option(False, "evaluation", "write no figures")
@@ -101,6 +103,8 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     run = load_run(folder, choose_device(options.device))
     if data is None:
         data = other_data(run.config, options.data, options.labels_from_folders)
+    else:
+        data = run_data(run.config, data)
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)
     splits = {name: split for name, split in (("train", data.train), ("test", data.test)) if split is not None}
     results = {
@@ -129,7 +133,7 @@ def _recalibrate(run: LoadedRun, data: Dataset, split: str) -> int:
     if split == "none":
         return 0
     if split == "test" and data.test is None:
-        raise UserError(f"--bn-recalibrate test needs a test split, and {data.name} has none; accepted are train, none")
+        raise UserError(f"--bn-recalibrate test needs a test split, and {data.name} has none; accepted are none, train")
     chosen = data.train if split == "train" or data.test is None else data.test
     return recalibrate(run, chosen.images)
 
@@ -192,7 +196,7 @@ def table(evaluation: dict[str, Any]) -> str:
     """An evaluation as text."""
     recalibrated = evaluation["bn_recalibrate"]
     norms = {
-        "none": "batch normalisation as training left it",
+        "none": AS_TRAINED,
         "train": "batch normalisation recalibrated on the train split",
         "test": "batch normalisation recalibrated on the TEST split: transductive",
     }[recalibrated]

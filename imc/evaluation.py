@@ -20,6 +20,8 @@ from imc.run_folder import LoadedRun
 
 BATCH = 1024  # bounds the memory of the activations; the result does not depend on it
 RECALIBRATION_BATCH = 256
+# The form of a model by which labels.csv, result.json, a report, predictions and exports are made, in words.
+AS_TRAINED = "batch normalisation as training left it"
 KMEANS_RESTARTS = 10
 KMEANS_IMAGES = 10_000
 PLANE_COMPONENTS = 50  # of PCA before t-SNE

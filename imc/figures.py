@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 DPI = 150
 GALLERY_ROWS = 50  # beyond this many clusters, the largest are shown
 GALLERY_COLUMNS = 10
 ANNOTATED_CLUSTERS = 20  # beyond this many, counts do not fit into the cells
+NAMED = 40  # names on an axis; beyond this many, they do not fit below each other
 Panel = tuple[str, Sequence[str], str]
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 
@@ -43,9 +44,9 @@ def save_confusion(
     axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
     axes.set_xlabel("cluster, in the order of the class it is matched to")
     axes.set_ylabel("class")
+    _name_ticks(axes.set_xticks, list(map(str, columns)))
+    _name_ticks(axes.set_yticks, class_names)
     if annotated:
-        axes.set_xticks(range(clusters), [str(column) for column in columns])
-        axes.set_yticks(range(classes), class_names)
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=9, color=colour)
@@ -154,21 +155,27 @@ def save_curves(
     _save(figure, path)
 
 
-def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str) -> None:
-    """Draw how many images each of many items (prototypes, clusters) holds, the largest first.
+def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str, *, ranked: bool) -> None:
+    """Draw how many images each of many items (prototypes, clusters) holds.
 
     Args:
         path: the PNG file.
         counts: [K].
         title: of the figure.
-        item: what is counted, for the axis.
+        item: one of what is counted, for the axis.
+        ranked: the most used first, by their ranks from 1; else by their numbers.
     """
     figure, axes = _figure(7, 2.8)
-    axes.bar(range(len(counts)), np.sort(counts)[::-1], width=1.0, color="C0", edgecolor="white", linewidth=0.2)
+    positions = np.arange(len(counts)) + ranked
+    heights = np.sort(counts)[::-1] if ranked else counts
+    axes.bar(positions, heights, width=1.0, color="C0", edgecolor="white", linewidth=0.2)
     axes.axhline(counts.sum() / len(counts), color=MUTED, linewidth=1, linestyle="--", label="all alike")
-    axes.set_xlim(-0.5, len(counts) - 0.5)
+    axes.set_xlim(positions[0] - 0.5, positions[-1] + 0.5)
+    axes.xaxis.set_major_locator(
+        FixedLocator(positions.tolist()) if len(counts) <= ANNOTATED_CLUSTERS else MaxNLocator(integer=True)
+    )
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set_xlabel(f"{item}, the most used first")
+    axes.set_xlabel(f"rank of the {item}, 1 the most used" if ranked else f"number of the {item}")
     axes.set_ylabel("images")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
@@ -176,21 +183,22 @@ def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str) ->
 
 
 def save_scatter(
-    path: Path, points: NDArray[np.floating[Any]], colourings: Sequence[tuple[str, NDArray[np.int64], Sequence[str]]]
+    path: Path,
+    points: NDArray[np.floating[Any]],
+    colourings: Sequence[tuple[str, NDArray[np.int64], Sequence[tuple[str, Any]]]],
 ) -> None:
     """Draw points of the plane once per colouring, such as by cluster and by class.
 
     Args:
         path: the PNG file.
         points: [M, 2].
-        colourings: (title, group of each point [M], name of each group). Up to 20 names go into a legend.
+        colourings: (title, group of each point [M], name and colour of each group). Up to 20 names go into a legend.
     """
     figure, axes = _figure(7, 6 * len(colourings), rows=len(colourings))
     for panel, (title, groups, names) in zip(np.atleast_1d(axes), colourings, strict=True):
-        colours = _palette(len(names))
         size = np.clip(12000 / max(len(points), 1), 3, 30)
-        for group, name in enumerate(names):
-            panel.scatter(*points[groups == group].T, s=size, color=colours[group], label=name, linewidths=0, alpha=0.8)
+        for group, (name, colour) in enumerate(names):
+            panel.scatter(*points[groups == group].T, s=size, color=colour, label=name, linewidths=0, alpha=0.8)
         panel.set_title(title, loc="left", fontsize=12, color=INK)
         panel.set_xticks([])
         panel.set_yticks([])
@@ -258,12 +266,19 @@ def save_accuracy_by_images(path: Path, runs: Sequence[tuple[int, float]], title
     _save(figure, path)
 
 
-def _palette(count: int) -> list[Any]:
+def palette(count: int) -> list[Any]:
+    """So many colours that are told apart as well as they can be."""
     if count <= 10:
         return list(colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]
     if count <= 20:
         return list(colormaps["tab20"].colors[:count])  # type: ignore[attr-defined]
     return list(colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def _name_ticks(set_ticks: Callable[..., object], names: Sequence[str]) -> None:
+    """Every name at its position; of too many every second, third, ..."""
+    shown = range(0, len(names), -(-len(names) // NAMED))
+    set_ticks(shown, [names[position] for position in shown], fontsize=10 if len(names) <= ANNOTATED_CLUSTERS else 7)
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):  # type: ignore[no-untyped-def]

@@ -1,4 +1,7 @@
-"""How much of the classes an encoder's features hold, by two readers that see labels: neighbours and a linear layer."""
+"""How much of the classes an encoder's features hold, by two readers that see labels: neighbours and a linear layer.
+
+An image whose label is below 0 has none, and is left out.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def knn_accuracy(
     test_labels: Tensor | None = None,
     *,
     neighbours: int = NEIGHBOURS,
-) -> float:
+) -> float | None:
     """Accuracy of the weighted vote of each image's nearest neighbours by cosine (arXiv 1805.01978, section 3.4).
 
     Args:
@@ -33,11 +36,17 @@ def knn_accuracy(
         test_features, test_labels: float [N, F] and int64 [N], the images to classify. None: the voters themselves,
             each without its own vote.
         neighbours: how many vote, at most.
+
+    Returns:
+        None where no image is left to vote, or to classify.
     """
+    features, labels = _labelled(features, labels)
     leave_one_out = test_features is None
-    queries, truth = (
-        (features, labels) if test_features is None or test_labels is None else (test_features, test_labels)
-    )
+    queries, truth = features, labels
+    if test_features is not None and test_labels is not None:
+        queries, truth = _labelled(test_features, test_labels)
+    if len(labels) <= leave_one_out or not len(truth):
+        return None
     voters = functional.normalize(features, dim=1)
     classes = int(labels.max()) + 1
     right = 0
@@ -67,15 +76,25 @@ def linear_probe_accuracy(
             former (fewer where a class has fewer images), each scored by a fit to the others.
 
     Returns:
-        None where a class has a single image, so that no folds exist, or where there is one class only.
+        None where a class has a single image, so that no folds exist, where there is one class only, or where no image
+        is left to score.
     """
+    features, labels = _labelled(features, labels)
     x, y = features.float().cpu().numpy(), labels.cpu().numpy()
     if len(labels.unique()) < 2:
         return None
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=ITERATIONS))
     if test_features is not None and test_labels is not None:
+        test_features, test_labels = _labelled(test_features, test_labels)
+        if not len(test_labels):
+            return None
         return float(probe.fit(x, y).score(test_features.float().cpu().numpy(), test_labels.cpu().numpy()))
     folds = min(FOLDS, int(labels.unique(return_counts=True)[1].min()))
     if folds < 2:
         return None
     return float(cross_val_score(probe, x, y, cv=StratifiedKFold(folds, shuffle=True, random_state=0)).mean())
+
+
+def _labelled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    known = labels >= 0
+    return features[known.to(features.device)], labels[known].long()

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from imc import arguments, cli, page
 from imc.data import Dataset, Images
 from imc.distributed import DEVICES, choose_device
-from imc.evaluation import BATCH, Outputs, outputs
+from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs
 from imc.figures import most_and_least_certain
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.options import argument, check, option
-from imc.run_data import clustered, other_data
+from imc.run_data import clustered, other_data, run_data
 from imc.run_figures import (
     Drawn,
+    class_of,
     describe,
     draw_confusion,
     draw_counts,
@@ -78,6 +79,8 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     run = load_run(folder, choose_device(options.device))
     if data is None:
         data = other_data(run.config, options.data, options.labels_from_folders)
+    else:
+        data = run_data(run.config, data)
     images = clustered(run.config, data)
     result = outputs(run, images.images, batch_size=options.batch_size)
     pictures = folder / FIGURES
@@ -110,7 +113,8 @@ def _lead(note: str, images: Images, result: Outputs) -> str:
         scores = clustering_scores(images.labels.numpy(), clusters)
         tiles += [(f"{scores[score]:.3f}", score.upper()) for score in SCORES]
     tiles.append((f"{result.confidence.mean():.0%}", "mean confidence"))
-    return page.paragraph(note, muted=True) + page.numbers(tiles)
+    form = f"All of this page is by the model with {AS_TRAINED}, like labels.csv, predictions and exports."
+    return page.paragraph(note, muted=True) + page.numbers(tiles) + page.paragraph(form, muted=True)
 
 
 def _figure(drawn: Drawn, caption: str = "") -> str:
@@ -142,7 +146,7 @@ def _clusters(images: Images, result: Outputs) -> str:
 def _thumbnails(images: Images, confidence: NDArray[np.float32], members: NDArray[np.int64]) -> str:
     def name(index: int) -> str:
         known = f"image {index}" if images.files is None else images.files[index]
-        label = "" if images.labels is None else f", class {images.class_names[int(images.labels[index])]}"
+        label = "" if images.labels is None else f", class {class_of(images, index)}"
         return f"{known}{label}, confidence {confidence[index]:.0%}"
 
     return page.thumbnails((images.images[index].numpy(), name(index)) for index in members.tolist())
@@ -169,10 +173,10 @@ def _training(folder: Path, pictures: Path) -> str:
 
 def _use(pictures: Path, run: LoadedRun, images: Images, result: Outputs) -> str:
     total = result.probabilities.shape[1]
-    body = _figure(draw_counts(pictures / "cluster-use.png", result.clusters, total, "clusters"))
+    body = _figure(draw_counts(pictures / "cluster-use.png", result.clusters, total, "cluster"))
     winners = prototype_winners(run, images.images)
     if winners is not None:
-        body += _figure(draw_counts(pictures / "prototype-use.png", *winners, "prototypes"))
+        body += _figure(draw_counts(pictures / "prototype-use.png", *winners, "prototype", ranked=True))
     return body
 
 

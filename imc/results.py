@@ -56,6 +56,7 @@ def write_results(
         "clusters": config.clusters,
         "clusters_used": len(np.unique(clusters)),
         "images": len(clusters),
+        "bn_recalibrate": "none",  # as in evaluation.json
         "data": data.name,
         "name": config.name,
         "method": config.method,

@@ -22,13 +22,14 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
     """``data`` as a data set, or the one that the configuration names.
 
     Raises:
-        UserError: it is not there, or cannot be read.
+        UserError: it is not there, cannot be read, or has labels that are none of its classes.
     """
     if isinstance(data, Images):
         mean, std = channel_statistics(data.images)
-        return Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
+        data = Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
     if data is not None:
-        return data
+        test = None if data.test is None else _labelled(data.test)
+        return replace(data, train=_labelled(data.train), test=test)
     return load(
         config.data,
         root=None if config.data_root is None else user_path(config.data_root),
@@ -37,6 +38,21 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
         download=config.download,
         pixel_bits=config.pixel_bits,
     )
+
+
+def _labelled(images: Images) -> Images:
+    """Images given from Python: labels that are all below 0 are no labels."""
+    labels, count = images.labels, len(images.class_names)
+    if labels is None:
+        return images
+    if labels.dim() != 1 or len(labels) != len(images.images) or labels.is_floating_point():
+        raise UserError(
+            f"the labels of {images.name} must be whole numbers, one for each of {len(images.images)} images"
+        )
+    highest = int(labels.max()) if len(labels) else -1
+    if highest >= count:
+        raise UserError(f"the labels of {images.name} go up to {highest}, and it names {count} classes")
+    return replace(images, labels=labels.long() if highest >= 0 else None)
 
 
 def _image_size(config: Config) -> int | None:

@@ -19,6 +19,7 @@ from imc.run_folder import LoadedRun
 from imc_kernels import prototype_scores
 
 HEATMAPS = 8  # images in a row
+NO_LABEL = "no label"
 NOT_LOSSES = {"loss", "epoch", "lr", "seconds", "images_per_second"}
 
 
@@ -36,18 +37,30 @@ def draw_confusion(path: Path, images: Images, clusters: NDArray[np.int64], num_
     matrix = confusion_matrix(labels, clusters, num_classes=classes, num_clusters=num_clusters)
     columns = _column_order(images, clusters, num_clusters).tolist()
     accuracy = clustering_accuracy(labels, clusters)
-    title = f"{images.name}: {len(labels):,} images, accuracy {accuracy:.1%}"
+    title = f"{images.name}: {matrix.sum():,} images, accuracy {accuracy:.1%}"
     figures.save_confusion(path, matrix, images.class_names, columns, title)
-    alt = f"Confusion matrix of {classes} classes and {num_clusters} clusters: {accuracy:.1%} lie on the diagonal."
-    return Drawn(path, alt)
+    found = f"{accuracy:.1%} lie in the cluster that is matched to their class"
+    return Drawn(path, f"Confusion matrix of {classes} classes and {num_clusters} clusters: {found}.")
 
 
 def _column_order(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.int64]:
     """The clusters in the order of the classes that they are matched to, then the others."""
+    matched = [cluster for _, cluster in _matching(images, clusters, num_clusters)]
+    return np.array(matched + [cluster for cluster in range(num_clusters) if cluster not in matched])
+
+
+def _matching(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> list[tuple[int, int]]:
+    """The pairs (class, cluster) of :func:`best_matching`."""
     assert images.labels is not None
     shape = {"num_classes": len(images.class_names), "num_clusters": num_clusters}
-    matched = [cluster for _, cluster in best_matching(confusion_matrix(images.labels.numpy(), clusters, **shape))]
-    return np.array(matched + [cluster for cluster in range(num_clusters) if cluster not in matched])
+    return best_matching(confusion_matrix(images.labels.numpy(), clusters, **shape))
+
+
+def class_of(images: Images, index: int) -> str:
+    """The name of an image's class; where there are labels."""
+    assert images.labels is not None
+    label = int(images.labels[index])
+    return NO_LABEL if label < 0 else images.class_names[label]
 
 
 def draw_gallery(
@@ -69,9 +82,9 @@ def describe(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> 
     if images.labels is not None:
         labels = images.labels.numpy()
         matrix = confusion_matrix(labels, clusters, num_classes=len(images.class_names), num_clusters=num_clusters)
-        for cluster in np.flatnonzero(sizes):
+        for cluster in np.flatnonzero(matrix.sum(axis=0)):
             majority = int(matrix[:, cluster].argmax())
-            share = matrix[majority, cluster] / sizes[cluster]
+            share = matrix[majority, cluster] / matrix[:, cluster].sum()
             texts[cluster] += f", {share:.0%} “{images.class_names[majority]}”"
     return texts
 
@@ -103,12 +116,12 @@ def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.
     return torch.cat(winners).numpy(), len(prototypes)
 
 
-def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str) -> Drawn:
+def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str, *, ranked: bool = False) -> Drawn:
     """How many images each prototype or cluster is the first choice of; ``winners`` [M] of 0..total-1."""
     counts = np.bincount(winners, minlength=total)
     used = int((counts > 0).sum())
-    title = f"{used:,} of {total:,} {item} are the first choice of an image"
-    figures.save_counts(path, counts, title, item)
+    title = f"{used:,} of {total:,} {item}s are the first choice of an image"
+    figures.save_counts(path, counts, title, item, ranked=ranked)
     return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {len(winners):,} images.")
 
 
@@ -120,11 +133,25 @@ def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
     count, total = result.features.shape[0], result.probabilities.shape[1]
     chosen = torch.linspace(0, count - 1, min(count, PLANE_IMAGES)).long()
     points = plane(result.features[chosen], seed)
-    order = np.arange(total) if images.labels is None else _column_order(images, result.clusters, total)
-    names = [f"cluster {cluster}" for cluster in order]
+    order, matched = np.arange(total), {}
+    if images.labels is not None:
+        order = _column_order(images, result.clusters, total)
+        matched = {cluster: label for label, cluster in _matching(images, result.clusters, total)}
+    # The classes' colours first, then those of clusters without a class.
+    colours = iter(figures.palette(len(images.class_names) + total - len(matched)))
+    of_class = [next(colours) for _ in images.class_names]
+    names = [
+        (f"cluster {cluster}", of_class[matched[cluster]] if cluster in matched else next(colours))
+        for cluster in order.tolist()
+    ]
     colourings = [("coloured by cluster", np.argsort(order)[result.clusters[chosen.numpy()]], names)]
     if images.labels is not None:
-        colourings.append(("coloured by class", images.labels[chosen].numpy(), list(images.class_names)))
+        labels = images.labels[chosen].numpy()
+        classes = [
+            *zip(images.class_names, of_class, strict=True),
+            *([(NO_LABEL, "#d0d0d0")] if labels.min() < 0 else []),
+        ]
+        colourings.append(("coloured by class", np.where(labels < 0, len(of_class), labels), classes))
     figures.save_scatter(path, points, colourings)
     by = " and once more by class" if len(colourings) > 1 else ""
     return Drawn(path, f"Scatter plot (t-SNE) of the features of {len(points):,} images, coloured by cluster{by}.")
@@ -153,10 +180,10 @@ def draw_heatmaps(path: Path, run: LoadedRun, images: Images, result: Outputs, s
 def _right_and_wrong(images: Images, result: Outputs) -> list[tuple[str, NDArray[np.int64]]]:
     assert images.labels is not None
     labels, clusters = images.labels.numpy(), result.clusters
-    shape = {"num_classes": len(images.class_names), "num_clusters": result.probabilities.shape[1]}
-    cluster_of = dict(best_matching(confusion_matrix(labels, clusters, **shape)))
+    cluster_of = dict(_matching(images, clusters, result.probabilities.shape[1]))
     right = np.array([cluster_of.get(label, -1) for label in labels]) == clusters
-    return [("clustered right", np.flatnonzero(right)), ("clustered wrong", np.flatnonzero(~right))]
+    wrong = ~right & (labels >= 0)
+    return [("clustered right", np.flatnonzero(right)), ("clustered wrong", np.flatnonzero(wrong))]
 
 
 def _certain_and_uncertain(result: Outputs) -> list[tuple[str, NDArray[np.int64]]]:
@@ -168,4 +195,4 @@ def _certain_and_uncertain(result: Outputs) -> list[tuple[str, NDArray[np.int64]
 
 def _caption(images: Images, result: Outputs, index: int) -> str:
     cluster = f"cluster {result.clusters[index]}"
-    return cluster if images.labels is None else f"{images.class_names[int(images.labels[index])]}: {cluster}"
+    return cluster if images.labels is None else f"{class_of(images, index)}: {cluster}"

@@ -262,7 +262,8 @@ def _place(model: Method, config: Config, device: torch.device, processes: Ranks
 
 
 def _report(model: Method, config: Config, data: Images, folder: Path, seconds: float) -> dict[str, Any]:
-    final = outputs(LoadedRun(config, model), data.images, amp=config.amp == "bf16")
+    # In float32 whatever the training computed in, as imc evaluate, report and predict do.
+    final = outputs(LoadedRun(config, model), data.images)
     result = write_results(folder, config, data, final.clusters, final.confidence, seconds)
     empty = result["clusters"] - result["clusters_used"]
     if empty:

@@ -119,21 +119,21 @@ def _first(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> Named | N
 
 
 def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """The class names of all splits together, and the numbers of each array of labels."""
+    """The class names of all splits together, and the numbers of each array of labels; a number below 0 is no label."""
     present = [entry for entry in labels if entry is not None]
     flat: dict[str, NDArray[Any]] = {}
     for key, array in present:
         values = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
         if values.ndim != 1 or values.dtype.kind not in "iuU" or not len(values):
             raise refusal(path, f"{key} must be whole numbers or texts [M], got {array.dtype} {list(array.shape)}")
-        if values.dtype.kind == "i" and values.min() < 0:
-            raise refusal(path, f"{key} must be 0 or more, got {values.min()}")
         flat[key] = values
     if len({values.dtype.kind == "U" for values in flat.values()}) > 1:
         raise refusal(path, f"{' and '.join(flat)} must both be numbers or both be texts")
     if not flat:
         return (), {}
     values, numbers = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+    unlabelled = 0 if values.dtype.kind == "U" else int((values < 0).sum())
+    values, numbers = values[unlabelled:], np.maximum(numbers - unlabelled, -1)
     ends = np.cumsum([len(array) for array in flat.values()])[:-1]
     split = np.split(numbers.astype(np.int64), ends)
     try:

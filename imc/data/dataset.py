@@ -14,7 +14,7 @@ class Images:
     Attributes:
         name: the name of the data set.
         images: uint8 [M, H, W, C], C 1 or 3; may lie over a memory map, and is not to be written to.
-        labels: int64 [M], or None where there are none.
+        labels: int64 [M], below 0 for an image without one; None where there are none.
         class_names: the name of each label value; empty without labels.
         files: the path of each image relative to the folder, where the images are files. What is not UTF-8 in a name
             is escaped, so that it can be written anywhere.

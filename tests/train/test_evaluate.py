@@ -15,7 +15,11 @@ from imc.data import Dataset, Images
 from imc.errors import UserError
 from imc.evaluate import Options, evaluate, table
 from imc.evaluation import outputs, plane, recalibrate
-from imc.run_data import other_data
+from imc.export import ExportedModel
+from imc.report import Options as ReportOptions
+from imc.report import report
+from imc.run_data import other_data, run_data
+from imc.run_files import read_clusters, read_json
 from imc.run_folder import load_run
 from imc.summary import summarise, summary_table, write_summary
 from imc.train import train
@@ -39,7 +43,7 @@ def test_both_splits_are_reported(run_copy: Path, split_digits: Dataset) -> None
     assert 0.3 < result["encoder"]["knn"] <= 1
     assert 0.3 < result["encoder"]["linear_probe"] <= 1
     text = table(result)
-    assert "recalibrated on the train split" in text
+    assert "digits, batch normalisation as training left it" in text
     assert "fitted to the train split, scored on the test split" in text
     assert f"{result['splits']['test']['acc']:.3f}" in text
 
@@ -56,6 +60,78 @@ def test_the_recalibration_is_the_one_asked_for(run_copy: Path, split_digits: Da
         recalibrate(run, getattr(split_digits, split).images)
     confidence = float(outputs(run, split_digits.test.images).confidence.mean())
     assert result["splits"]["test"]["mean_confidence"] == pytest.approx(confidence, rel=1e-6)
+
+
+def test_every_command_clusters_by_the_same_form_of_the_model(
+    run_copy: Path, digits: Images, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = read_clusters(run_copy / "labels.csv")
+    run = load_run(run_copy)
+    recalibrate(run, digits.images)
+    assert (outputs(run, digits.images).clusters != saved).any()  # the forms differ here
+
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(digits.images.numpy()):
+        Image.fromarray(pixels[:, :, 0]).save(tmp_path / "images" / f"{index}.png")
+    assert main(["predict", str(run_copy), str(tmp_path / "images"), "--out", str(tmp_path / "predictions.csv")]) == 0
+    assert (read_clusters(tmp_path / "predictions.csv") == saved).all()
+
+    model = ExportedModel(load_run(run_copy)).eval()
+    assert (model(digits.images)[2].numpy() == saved).all()
+
+    data = run_data(run.config, digits)
+    result, accuracy = evaluate(run_copy, quick(), data), read_json(run_copy / "result.json")["acc"]
+    assert result["splits"]["train"]["acc"] == accuracy
+    assert result["splits"]["train"]["cluster_sizes"] == np.bincount(saved, minlength=10).tolist()
+    page = report(ReportOptions(str(run_copy)), data).read_text()
+    assert f"<b>{accuracy:.3f}</b><span>ACC</span>" in page
+
+    assert result["bn_recalibrate"] == read_json(run_copy / "result.json")["bn_recalibrate"] == "none"
+    for text in (table(result), page):
+        assert "batch normalisation as training left it" in text
+
+
+def test_images_without_a_label_are_left_out_of_all_scores(run_copy: Path, split_digits: Dataset) -> None:
+    test = split_digits.test
+    assert test is not None
+    masked = test.labels.clone()
+    masked[::3] = -1
+    known = torch.nonzero(masked >= 0)[:, 0]
+    part = dataclasses.replace(test, images=test.images[known], labels=masked[known])
+    results = [
+        evaluate(run_copy, data=dataclasses.replace(split_digits, train=split, test=split))
+        for split in (dataclasses.replace(test, labels=masked), part)
+    ]
+    for score in ("acc", "nmi", "ari", "classes", "confusion"):
+        assert results[0]["splits"]["train"][score] == results[1]["splits"]["train"][score]
+    assert results[0]["encoder"] == results[1]["encoder"]
+    assert results[0]["splits"]["test"]["images"] == 96
+    page = report(
+        ReportOptions(str(run_copy)), dataclasses.replace(split_digits, train=dataclasses.replace(test, labels=masked))
+    )
+    assert page.read_text().count("class no label, confidence") > 10
+
+    none = dataclasses.replace(
+        split_digits, train=dataclasses.replace(test, labels=torch.full_like(masked, -1)), test=None
+    )
+    result = evaluate(run_copy, data=none)
+    assert result["splits"]["train"]["acc"] is None
+    assert result["encoder"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda labels: labels + 1, "go up to 10, and it names 10 classes"),
+        (lambda labels: labels[:-1], "must be whole numbers, one for each of 192 images"),
+        (lambda labels: labels.float(), "must be whole numbers, one for each of 192 images"),
+        (lambda labels: labels[:, None], "must be whole numbers, one for each of 192 images"),
+    ],
+)
+def test_labels_that_are_none_of_the_classes_are_refused(change, says: str, digits: Images, run_copy: Path) -> None:  # type: ignore[no-untyped-def]
+    images = dataclasses.replace(digits, labels=change(digits.labels))
+    with pytest.raises(UserError, match=f"the labels of digits {says}"):
+        run_data(load_run(run_copy).config, images)
 
 
 def test_the_statistics_of_the_two_splits_differ(trained: Path, split_digits: Dataset) -> None:
@@ -124,7 +200,7 @@ def test_the_command_takes_several_runs(run_copy: Path, capsys: pytest.CaptureFi
     flags = ["--skip-probes", "--skip-figures", "--out", str(run_copy / "both")]
     assert main(["evaluate", str(run_copy), str(run_copy), *flags]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("digits, batch normalisation recalibrated on the train split") == 2
+    assert printed.count("digits, batch normalisation as training left it") == 2
     assert "2 runs, mean and standard deviation" in printed
     assert json.loads((run_copy / "both" / "summary.json").read_text())["scores"]["train"]["acc"]["deviation"] == 0
 
@@ -134,8 +210,8 @@ def test_the_command_takes_several_runs(run_copy: Path, capsys: pytest.CaptureFi
     [
         ([], "the following arguments are required: RUN"),
         (["nowhere"], "nowhere is not the folder of a run"),
-        (["RUN", "--bn-recalibrate", "valid"], "'valid' is not known; accepted are train, test, none"),
-        (["RUN", "--bn-recalibrate", "test"], "needs a test split, and digits has none; accepted are train, none"),
+        (["RUN", "--bn-recalibrate", "valid"], "'valid' is not known; accepted are none, train, test"),
+        (["RUN", "--bn-recalibrate", "test"], "needs a test split, and digits has none; accepted are none, train"),
         (["RUN", "--data", "digitz"], "did you mean digits?"),
         (["RUN", "--out", "x"], "--out takes the summary of several runs"),
         (["RUN", "--device", "gpu"], "'gpu' is not known; accepted are auto, cpu, cuda"),

@@ -54,3 +54,18 @@ def test_where_nothing_can_be_fitted_there_is_no_number() -> None:
     features = torch.randn(9, 4)
     assert linear_probe_accuracy(features, torch.zeros(9, dtype=torch.int64)) is None
     assert linear_probe_accuracy(features, torch.tensor([0] * 8 + [1])) is None
+
+
+@pytest.mark.parametrize("accuracy", [knn_accuracy, linear_probe_accuracy])
+def test_images_without_a_label_are_left_out(accuracy) -> None:  # type: ignore[no-untyped-def]
+    features, labels = blobs(80, seed=0, spread=0.8)
+    test_features, test_labels = blobs(40, seed=1, spread=0.8)
+    masked, test_masked = labels.clone(), test_labels.clone()
+    masked[::5] = test_masked[::3] = -1
+    known, test_known = masked >= 0, test_masked >= 0
+    rest = (features[known], labels[known])
+    assert accuracy(features, masked) == accuracy(*rest)
+    expected = accuracy(*rest, test_features[test_known], test_labels[test_known])
+    assert accuracy(features, masked, test_features, test_masked) == expected
+    assert accuracy(features, masked, test_features, torch.full_like(test_labels, -1)) is None
+    assert accuracy(features, torch.full_like(labels, -1)) is None

@@ -128,7 +128,6 @@ def test_labels_may_be_texts(tmp_path: Path) -> None:
         ({"x": GREY.astype(np.complex64)}, "x has dtype complex64"),
         ({"x": GREY, "y": np.zeros(3, int)}, "x has 2 images, y has 3 labels"),
         ({"x": GREY, "y": np.zeros((2, 2), int)}, r"y must be whole numbers or texts \[M\], got int64 \[2, 2\]"),
-        ({"x": GREY, "y": np.array([-1, 0])}, "y must be 0 or more, got -1"),
         ({"x": GREY, "x_test": COLOUR}, r"its images of train and test differ in shape: \(5, 6, 1\) and \(5, 6, 3\)"),
     ],
 )
@@ -142,3 +141,10 @@ def test_a_data_set_is_named_after_its_path(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     names = [name_of(source) for source in ("cifar10", "a/b.c/photos.v2/", "a/x.npz", ".", "/")]
     assert names == ["cifar10", "photos.v2", "x", tmp_path.name, "images"]
+
+
+def test_a_label_below_0_is_none(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=GREY, y=np.array([-1, 7]), x_test=GREY, y_test=np.array([5, -2]))
+    data = load(str(tmp_path / "x.npz"))
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([-1, 1], [0, -1])
+    assert data.train.class_names == ("5", "7")
