@@ -34,6 +34,7 @@ from imc.distributed import DEVICES, choose_device
 from imc.errors import UserError
 from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
+from imc.model_images import fit_for_model
 from imc.options import argument, check, option
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.run_data import other_data, run_data
@@ -104,7 +105,7 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     if data is None:
         data = other_data(run.config, options.data, options.labels_from_folders)
     else:
-        data = run_data(run.config, data)
+        data = fit_for_model(run.config, run_data(run.config, data))
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)
     splits = {name: split for name, split in (("train", data.train), ("test", data.test)) if split is not None}
     results = {

@@ -7,7 +7,9 @@
 
 The CSV has the columns path (relative to the folder), cluster and confidence (the cluster's probability). Images are
 decoded as for training and streamed: the folder may be larger than the memory. Files that cannot be read are named,
-left out and counted. Nothing in the folder is changed, and no file is overwritten unless ``--overwrite`` is given.
+left out and counted; counted too are images in colour for a run trained on grey ones, grey ones for a run trained on
+colour, and those that have to be enlarged. Nothing in the folder is changed, and no file is overwritten unless
+``--overwrite`` is given.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imc import arguments, cli
+from imc.data.converted import Converted
 from imc.data.folders import Skipped, decode_folder, printable
 from imc.data.ignored import mark_output
 from imc.distributed import DEVICES, choose_device
@@ -70,7 +73,8 @@ def predict(options: Options) -> dict[str, Any]:
 
     Returns:
         ``images``: how many; ``clusters``: how many of them each cluster holds; ``skipped``: how many files were not
-        read; ``files``: what was written.
+        read; ``note``: what was left out, and what is of another kind than the run's images; ``files``: what was
+        written.
 
     Raises:
         UserError: there is no trained run, no image, or the place of an output is taken.
@@ -79,8 +83,8 @@ def predict(options: Options) -> dict[str, Any]:
     check(options)
     folder, targets = Path(options.folder).expanduser(), _targets(options)
     run = load_run(Path(options.run), choose_device(options.device))
-    skipped = _Skipped()
-    images = decode_folder(folder, run.config.side, run.config.channels, skipped)
+    skipped, converted = _Skipped(), Converted(run.config.side, run.config.channels)
+    images = decode_folder(folder, run.config.side, run.config.channels, skipped, converted)
     try:
         sizes = _write(run, folder, images, targets, options)
     except OSError as error:
@@ -88,11 +92,13 @@ def predict(options: Options) -> dict[str, Any]:
     total = int(sizes.sum())
     if total == 0:
         raise UserError(f"{folder} holds no image that can be read; {skipped or 'it is empty'}")
+    for sentence in converted.sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
     return {
         "images": total,
         "clusters": sizes.tolist(),
         "skipped": skipped.count,
-        "note": str(skipped),
+        "note": "; ".join(filter(None, [*converted.sentences, str(skipped)])),
         "files": [str(path) for path in targets.values()],
     }
 

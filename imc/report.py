@@ -24,6 +24,7 @@ from imc.distributed import DEVICES, choose_device
 from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs
 from imc.figures import most_and_least_certain
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
+from imc.model_images import fit_for_model
 from imc.options import argument, check, option
 from imc.run_data import clustered, other_data, run_data
 from imc.run_figures import (
@@ -80,7 +81,7 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     if data is None:
         data = other_data(run.config, options.data, options.labels_from_folders)
     else:
-        data = run_data(run.config, data)
+        data = fit_for_model(run.config, run_data(run.config, data))
     images = clustered(run.config, data)
     result = outputs(run, images.images, batch_size=options.batch_size)
     pictures = folder / FIGURES

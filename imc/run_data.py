@@ -14,6 +14,7 @@ from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
+from imc.model_images import fit_for_model
 
 SIDE_WITHOUT_GPU = 32
 
@@ -109,9 +110,4 @@ def other_data(config: Config, source: str | None, labels_from_folders: bool) ->
     if is_folder(config.data):  # not its default, which depends on the device
         config = replace(config, image_size=config.side)
     data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
-    channels = data.train.images.shape[-1]
-    if channels != config.channels:
-        raise UserError(
-            f"--data {data.name} has images of {channels} channels, and the run was trained on {config.channels}"
-        )
-    return data
+    return fit_for_model(config, data)

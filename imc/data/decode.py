@@ -45,6 +45,24 @@ class Header:
     largest: int | None
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Whether an image is grey, and its shorter side in pixels."""
+
+    grey: bool
+    short_side: int
+
+
+def read_kind(path: Path) -> Kind:
+    """What an image is, without decoding it.
+
+    Raises:
+        UnreadableError: it is none, or too large.
+    """
+    with _open(path) as image, _decoding(image):
+        return Kind(image.mode in GREY or is_grey(image), min(image.size))
+
+
 def read_header(path: Path) -> Header:
     """The size and kind of an image, without decoding it unless its pixels have over 8 bits.
 

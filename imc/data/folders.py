@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imc.data.cache import cached, stamp
-from imc.data.decode import UnreadableError, decode, read_header
+from imc.data.converted import Converted
+from imc.data.decode import Kind, UnreadableError, decode, read_header, read_kind
 from imc.data.files import refusal
 from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, RUN_CONFIG, is_hidden, is_output, is_output_figure
@@ -118,7 +119,9 @@ def read_folder(
     return FolderImages(images[: len(files)], files, sizes, skipped, content["pixel_bits"])
 
 
-def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def decode_folder(
+    folder: Path, size: int, channels: int, skipped: Skipped, converted: Converted | None = None
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The images under a folder one after another, in natural order, a bounded number of them in memory.
 
     Args:
@@ -126,12 +129,20 @@ def decode_folder(folder: Path, size: int, channels: int, skipped: Skipped) -> I
         size: side in pixels.
         channels: 1 (grey) or 3 (red, green, blue).
         skipped: takes what is left out.
+        converted: takes the kinds of the images.
 
     Yields:
         The path relative to the folder, and uint8 [size, size, channels].
     """
     names = [name for name, _ in _listing(folder, (".",), skipped)]
-    return _in_threads(lambda name: decode(folder / name, size, channels), names, "predict", skipped)
+
+    def work(name: str) -> tuple[NDArray[np.uint8], Kind]:
+        return decode(folder / name, size, channels), read_kind(folder / name)
+
+    for name, (image, kind) in _in_threads(work, names, "predict", skipped):
+        if converted is not None:
+            converted.meet(kind)
+        yield name, image
 
 
 def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, str]]:

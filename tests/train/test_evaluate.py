@@ -12,6 +12,7 @@ from train.conftest import crlc_config, tiny_config
 
 from imc.cli import main
 from imc.data import Dataset, Images
+from imc.data.resize import resized
 from imc.errors import UserError
 from imc.evaluate import Options, evaluate, table
 from imc.evaluation import outputs, plane, recalibrate
@@ -266,5 +267,29 @@ def test_every_cluster_head_is_scored_beside_the_chosen_one(crlc_run: Path, spli
 
 def test_images_of_another_kind_are_refused(run_copy: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "colour.npy", np.zeros((20, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match="colour has images of 3 channels, and the run was trained on 1"):
+    with pytest.raises(UserError, match="colour has images in colour, and the run was trained on grey images"):
         evaluate(run_copy, quick(data=str(tmp_path / "colour.npy")))
+
+
+def test_images_of_another_kind_given_from_python_are_refused(run_copy: Path, split_digits: Dataset) -> None:
+    colour = dataclasses.replace(split_digits.train, images=split_digits.train.images.expand(-1, -1, -1, 3))
+    data = dataclasses.replace(split_digits, train=colour, test=None)
+    for command in (lambda: evaluate(run_copy, quick(), data), lambda: report(ReportOptions(str(run_copy)), data)):
+        with pytest.raises(UserError, match="digits has images in colour, and the run was trained on grey images"):
+            command()
+
+
+def test_images_of_another_size_are_scored_at_the_runs_and_it_is_said(
+    run_copy: Path, split_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = split_digits.train.images.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    np.savez(tmp_path / "large.npz", x=large.numpy(), y=split_digits.train.labels.numpy())
+    result = evaluate(run_copy, quick(data=str(tmp_path / "large.npz")))
+    sentence = "large has images of 32x32 pixels, and the run takes 8x8: they are resized"
+    assert f"warning: {sentence}\n" in capsys.readouterr().err
+    own = evaluate(run_copy, quick(), split_digits)["splits"]["train"]
+    # Four pixels for each of one value, averaged: as good as the images themselves.
+    assert result["splits"]["train"]["acc"] == pytest.approx(own["acc"], abs=0.05)
+    run = load_run(run_copy)
+    expected = outputs(run, resized(large, 8)).clusters
+    assert result["splits"]["train"]["cluster_sizes"] == np.bincount(expected, minlength=10).tolist()

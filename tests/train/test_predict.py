@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from PIL import Image
 
 from imc.cli import main
-from imc.data import Dataset
+from imc.config import Config
+from imc.data import Dataset, Images
 from imc.data.ignored import OUTPUT_MARK
 from imc.evaluation import outputs
 from imc.predict import Options, predict
 from imc.run_files import read_json
 from imc.run_folder import CONFIG, load_run
+from imc.train import train
 
 
 @pytest.fixture
@@ -175,3 +178,36 @@ def test_outputs_that_are_not_finite_are_refused(
         assert main(command) == 1
         assert "the model gives NaN or infinite numbers for an image; are its parameters" in capsys.readouterr().err
     assert not (run_copy / "predictions-photos.csv").exists()
+
+
+def test_images_of_another_kind_than_the_runs_are_counted_and_said(
+    run_copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(run_copy), str(folder)]) == 0
+    assert "warning" not in capsys.readouterr().err
+    noise = np.random.default_rng(0).integers(256, size=(12, 12, 3), dtype=np.uint8)
+    for index in range(2):
+        Image.fromarray(noise).save(folder / f"colour{index}.png")
+    Image.fromarray(noise[:, :, 0]).convert("P").save(folder / "palette.png")
+    Image.fromarray(noise[:4, :4, 0]).save(folder / "tiny.png")
+    Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(noise[:, :, 0]).convert("LA").save(folder / "transparent.png")
+    assert main(["predict", str(run_copy), str(folder), "--overwrite"]) == 0
+    captured = capsys.readouterr()
+    for sentence in (
+        "3 of 30 images are in colour, and the run was trained on grey ones: their colour is left out",
+        "1 of 30 images are smaller than the 8 pixels a side that the run takes: they are enlarged",
+    ):
+        assert f"warning: {sentence}" in captured.err
+        assert sentence in captured.out
+
+
+def test_grey_images_for_a_run_in_colour_are_counted_and_said(
+    tiny: Config, digits: Images, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(dataclasses.replace(tiny, epochs=1), dataclasses.replace(digits, images=digits.images.expand(-1, -1, -1, 3)))
+    capsys.readouterr()
+    result = predict(Options(str(tiny.out), str(folder)))
+    assert result["note"].startswith(
+        "24 of 24 images are grey, and the run was trained on images in colour; skipped 2: "
+    )
