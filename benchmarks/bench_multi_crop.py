@@ -50,11 +50,12 @@ def draw() -> list[tuple[int, Tensor]]:
 
 def shift_hue(image: Image.Image, turns: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
-    shifted = np.array(hue) + np.uint8(round(turns * 255) % 256)
+    shifted = np.array(hue) + np.uint8(int(turns * 255) % 256)
     return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
 
 
-def pillow_crop(image: Image.Image, row: list[float], size: int) -> Tensor:
+def pillow_stages(image: Image.Image, row: list[float], size: int) -> Image.Image:
+    """All but the blur and the normalisation."""
     top, left, height, width = (int(x) for x in row[:4])
     crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     if row[Column.FLIP]:
@@ -64,12 +65,15 @@ def pillow_crop(image: Image.Image, row: list[float], size: int) -> Tensor:
             lambda x: ImageEnhance.Brightness(x).enhance(row[Column.BRIGHTNESS]),
             lambda x: ImageEnhance.Contrast(x).enhance(row[Column.CONTRAST]),
             lambda x: ImageEnhance.Color(x).enhance(row[Column.SATURATION]),
-            lambda x: shift_hue(x, row[Column.HUE]),
+            lambda x: shift_hue(x, row[Column.HUE]) if row[Column.HUE] else x,
         )
         for operation in ORDERS[int(row[Column.ORDER])]:
             crop = operations[operation](crop)
-    if row[Column.GRAYSCALE]:
-        crop = crop.convert("L").convert("RGB")
+    return crop.convert("L").convert("RGB") if row[Column.GRAYSCALE] else crop
+
+
+def pillow_crop(image: Image.Image, row: list[float], size: int) -> Tensor:
+    crop = pillow_stages(image, row, size)
     tensor = torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous().float().div_(255)
     return tensor.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
