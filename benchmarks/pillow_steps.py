@@ -2,17 +2,18 @@
 
     PYTHONPATH=tests python benchmarks/pillow_steps.py --data-root DIR     # DIR holds imagenette; else noise alone
 
-Takes some minutes. Prints the table of docs/numerics.md: the differences of all values of the crops, in steps of 1/255, for each stage alone and
-for all of them in turn, with the parameters of `imc train --data imagenette` drawn so that every stage happens. Images are
-photographs of 96 pixels, noise of any colour, and noise of colours as saturated as there are. Pillow's stages are those
-by which torchvision transforms its images: hue is shifted by a whole number of 1/255 turns, cut towards 0; a blur is taken
-in floats and rounded.
+Takes some minutes. Prints the table of docs/numerics.md: the differences of all values of the crops, in steps of 1/255,
+for each stage alone and for all of them in turn, with the parameters that `imc train --data imagenette` draws, so that
+every stage happens. Images are photographs of 96 pixels, noise of any colour, and noise of colours as saturated as there
+are. Pillow's stages are those by which torchvision transforms its images: hue is shifted by a whole number of 1/255 turns,
+cut towards 0; a blur is taken in floats and rounded.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from imc_kernels.eager.multi_crop import blur
 from imc_kernels.ops.crop_parameters import Column
 
 COUNT, SIDE, SIZE = 1000, 96, 76
-HAPPENS = {"flip": 1.0, "jitter_probability": 1.0, "grayscale": 0.0, "blur_probability": 1.0}
+HAPPENS: dict[str, Any] = {"flip": 1.0, "jitter_probability": 1.0, "grayscale": 0.0, "blur_probability": 1.0}
 STAGES = {
     "crop and resize": (),
     "brightness": (Column.BRIGHTNESS,),
