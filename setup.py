@@ -121,7 +121,7 @@ class NinjaFile:
 
     def run(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        (folder / "build.ninja").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.run([find_ninja(), *jobs], cwd=folder, check=True)
 

@@ -18,16 +18,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imc_kernels import __version__
-
 if TYPE_CHECKING:
     from imc.estimator import ImageClusterer
+    from imc_kernels import __version__
 
 __all__ = ["ImageClusterer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # When asked for: it imports scikit-learn and the trainer, which `imc --version` does not need.
+    # When asked for, since they import torch and the trainer: until then Ctrl-C would end `imc` with a traceback.
+    if name == "__version__":
+        from imc_kernels import __version__
+
+        return __version__
     if name == "ImageClusterer":
         from imc.estimator import ImageClusterer
 

@@ -6,18 +6,29 @@ import argparse
 import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from imc.errors import UserError
 from imc.options import check, flag
+from imc.run_places import is_run, newest
+from imc.terminal import show
+from imc.text import shell_word
 
+MISSING = "the following arguments are required: "  # how argparse says it
+RUN = "RUN"  # what an argument that is the folder of a run is called in usage and help
 Options = TypeVar("Options")
 Passed = TypeVar("Passed")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if (missing := message.removeprefix(MISSING)) != message:
+            message = f"{missing} is missing in: {self.usage}{newest() if RUN in missing.split(', ') else ''}"
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        show(message.rstrip("\n"))
 
 
 def parse(options: type[Options], argv: Sequence[str], *, program: str, description: str) -> Options:
@@ -52,7 +63,7 @@ def parse(options: type[Options], argv: Sequence[str], *, program: str, descript
         groups[group].add_argument(flag(entry.name), **_settings(entry, hints[entry.name]))
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(unknown[0], list(entries)))
+        parser.error(_unknown(program, unknown[0], list(entries), positional))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(known).items()
     }
@@ -103,7 +114,7 @@ def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
     default = " ".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
     settings: dict[str, Any] = {
         "default": entry.default,
-        "type": _reader(members[0]),
+        "type": _reader(members[0], several=Ellipsis in get_args(hint)),
         "metavar": "|".join(entry.metadata["choices"]) or {int: "N", float: "X", str: "TEXT"}[members[0]],
         "help": help if default is None else f"{help} (default: {default})",
     }
@@ -112,19 +123,23 @@ def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
     return settings
 
 
-def _reader(kind: type) -> Callable[[str], Any]:
+def _reader(kind: type, *, several: bool) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
             expected = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
+            hint = "; several are set apart by spaces, and what belongs to no flag comes first" if several else ""
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}{hint}") from None
 
     return read
 
 
-def _unknown(argument: str, names: list[str]) -> str:
+def _unknown(program: str, argument: str, names: list[str], positional: Collection[str]) -> str:
     if not argument.startswith("-"):
+        for name in ("out", "data") if is_run(Path(argument)) else ("data",):
+            if name in names and name not in positional:
+                return f"unexpected argument {argument!r}; did you mean {program} {flag(name)} {shell_word(argument)}?"
         return f"unexpected argument {argument!r}"
     name = argument.split("=")[0]
     close = difflib.get_close_matches(name, [flag(known) for known in names], n=1)

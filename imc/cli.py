@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from imc import __version__
 from imc.errors import Error, RunError, UserError, out_of_memory
+from imc.interrupts import INTERRUPTED, second_interrupt_ends
+from imc.terminal import say, show
+from imc.text import shell_word
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
@@ -18,8 +23,9 @@ COMMANDS = {
     "seeds": "train with several seeds: mean and standard deviation of every score",
     "clusters-sweep": "train with several numbers of clusters, where the number is not known",
 }
-HELP_FLAGS = ("-h", "--help")
-INTERRUPTED = 130  # 128 + SIGINT, what shells use
+HELP = ("-h", "--help", "help")
+VERSION = ("-V", "--version", "version")
+UNREAD = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1  # what shells use
 
 
 def usage() -> str:
@@ -40,23 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and options; default: those of the process.
 
     Returns:
-        The exit code: 0; 1 for a run that failed; 2 for a user's mistake; 130 for Ctrl-C.
+        The exit code: 0; 1 for a run that failed; 2 for a user's mistake; 130 for Ctrl-C; 141 where the output is a
+        pipe that nobody reads any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = f"imc {arguments[0]}" if arguments and arguments[0] in COMMANDS else "imc"
     try:
-        _run(arguments)
+        with second_interrupt_ends():
+            _run(arguments)
     except Error as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"{program}: {' '.join(str(error).split())}")
         return error.exit_code
-    except (MemoryError, RuntimeError) as error:
-        sentence = out_of_memory(error)
+    except BrokenPipeError:
+        return UNREAD
+    except (MemoryError, RuntimeError, OSError) as error:
+        sentence = out_of_memory(error) or _of_the_system(error)
         if sentence is None:
             raise
-        print(f"{program}: {sentence}", file=sys.stderr)
+        say(f"{program}: {sentence}")
         return RunError.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        say(f"{program}: {str(interrupt) or 'interrupted'}")
         return INTERRUPTED
     return 0
 
@@ -65,11 +75,34 @@ def _run(arguments: list[str]) -> None:
     if not arguments:
         raise UserError(f"no command given; accepted are {', '.join(COMMANDS)} (see imc --help)")
     command, *rest = arguments
-    if command in HELP_FLAGS:
-        print(usage())
-    elif command == "--version":
-        print(f"imc {__version__}")
+    if command in HELP and rest and rest[0] in COMMANDS:
+        command, rest = rest[0], ["--help"]
+    if command in HELP:
+        show(usage())
+    elif command in VERSION:
+        from imc import __version__
+
+        show(f"imc {__version__}")
     elif command in COMMANDS:
         importlib.import_module(f"imc.{command.replace('-', '_')}").main(rest)
     else:
-        raise UserError(f"unknown command {command!r}; accepted are {', '.join(COMMANDS)} (see imc --help)")
+        raise UserError(f"unknown command {command!r}; {_meant(command)} (see imc --help)")
+
+
+def _meant(command: str) -> str:
+    """What somebody who typed this for a command may have wanted."""
+    close = difflib.get_close_matches(command.lower().replace("_", "-"), [*COMMANDS, "help"], n=1)
+    if close:
+        return f"did you mean imc {close[0]}?"
+    if command.startswith("-"):
+        return f"the command comes first, such as imc train {command}; commands are {', '.join(COMMANDS)}"
+    if len(command) < 1000 and os.path.exists(command):
+        return f"to cluster the images in it: imc train --data {shell_word(command)}"
+    return f"accepted are {', '.join(COMMANDS)}"
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """The sentence for what the system refused, such as a file; None for another error."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return None
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

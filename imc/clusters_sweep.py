@@ -17,7 +17,6 @@ Nothing here reads labels but the columns acc, nmi and ari, where there are any.
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from imc import arguments, cli, figures
 from imc.config import Config
+from imc.csv_files import Rows
 from imc.data import Images, name_of
 from imc.distributed import choose_device
 from imc.errors import UserError
@@ -39,8 +39,12 @@ from imc.evaluation import embeddings, outputs
 from imc.metrics import SCORES
 from imc.options import argument, check, option
 from imc.run_data import clustered
-from imc.run_folder import RUNS, LoadedRun, load_run, write_json
+from imc.run_folder import LoadedRun, load_run, write_json
+from imc.run_places import RUNS
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
+from imc.terminal import show
+from imc.text import shortened, visible
+from imc.whole_files import replacing
 
 SWEEP = "clusters-sweep"  # of the files
 SILHOUETTE_IMAGES = 2000  # evenly spaced; its cost grows with the square
@@ -68,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     options, config = arguments.parse_with(
         Options, Config, argv, without=SET_HERE, program="imc clusters-sweep", description=__doc__ or ""
     )
-    print(report(clusters_sweep(options, config)))
+    show(report(clusters_sweep(options, config)))
 
 
 def clusters_sweep(options: Options, config: Config | None = None) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def clusters_sweep(options: Options, config: Config | None = None) -> dict[str, 
     check(options)
     if not options.clusters:
         raise UserError("--clusters must list the numbers to try, such as --clusters 5 10 15 20")
-    out = RUNS / f"{name_of(options.data)}-clusters" if options.out is None else Path(options.out)
+    out = RUNS / shortened(name_of(options.data), "-clusters") if options.out is None else Path(options.out)
     config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
     configs = [
         replace(config, clusters=clusters, seed=seed, out=str(out / f"clusters-{clusters}-seed-{seed}"))
@@ -158,10 +162,10 @@ def _by_clusters(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with replacing(path) as file:
+        table = Rows(file, list(rows[0]))
+        for row in rows:
+            table.add(*row.values())
 
 
 def _draw(path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -191,7 +195,7 @@ def report(sweep: dict[str, Any]) -> str:
     for line in lines:
         cells = (f"{_cell(line.get(name)):>{len(title)}}" for name, title in shown.items())
         table.append("  ".join(cells))
-    files = f"{sweep['out']}: {' '.join(f'{SWEEP}.{kind}' for kind in ('csv', 'json', 'png'))}"
+    files = f"{visible(sweep['out'])}: {' '.join(f'{SWEEP}.{kind}' for kind in ('csv', 'json', 'png'))}"
     separated = [line for line in lines if line.get("silhouette") is not None]
     if separated:
         best = max(separated, key=lambda line: line["silhouette"])

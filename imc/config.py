@@ -215,10 +215,8 @@ class Config:
             raise UserError(
                 f"--pool-after must be at most {len(self.widths)}, the number of --widths, got {self.pool_after}"
             )
-        if self.name is not None and (not self.name or set(self.name) & set("/\\") or self.name in (".", "..")):
+        if self.name is not None and (set(self.name) & set("/\\") or self.name in (".", "..")):
             raise UserError(f"--name must be the name of one folder, without separators, got {self.name!r}")
-        if self.out == "":
-            raise UserError("--out must be a folder, got an empty text")
         if self.resume and self.out is None and self.name is None:
             raise UserError("--resume needs --out or --name, the run to continue")
         if self.resume and self.overwrite:

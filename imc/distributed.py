@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imc import launchers
 from imc.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def choose_device(choice: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
+    local = launchers.local_rank()
     if choice == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this PyTorch sees no CUDA device")
     if choice == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= torch.cuda.device_count():
         raise UserError(f"rank {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
     return torch.device("cuda", local)
@@ -98,7 +99,7 @@ def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
         device: that of this process.
         timeout: seconds after which one that does not answer is given up.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = launchers.world_size()
     if world == 1:
         yield Ranks()
         return
@@ -177,10 +178,15 @@ class Agreement:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM as something to ask for. A second SIGINT interrupts at once."""
+    """SIGINT and SIGTERM as something to ask for. A second SIGINT interrupts at once.
 
-    def __init__(self) -> None:
+    Args:
+        speaks: whether this process says what it does at the first.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
         self.received = False
+        self.speaks = speaks
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -196,4 +202,9 @@ class StopSignals:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.speaks and not self.received:
+            more = "; a second Ctrl-C ends at once" if number == signal.SIGINT else ""
+            # Not by way of Python's streams, in the middle of whose writing a signal may come.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nfinishing this step, then saving a checkpoint{more}\n".encode())
         self.received = True

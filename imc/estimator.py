@@ -27,7 +27,8 @@ from imc.data import Images
 from imc.distributed import choose_device
 from imc.errors import StoppedError, UserError
 from imc.evaluation import Outputs, outputs
-from imc.run_folder import CONFIG, MODEL, LoadedRun, load_run, save_model, write_json
+from imc.run_folder import MODEL, LoadedRun, load_run, save_model, write_json
+from imc.run_places import CONFIG
 from imc.train import train
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would

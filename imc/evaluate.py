@@ -41,6 +41,8 @@ from imc.run_data import other_data, run_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
+from imc.terminal import show
+from imc.text import visible
 
 EVALUATION = "evaluation.json"
 
@@ -76,10 +78,10 @@ def main(argv: Sequence[str]) -> None:
     results = []
     for folder in options.runs:
         results.append(evaluate(folder, options))
-        print(table(results[-1]))
+        show(table(results[-1]))
     if len(results) > 1:
         summary = summarise(results)
-        print(summary_table(summary))
+        show(summary_table(summary))
         if options.out is not None:
             write_summary(Path(options.out), summary, results)
 
@@ -201,7 +203,7 @@ def table(evaluation: dict[str, Any]) -> str:
         "train": "batch normalisation recalibrated on the train split",
         "test": "batch normalisation recalibrated on the TEST split: transductive",
     }[recalibrated]
-    lines = [f"{evaluation['run']}: {evaluation['data']}, {norms}"]
+    lines = [f"{visible(evaluation['run'])}: {visible(evaluation['data'])}, {norms}"]
     lines.append(f"{'':14}{'images':>10}{'ACC':>8}{'NMI':>8}{'ARI':>8}{'clusters used':>16}")
     for name, split in evaluation["splits"].items():
         scores = "".join(_number(split[score]) for score in SCORES)
@@ -223,12 +225,12 @@ def table(evaluation: dict[str, Any]) -> str:
         )
     name, split = list(evaluation["splits"].items())[-1]
     if "classes" in split:
-        width = max(5, *(len(row["class"]) for row in split["classes"])) + 2
+        width = max(5, *(len(visible(row["class"])) for row in split["classes"])) + 2
         lines.append(f"{f'class ({name})':{width}}{'images':>10}{'cluster':>10}{'precision':>11}{'recall':>8}")
         for row in split["classes"]:
             cluster = "-" if row["cluster"] is None else str(row["cluster"])
             shares = f"{row['precision']:11.3f}{row['recall']:8.3f}"
-            lines.append(f"{row['class']:{width}}{row['images']:>10,}{cluster:>10}{shares}")
+            lines.append(f"{visible(row['class']):{width}}{row['images']:>10,}{cluster:>10}{shares}")
     return "\n".join(lines)
 
 

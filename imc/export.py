@@ -41,11 +41,14 @@ from torch.nn import functional
 from imc import __version__, arguments, cli
 from imc.config import Config
 from imc.data import views
+from imc.data.paths import user_path
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
 from imc.options import argument, check, option
 from imc.run_data import other_data
 from imc.run_folder import LoadedRun, load_run
+from imc.terminal import show
+from imc.text import visible
 
 FORMATS = ("torch", "onnx", "both")
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
@@ -70,7 +73,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> None:
     """The command: a run in, files out."""
-    print(report(export(arguments.parse(Options, argv, program="imc export", description=__doc__ or ""))))
+    show(report(export(arguments.parse(Options, argv, program="imc export", description=__doc__ or ""))))
 
 
 def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
     if "onnx" in formats:
         _require_onnx()
     run = load_run(Path(options.run), "cpu", encoder)
-    out = Path(options.run if options.out is None else options.out).expanduser()
+    out = user_path(options.run if options.out is None else options.out)
     for path in (out / FILES[name] for name in formats):
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise UserError(f"{path} exists already; give another --out, or pass --overwrite to replace a file")
@@ -123,8 +126,8 @@ def report(result: dict[str, Any]) -> str:
     lines = [f"images: uint8 [B, {', '.join(map(str, result['shape']))}]"]
     count = result["images"]
     lines += [
-        f"{path}: the same cluster as the model for {count} of {count} images of {result['checked']}, "
-        f"logits within {difference:.1g}"
+        f"{visible(path)}: the same cluster as the model for {count} of {count} images of "
+        f"{visible(result['checked'])}, logits within {difference:.1g}"
         for path, difference in result["files"].items()
     ]
     return "\n".join(lines)

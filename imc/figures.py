@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from imc.figure_text import LONGEST_TITLE, choose_fonts, drawable, in_plain_style
+from imc.whole_files import replacing
+
 DPI = 150
 GALLERY_ROWS = 50  # beyond this many clusters, the largest are shown
 GALLERY_COLUMNS = 10
@@ -22,6 +25,7 @@ Panel = tuple[str, Sequence[str], str]
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 
 
+@in_plain_style
 def save_confusion(
     path: Path, matrix: NDArray[np.int64], class_names: tuple[str, ...], columns: list[int], title: str
 ) -> None:
@@ -41,11 +45,11 @@ def save_confusion(
     cell = 0.52 if annotated else 8 / max(classes, clusters)
     figure, axes = _figure(2.6 + cell * clusters, 1.8 + cell * classes)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
+    axes.set_title(drawable(title, LONGEST_TITLE), loc="left", fontsize=12, color=INK, pad=10)
     axes.set_xlabel("cluster, in the order of the class it is matched to")
     axes.set_ylabel("class")
     _name_ticks(axes.set_xticks, list(map(str, columns)))
-    _name_ticks(axes.set_yticks, class_names)
+    _name_ticks(axes.set_yticks, [drawable(name) for name in class_names])
     if annotated:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else INK
@@ -61,6 +65,7 @@ def save_confusion(
     _save(figure, path)
 
 
+@in_plain_style
 def save_gallery(
     path: Path,
     images: NDArray[np.uint8],
@@ -99,7 +104,7 @@ def save_gallery(
         axes.text(
             -0.6 * width,
             (position + 0.5) * height - 1,
-            captions[cluster],
+            drawable(captions[cluster]),
             ha="right",
             va="center",
             fontsize=9,
@@ -108,7 +113,7 @@ def save_gallery(
     for column, heading in ((0, "most certain"), (GALLERY_COLUMNS + 1, "least certain")):
         axes.text(column * width - 0.5, -0.35 * height, heading, ha="left", va="bottom", fontsize=10, color=MUTED)
     shown = "" if len(rows) == len(captions) else f" (the {len(rows)} largest of {len(captions)})"
-    figure.suptitle(title + shown, x=0.02, ha="left", fontsize=12, color=INK)
+    figure.suptitle(drawable(title, LONGEST_TITLE) + shown, x=0.02, ha="left", fontsize=12, color=INK)
     axes.axis("off")
     _save(figure, path)
 
@@ -125,6 +130,7 @@ def most_and_least_certain(
     return members[:count], members[count:][-count:]
 
 
+@in_plain_style
 def save_curves(
     path: Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, over: str = "epoch"
 ) -> None:
@@ -155,6 +161,7 @@ def save_curves(
     _save(figure, path)
 
 
+@in_plain_style
 def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str, *, ranked: bool) -> None:
     """Draw how many images each of many items (prototypes, clusters) holds.
 
@@ -182,6 +189,7 @@ def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str, *,
     _save(figure, path)
 
 
+@in_plain_style
 def save_scatter(
     path: Path,
     points: NDArray[np.floating[Any]],
@@ -197,19 +205,23 @@ def save_scatter(
     figure, axes = _figure(7, 6 * len(colourings), rows=len(colourings))
     for panel, (title, groups, names) in zip(np.atleast_1d(axes), colourings, strict=True):
         size = np.clip(12000 / max(len(points), 1), 3, 30)
-        for group, (name, colour) in enumerate(names):
-            panel.scatter(*points[groups == group].T, s=size, color=colour, label=name, linewidths=0, alpha=0.8)
+        for group, (_, colour) in enumerate(names):
+            panel.scatter(*points[groups == group].T, s=size, color=colour, label=".", linewidths=0, alpha=0.8)
         panel.set_title(title, loc="left", fontsize=12, color=INK)
         panel.set_xticks([])
         panel.set_yticks([])
         panel.spines[:].set_color("#d0d0d0")
         if len(names) <= ANNOTATED_CLUSTERS:
-            panel.legend(
+            legend = panel.legend(
                 loc="upper center", bbox_to_anchor=(0.5, 0), ncols=5, frameon=False, fontsize=9, markerscale=2.5
             )
+            # Not as labels, of which matplotlib leaves out those that begin with an underscore.
+            for entry, name in zip(legend.get_texts(), [name for name, _ in names], strict=True):
+                entry.setdrawable(drawable(name))
     _save(figure, path)
 
 
+@in_plain_style
 def save_heatmaps(
     path: Path, rows: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.float32], Sequence[str]]]
 ) -> None:
@@ -236,10 +248,11 @@ def save_heatmaps(
             axes[1, column].imshow(
                 warmth, cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent
             )
-            axes[0, column].set_title(caption, fontsize=7, color=MUTED, pad=2)
+            axes[0, column].set_title(drawable(caption), fontsize=7, color=MUTED, pad=2)
     _save(figure, path)
 
 
+@in_plain_style
 def save_accuracy_by_images(path: Path, runs: Sequence[tuple[int, float]], title: str) -> None:
     """Draw accuracy against the number of training images: each run a dot, the mean of each number a line.
 
@@ -257,7 +270,7 @@ def save_accuracy_by_images(path: Path, runs: Sequence[tuple[int, float]], title
     axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_title(title, loc="left", fontsize=12, color=INK)
+    axes.set_title(drawable(title, LONGEST_TITLE), loc="left", fontsize=12, color=INK)
     axes.set_xlabel("training images")
     axes.set_ylabel("accuracy")
     axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -289,4 +302,6 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1):  # ty
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.15, facecolor="white")
+    choose_fonts(figure)
+    with replacing(path, binary=True) as file:
+        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15, facecolor="white")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from imc.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
 from imc.config import Config
@@ -24,6 +22,8 @@ from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.optimizer import build_optimizer, set_learning_rates
 from imc.run_folder import METRICS, append_json_line, keep_json_lines
+from imc.terminal import progress, say
+from imc.text import shell_word
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
 
@@ -70,21 +70,12 @@ class Loop:
             RunError: a loss term or a parameter is not finite; the last checkpoint stays.
         """
         total = self.config.epochs * self.steps
-        interval = 0.5 if sys.stderr.isatty() else 15.0  # seconds between redraws; a log file gets few
         self._clock = time.perf_counter()
         self._saved = time.monotonic()
         agreement = Agreement(self.ranks.host)
         events = EventFiles(self.folder if self.ranks.first and self.config.tensorboard else None)
-        bar = tqdm(
-            total=total,
-            initial=self.update,
-            desc="train",
-            unit="step",
-            mininterval=interval,
-            maxinterval=interval,
-            disable=not self.ranks.first,
-        )
-        with StopSignals() as signals, bar, events:
+        bar = progress(total, "train", "step", done=self.update, delay=0, shown=self.ranks.first)
+        with StopSignals(self.ranks.first) as signals, bar, events:
             if self.update == 0:
                 self._save()
             while self.update < total:
@@ -238,12 +229,12 @@ class Loop:
     def _how_to_resume(self) -> str:
         epoch, done = divmod(self.update, self.steps)
         where = f"after epoch {epoch}" + (f" and {done} of {self.steps} updates" if done else "")
-        return f"stopped {where}; continue with: imc train --out {self.folder} --resume"
+        return f"stopped {where}; continue with: imc train --out {shell_word(self.folder)} --resume"
 
 
 def warn(sentence: str) -> None:
     """Print a warning above the progress bar."""
-    tqdm.write(f"warning: {sentence}", file=sys.stderr)
+    say(f"warning: {sentence}")
 
 
 def compile_encoder(encoder: nn.Module) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from imc.text import visible
 
 THUMBNAIL = 96  # longest side, pixels
 PIXELATED = 48  # images up to this side are shown with visible pixels
@@ -48,6 +50,11 @@ td.number, th.number { text-align: right; }
 @media (min-width: 48rem) { .row { grid-template-columns: repeat(12, 1fr); } }
 summary { cursor: pointer; color: var(--accent); }
 """
+
+
+def escape(text: str) -> str:
+    """Plain text as HTML: nothing in it is markup, and characters that a page may not hold are shown escaped."""
+    return html.escape(visible(text))
 
 
 def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> str:

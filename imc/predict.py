@@ -5,7 +5,7 @@
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
 
-The CSV has the columns path (relative to the folder), cluster and confidence (the cluster's probability). Images are
+The CSV has the columns file (relative to the folder), cluster and confidence (the cluster's probability). Images are
 decoded as for training and streamed: the folder may be larger than the memory. Files that cannot be read are named,
 left out and counted; counted too are images in colour for a run trained on grey ones, grey ones for a run trained on
 colour, and those that have to be enlarged. Nothing in the folder is changed, and no file is overwritten unless
@@ -14,12 +14,11 @@ colour, and those that have to be enlarged. Nothing in the folder is changed, an
 
 from __future__ import annotations
 
-import csv
-import os
+import functools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,21 +27,26 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from imc import arguments, cli
+from imc.csv_files import Rows
 from imc.data.converted import Converted
-from imc.data.folders import Skipped, decode_folder, printable
+from imc.data.folders import Skipped, decode_folder
 from imc.data.ignored import mark_output
+from imc.data.paths import user_path
 from imc.distributed import DEVICES, choose_device
 from imc.errors import RunError, UserError
 from imc.evaluation import outputs
 from imc.options import argument, check, option
 from imc.run_folder import LoadedRun, load_run
+from imc.run_places import is_run
+from imc.terminal import say, show
+from imc.text import shell_word, shortened, visible
+from imc.whole_files import replacing
 
 BATCH = 256
 NAMED_FILES = 20  # unreadable files that are named one by one
-COLUMNS = ("path", "cluster", "confidence")
+COLUMNS = ("file", "cluster", "confidence")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """The command: a run and a folder in, a CSV out."""
     options = arguments.parse(Options, argv, program="imc predict", description=__doc__ or "")
-    print(report(predict(options)))
+    show(report(predict(options)))
 
 
 def predict(options: Options) -> dict[str, Any]:
@@ -81,7 +85,10 @@ def predict(options: Options) -> dict[str, Any]:
         RunError: an output cannot be written.
     """
     check(options)
-    folder, targets = Path(options.folder).expanduser(), _targets(options)
+    folder, targets = user_path(options.folder), _targets(options)
+    if not is_run(Path(options.run)) and is_run(folder):
+        swapped = f"imc predict {shell_word(options.folder)} {shell_word(options.run)}"
+        raise UserError(f"{options.run} is not the folder of a run, and {folder} is; did you mean {swapped}?")
     run = load_run(Path(options.run), choose_device(options.device))
     skipped, converted = _Skipped(), Converted(run.config.side, run.config.channels)
     images = decode_folder(folder, run.config.side, run.config.channels, skipped, converted)
@@ -108,8 +115,8 @@ def report(result: dict[str, Any]) -> str:
     sizes = result["clusters"]
     lines = [f"{result['images']:,} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
     if result["note"]:
-        lines.append(result["note"])
-    return "\n".join([*lines, *result["files"]])
+        lines.append(visible(result["note"]))
+    return "\n".join([*lines, *map(visible, result["files"])])
 
 
 class _Skipped(Skipped):
@@ -118,20 +125,20 @@ class _Skipped(Skipped):
     def add(self, name: str, reason: str, count: int = 1) -> None:
         super().add(name, reason, count)
         if self.count <= NAMED_FILES:
-            tqdm.write(f"skipped {printable(name)}: {reason}", file=sys.stderr)
+            say(f"skipped {name}: {reason}")
         elif self.count == NAMED_FILES + 1:
-            tqdm.write("skipped more, which are counted at the end", file=sys.stderr)
+            say("skipped more, which are counted at the end")
 
 
 def _targets(options: Options) -> dict[str, Path]:
     """Where the outputs go, each checked to be free."""
-    folder = Path(options.folder).expanduser()
+    folder = user_path(options.folder)
     if not folder.is_dir():
         raise UserError(f"{options.folder!r} is not a folder of images")
-    default = Path(options.run) / f"predictions-{folder.resolve().name or 'images'}.csv"
-    targets = {"csv": default if options.out is None else Path(options.out).expanduser()}
+    default = Path(options.run) / shortened(f"predictions-{folder.resolve().name or 'images'}", ".csv")
+    targets = {"csv": default if options.out is None else user_path(options.out)}
     if options.embeddings is not None:
-        targets["embeddings"] = Path(options.embeddings).expanduser()
+        targets["embeddings"] = user_path(options.embeddings)
         if targets["embeddings"].suffix != ".npy":
             raise UserError(f"--embeddings must be a file that ends in .npy, got {options.embeddings!r}")
     for name, path in targets.items():
@@ -139,7 +146,7 @@ def _targets(options: Options) -> dict[str, Path]:
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise UserError(f"{path} exists already; give another {flag}, or pass --overwrite to replace a file")
     if options.sort_into is not None:
-        target = targets["sorted"] = Path(options.sort_into).expanduser()
+        target = targets["sorted"] = user_path(options.sort_into)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"--sort-into must be a new or an empty folder, and {target} is not")
         if target.resolve().is_relative_to(folder.resolve()):
@@ -157,48 +164,41 @@ def _write(
     """Predict and write batch by batch; how many images each cluster holds. Without an image nothing is written."""
     sizes = np.zeros(0, np.int64)
     with ExitStack() as stack:
-        table: Any = None
-        rows: _Rows | None = None
+        table: Rows | None = None
+        rows: _Matrix | None = None
         while batch := list(islice(images, options.batch_size)):
             pixels = torch.from_numpy(np.stack([image for _, image in batch]))
             result = outputs(run, pixels, batch_size=options.batch_size, amp=options.amp)
             if table is None:
                 sizes = np.zeros(result.probabilities.shape[1], np.int64)
-                table = csv.writer(stack.enter_context(_replacing(targets["csv"], "w")), lineterminator="\n")
-                table.writerow(COLUMNS)
+                table = Rows(stack.enter_context(replacing(targets["csv"])), COLUMNS)
                 if "sorted" in targets:
                     targets["sorted"].mkdir(parents=True, exist_ok=True)
                     mark_output(targets["sorted"])
                 if "embeddings" in targets:
-                    rows = _Rows(stack.enter_context(_replacing(targets["embeddings"], "wb")))
+                    rows = _Matrix(stack.enter_context(replacing(targets["embeddings"], binary=True)))
                     stack.callback(rows.finish)
             if rows is not None:
                 rows.append(result.features.numpy())
             sizes += np.bincount(result.clusters, minlength=len(sizes))
             for (name, _), cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
-                table.writerow((printable(name), cluster, f"{confidence:.6f}"))
+                table.add(name, cluster, f"{confidence:.6f}")
                 if "sorted" in targets:
-                    copy = targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}" / name
+                    of_cluster = targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}"
+                    if not of_cluster.exists():
+                        stack.push(functools.partial(_remove_after_failure, of_cluster))
+                    copy = of_cluster / name
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(folder / name, copy)
     return sizes
 
 
-@contextmanager
-def _replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """A new file that takes its name once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
-        with temporary.open(mode, **text) as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _remove_after_failure(folder: Path, failure: type[BaseException] | None, *_: object) -> None:
+    if failure is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Rows:
+class _Matrix:
     """An .npy file that grows: numpy leaves room in the header for the final number of rows."""
 
     def __init__(self, file: IO[bytes]) -> None:

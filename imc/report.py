@@ -40,6 +40,9 @@ from imc.run_figures import (
 )
 from imc.run_files import read_json, read_metrics
 from imc.run_folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
+from imc.terminal import show
+from imc.text import visible
+from imc.whole_files import replacing
 
 PAGE = "report.html"
 SHOWN = 12  # images of a cluster that are most, and that are least certain
@@ -59,7 +62,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> None:
     """The command: a run in, a page out."""
-    print(report(arguments.parse(Options, argv, program="imc report", description=__doc__ or "")))
+    show(visible(str(report(arguments.parse(Options, argv, program="imc report", description=__doc__ or "")))))
 
 
 def report(options: Options, data: Dataset | None = None) -> Path:
@@ -103,7 +106,8 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     path = folder / PAGE
     name = run.config.name or folder.resolve().name
     title = name if name == images.name else f"{name}: {images.name}"
-    path.write_text(page.page(title, _lead(data.note, images, result), sections), encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page.page(title, _lead(data.note, images, result), sections))
     return path
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from imc import __version__
 from imc.config import Config
+from imc.csv_files import Rows
 from imc.data import Images
 from imc.evaluation import kmeans_on_pixels
 from imc.metrics import SCORES, clustering_scores
 from imc.run_figures import draw_confusion, draw_gallery
 from imc.run_folder import FILES, RESULT, write_json, written
+from imc.text import shell_word, visible
+from imc.whole_files import replacing
 
 
 def write_results(
@@ -101,7 +104,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -120,21 +123,22 @@ def table(result: dict[str, Any], folder: Path) -> str:
         f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "
         f"{result['threads']} threads, {result['clusters_used']} of {result['clusters']} clusters used"
     )
-    lines.append(f"{folder}: {' '.join(name for name in FILES if (folder / name).exists())}")
+    lines.append(f"{visible(str(folder))}: {' '.join(name for name in FILES if (folder / name).exists())}")
+    lines.append(f"to look at it: imc report {shell_word(folder)}")
     return "\n".join(lines)
 
 
 def _write_labels(path: Path, data: Images, clusters: NDArray[np.int64], confidence: NDArray[np.float32]) -> None:
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Sequence[Any]] = {
         "index": list(range(len(clusters))),
         "cluster": clusters.tolist(),
         "confidence": [f"{value:.6f}" for value in confidence],
     }
     if data.files is not None:
-        columns["file"] = list(data.files)
+        columns["file"] = data.files
     if data.labels is not None:
         columns["label"] = data.labels.tolist()
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    with replacing(path) as file:
+        rows = Rows(file, list(columns))
+        for row in zip(*columns.values(), strict=True):
+            rows.add(*row)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imc.csv_files import read_rows
 from imc.errors import UserError
 
 ARCHIVE = b"PK\x03\x04"  # how what torch.save writes begins, since torch 1.6
@@ -26,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is not there, or holds none.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -43,7 +44,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         UserError: it is damaged.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         whole = all(isinstance(line, dict) for line in lines) and all(
             {"epoch", "loss", "lr"} <= line.keys() == lines[-1].keys() for line in lines
         )
@@ -63,8 +64,7 @@ def read_clusters(path: Path) -> NDArray[np.int64]:
         UserError: it is not there, or damaged.
     """
     try:
-        with path.open(newline="") as file:
-            return np.array([int(row["cluster"]) for row in csv.DictReader(file)], np.int64)
+        return np.array([int(row["cluster"]) for row in read_rows(path)], np.int64)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, OverflowError, csv.Error):

@@ -16,15 +16,17 @@ from safetensors.torch import load_file, save
 
 from imc.config import Config
 from imc.data import name_of, views
+from imc.data.paths import user_path
 from imc.errors import RunError, UserError
 from imc.methods import build_model, misfit
 from imc.methods.method import Method
 from imc.run_files import read_json
+from imc.run_places import CONFIG, RUNS, is_run, newest
+from imc.text import shortened
 
-RUNS = Path("runs")
 RESULT = "result.json"
 FIGURES = "figures"  # a folder
-CONFIG, METRICS, MODEL, CHECKPOINT = "config.json", "metrics.jsonl", "model.safetensors", "checkpoint.pt"
+METRICS, MODEL, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 LABELS = "labels.csv"
 FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
 
@@ -60,12 +62,12 @@ def open_run_folder(config: Config) -> Path:
 
 def run_folder(config: Config) -> Path:
     """The folder that ``out`` or ``name`` asks for."""
-    return RUNS / (config.name or name_of(config.data)) if config.out is None else Path(config.out)
+    return RUNS / (config.name or name_of(config.data)) if config.out is None else user_path(config.out)
 
 
 def _next_free(folder: Path) -> Path:
     candidates = itertools.chain(
-        [folder], (folder.with_name(f"{folder.name}-{suffix}") for suffix in itertools.count(2))
+        [folder], (folder.with_name(shortened(folder.name, f"-{suffix}")) for suffix in itertools.count(2))
     )
     free = next(candidate for candidate in candidates if not candidate.exists())
     free.mkdir(parents=True)
@@ -126,7 +128,10 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.from_dict(read_json(folder / CONFIG)).validate()
     except UserError as reason:
-        raise UserError(f"{folder} is not the folder of a run: it holds no readable {CONFIG} ({reason})") from None
+        hint = "" if is_run(folder) else newest()
+        raise UserError(
+            f"{folder} is not the folder of a run: it holds no readable {CONFIG} ({reason}){hint}"
+        ) from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -140,7 +145,7 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
     Raises:
         RunError: the disk does not take it.
     """
-    with written(path), path.open("a") as file:
+    with written(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -148,7 +153,7 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
 
 def keep_json_lines(path: Path, epochs: int) -> None:
     """Keep the lines of the first ``epochs`` epochs: what was written after a checkpoint is written again."""
-    lines = path.read_text().splitlines(keepends=True)[:epochs] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs] if path.exists() else []
     write_file(path, "".join(lines).encode())
 
 
@@ -173,9 +178,8 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

@@ -23,9 +23,11 @@ from imc.data import name_of
 from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate
 from imc.options import argument, check, option
-from imc.run_folder import RUNS
+from imc.run_places import RUNS
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.summary import SUMMARY, summarise, summary_table, write_summary
+from imc.terminal import show
+from imc.text import shortened, visible
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     options, config = arguments.parse_with(
         Options, Config, argv, without=SET_HERE, program="imc seeds", description=__doc__ or ""
     )
-    print(report(seeds(options, config)))
+    show(report(seeds(options, config)))
 
 
 def seeds(options: Options, config: Config | None = None) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def seeds(options: Options, config: Config | None = None) -> dict[str, Any]:
         StoppedError: a signal.
     """
     check(options)
-    out = RUNS / f"{name_of(options.data)}-seeds" if options.out is None else Path(options.out)
+    out = RUNS / shortened(name_of(options.data), "-seeds") if options.out is None else Path(options.out)
     config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
     configs = [replace(config, seed=seed, out=str(out / f"seed-{seed}")) for seed in dict.fromkeys(options.seeds)]
     data = load_once(config)
@@ -82,7 +84,7 @@ def report(summary: dict[str, Any]) -> str:
     lines = [summary_table(summary)]
     if summary["agreement"] is not None:
         lines.append(f"agreement of the seeds (mean ARI of all pairs): {summary['agreement']:.3f}")
-    return "\n".join([*lines, str(Path(summary["out"]) / SUMMARY)])
+    return "\n".join([*lines, visible(str(Path(summary["out"]) / SUMMARY))])
 
 
 if __name__ == "__main__":

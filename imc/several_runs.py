@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,10 +15,12 @@ from sklearn.metrics import adjusted_rand_score
 from imc.config import Config
 from imc.data import Dataset
 from imc.errors import RunError, StoppedError, UserError
+from imc.launchers import world_size
 from imc.options import flag
 from imc.run_data import run_data
 from imc.run_files import read_clusters, read_json
 from imc.run_folder import CHECKPOINT, LABELS, RESULT, read_config
+from imc.terminal import say
 from imc.train import plan, train
 
 # Fields of a run that a command for several sets itself, or that make no sense for it.
@@ -36,11 +36,11 @@ def load_once(config: Config) -> Dataset:
     Raises:
         UserError: it is not there, or cannot be read; or this is one of several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError("this command starts its runs one after another in one process; use torchrun with imc train")
     data = run_data(config)
     if data.note:
-        print(data.note, file=sys.stderr)
+        say(data.note)
     return replace(data, note="")
 
 
@@ -62,7 +62,7 @@ def train_each(configs: Sequence[Config], data: Dataset) -> list[dict[str, Any]]
     kept = [_kept(config, data) for config in configs]
     results = []
     for number, (config, result) in enumerate(zip(configs, kept, strict=True), start=1):
-        print(f"run {number} of {len(configs)}: {config.out}{' is done' if result else ''}", file=sys.stderr)
+        say(f"run {number} of {len(configs)}: {config.out}{' is done' if result else ''}")
         if result is None:
             unfinished = (Path(str(config.out)) / CHECKPOINT).exists() and not config.overwrite
             try:

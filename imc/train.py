@@ -50,7 +50,9 @@ from imc.models.batch_norm import synchronise
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
 from imc.run_data import clustered, require_apart, run_data
-from imc.run_folder import CONFIG, MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
+from imc.run_folder import MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
+from imc.run_places import CONFIG
+from imc.terminal import say, show
 from imc.threads import set_threads
 from imc_kernels import backends
 
@@ -59,11 +61,11 @@ def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
     config = arguments.parse(Config, argv, program="imc train", description=__doc__ or "").validate()
     if config.print_config:
-        print(json.dumps(plan(config).to_dict(), indent=2))
+        show(json.dumps(plan(config).to_dict(), indent=2))
         return
     result = train(config)
     if result is not None:
-        print(table(result, Path(result["out"])))
+        show(table(result, Path(result["out"])))
 
 
 def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
@@ -115,7 +117,7 @@ def train(
             require_apart(run_folder(config), config.data, dataset)
         folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
-            print(dataset.note, file=sys.stderr)
+            say(dataset.note)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
         torch.manual_seed(config.seed)
@@ -123,7 +125,7 @@ def train(
         if config.init is not None and checkpoint is None:
             matched = load_pretrained(model.encoder, Path(config.init), config.init_prefix, config)
             if processes.first:
-                print(f"--init {config.init}: {matched}", file=sys.stderr)
+                say(f"--init {config.init}: {matched}")
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
         if processes.first:
             write_json(folder / CONFIG, config.to_dict())

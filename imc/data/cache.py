@@ -26,6 +26,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imc.environment import folder_of
 from imc.errors import UserError
 
 VARIABLE = "IMC_CACHE"
@@ -35,7 +36,7 @@ Batches = Iterator[NDArray[np.uint8]]
 
 def cache_folder() -> Path:
     """The folder of the entries; it may not exist yet."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "imc" / "decoded")
+    return folder_of(VARIABLE, "decoded")
 
 
 def cached(
@@ -73,7 +74,7 @@ def cached(
             folder.mkdir(parents=True, exist_ok=True)
             _write(temporary, shape, batches)
             os.replace(temporary, folder / f"{stem}.npy")
-            temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}))
+            temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}), encoding="utf-8")
             os.replace(temporary, folder / f"{stem}.json")
         finally:
             temporary.unlink(missing_ok=True)
@@ -111,7 +112,7 @@ def memory_mapped(path: Path) -> Tensor:
 
 
 def _read(images: Path, described: Path) -> tuple[Tensor, dict[str, Any]]:
-    entry, array = json.loads(described.read_text()), memory_mapped(images)
+    entry, array = json.loads(described.read_text(encoding="utf-8")), memory_mapped(images)
     if _sum(entry["content"]) != entry["crc32"] or array.dtype != torch.uint8 or array.dim() != 4:
         raise ValueError
     return array, entry["content"]

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import statistics
-import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from imc.data.cache import cached, stamp
 from imc.data.converted import Converted
@@ -29,6 +28,8 @@ from imc.data.files import refusal
 from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, RUN_CONFIG, is_hidden, is_output, is_output_figure
 from imc.data.pixel_bits import PixelBits
+from imc.terminal import progress
+from imc.text import printable
 
 VERSION = 2  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
@@ -174,11 +175,6 @@ def _number(digits: str) -> tuple[int, str]:
     return len(significant), significant
 
 
-def printable(name: str) -> str:
-    """A file's name with what is not UTF-8 in it escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def _nothing(folder: Path, skipped: Skipped) -> Exception:
     return refusal(folder, f"it holds no image that can be read; {str(skipped) or 'it is empty'}")
 
@@ -286,13 +282,12 @@ def _in_threads(
             return reason
 
     def chunk(start: int) -> list[tuple[str, Result | UnreadableError]]:
-        return [(name, attempt(name)) for name in names[start : start + CHUNK]]
+        return [(name, attempt(name)) for name in names[start : start + CHUNK] if not stopped.is_set()]
 
-    threads = torch.get_num_threads()
+    threads, stopped = torch.get_num_threads(), threading.Event()
     starts = iter(range(0, len(names), CHUNK))
     futures: deque[Future[list[tuple[str, Result | UnreadableError]]]] = deque()
-    interval = 0.5 if sys.stderr.isatty() else 15.0
-    bar = tqdm(total=len(names), desc=verb, unit="image", mininterval=interval, maxinterval=interval, delay=2)
+    bar = progress(len(names), verb, "image")
     executor = ThreadPoolExecutor(threads)
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore")  # what Pillow says about odd files; the note says what was skipped
@@ -309,4 +304,5 @@ def _in_threads(
                     else:
                         yield name, result
         finally:
-            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in hand only
+            stopped.set()
+            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for one image of each thread

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from imc.data.dataset import Images
 from imc.data.folder_sets import read_imagenette, read_tiny_imagenet
 from imc.data.idx import read_idx_folder
 from imc.data.stl10 import read_stl10
+from imc.environment import folder_of
 from imc.errors import UserError
 
 VARIABLE = "IMC_DATA"
@@ -154,7 +154,7 @@ NAMED: dict[str, NamedSet] = {
 
 def data_root() -> Path:
     """Where published sets lie: the variable IMC_DATA, or ~/.cache/imc."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "imc").expanduser()
+    return folder_of(VARIABLE)
 
 
 def locate(name: str, root: Path, fetch: bool) -> Path:

@@ -16,7 +16,8 @@ from imc.data.ignored import OUTPUT_MARK
 from imc.evaluation import outputs
 from imc.predict import Options, predict
 from imc.run_files import read_json
-from imc.run_folder import CONFIG, load_run
+from imc.run_folder import load_run
+from imc.run_places import CONFIG
 from imc.train import train
 
 
@@ -44,7 +45,7 @@ def test_the_clusters_are_those_of_the_model(run_copy: Path, folder: Path, split
     path = run_copy / "predictions-photos.csv"
     assert result["files"] == [str(path)]
     expected = outputs(load_run(run_copy), split_digits.test.images[:24])
-    by_path = {row["path"]: row for row in rows(path)}
+    by_path = {row["file"]: row for row in rows(path)}
     assert by_path.keys() == {f"more/{index}.png" if index >= 20 else f"{index}.png" for index in range(24)}
     for name, row in by_path.items():
         index = int(Path(name).stem)
@@ -72,7 +73,7 @@ def test_embeddings_are_in_the_order_of_the_csv(run_copy: Path, folder: Path, sp
     predict(Options(str(run_copy), str(folder), embeddings=str(target), batch_size=5))
     embeddings = np.load(target)
     expected = outputs(load_run(run_copy), split_digits.test.images[:24]).features.numpy()
-    order = [int(Path(row["path"]).stem) for row in rows(run_copy / "predictions-photos.csv")]
+    order = [int(Path(row["file"]).stem) for row in rows(run_copy / "predictions-photos.csv")]
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, expected[order], atol=1e-5)
 
@@ -84,7 +85,7 @@ def test_sorting_copies_and_leaves_the_folder_alone(run_copy: Path, folder: Path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     copies = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     expected = {
-        f"{row['cluster']}/{row['path']}": before[folder / row["path"]]
+        f"{row['cluster']}/{row['file']}": before[folder / row["file"]]
         for row in rows(run_copy / "predictions-photos.csv")
     }
     mark = copies.pop(OUTPUT_MARK)  # that these are no new images of the user's

@@ -16,7 +16,8 @@ from imc.cli import main
 from imc.config import Config
 from imc.errors import UserError
 from imc.run_files import read_clusters, read_json, read_metrics, read_torch_file
-from imc.run_folder import CHECKPOINT, CONFIG, METRICS, MODEL, load_run
+from imc.run_folder import CHECKPOINT, METRICS, MODEL, load_run
+from imc.run_places import CONFIG
 from imc.several_runs import clusters_of
 from imc.train import train
 

@@ -37,7 +37,8 @@ from imc.data.formats import FORMATS
 from imc.errors import UserError
 from imc.pretrained import load_pretrained
 from imc.run_files import read_clusters, read_json, read_metrics
-from imc.run_folder import CHECKPOINT, CONFIG, METRICS, MODEL, load_run, read_config
+from imc.run_folder import CHECKPOINT, METRICS, MODEL, load_run, read_config
+from imc.run_places import CONFIG
 from imc.train import train
 
 SECONDS = 5.0  # of processor time that a reader may take for a small file

@@ -1,0 +1,58 @@
+"""Text that a user chose (names of classes, files, folders and runs), as each place that shows or stores it takes it.
+
+visible       a terminal, a figure, a page: control characters and marks that turn the writing direction are escaped
+printable     data in UTF-8: what is not UTF-8 in a file's name is escaped, all else is kept
+shell_word    a command to copy
+shortened     a part of a file's name
+"""
+
+from __future__ import annotations
+
+import shlex
+import unicodedata
+from pathlib import Path
+
+JOINERS = "\u200c\u200d"  # invisible, but letters of several scripts and emoji are made with them
+LONGEST_NAME = 255  # bytes of one file's name, on nearly every file system
+
+
+def printable(name: str) -> str:
+    """A file's name as text that UTF-8 can hold: bytes, and halves of UTF-16 pairs, that are none are escaped."""
+    return _bytes(name).decode("utf-8", "backslashreplace")
+
+
+def visible(text: str) -> str:
+    """One line of text in which a reader sees every character, and no terminal, font or browser obeys one."""
+    return "".join(
+        character
+        if character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in printable(text)
+    )
+
+
+def shell_word(path: Path | str) -> str:
+    """A path as one word of a command for bash or zsh, which takes none for a flag."""
+    text = str(path)
+    if text.startswith("-"):
+        text = f"./{text}"
+    if visible(text) == text:
+        return shlex.quote(text)
+    # Escapes that the shell undoes, byte by byte: what it gets is the path, and what the terminal gets is harmless.
+    bytes_ = (chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in _bytes(text))
+    return "$'" + "".join({"\\": "\\\\", "'": "\\'"}.get(byte, byte) for byte in bytes_) + "'"
+
+
+def shortened(name: str, ending: str) -> str:
+    """A file's name and an ending for it, the name cut so that both fit into the length that file systems take."""
+    while len(_bytes(name)) > max(1, LONGEST_NAME - len(_bytes(ending))):
+        name = name[:-1]
+    return name + ending
+
+
+def _bytes(text: str) -> bytes:
+    """What a file system on which names are UTF-8 has for a name that Python read from it."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of UTF-16 pairs, which come from files of data
+        return text.encode("utf-8", "backslashreplace")
