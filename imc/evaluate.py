@@ -41,7 +41,7 @@ from imc.run_data import other_data, run_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
-from imc.terminal import show
+from imc.terminal import Stages, show
 from imc.text import visible
 
 EVALUATION = "evaluation.json"
@@ -124,10 +124,13 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
         "transductive": options.bn_recalibrate == "test",
         "head": getattr(run.model, "best_head", None),
         "splits": {name: _score(split, results[name]) for name, split in splits.items()},
-        "encoder": None if options.skip_probes else _probe(data, results),
     }
-    if not options.skip_figures:
-        _draw(folder / FIGURES, run, splits, results)
+    with Stages("evaluate", ("nearest neighbours and linear probe", "figures")) as stages:
+        evaluation["encoder"] = None if options.skip_probes else _probe(data, results)
+        stages.next()
+        if not options.skip_figures:
+            _draw(folder / FIGURES, run, splits, results)
+        stages.next()
     write_json(folder / EVALUATION, evaluation)
     return evaluation
 

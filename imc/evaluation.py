@@ -17,6 +17,7 @@ from torch import Tensor
 from imc.errors import RunError
 from imc.models.recalibration import recalibrate_batch_norm
 from imc.run_folder import LoadedRun
+from imc.terminal import progress
 
 BATCH = 1024  # bounds the memory of the activations; the result does not depend on it
 RECALIBRATION_BATCH = 256
@@ -97,7 +98,12 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
 
 def outputs(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH, amp: bool = False) -> Outputs:
     """The outputs for images uint8 [M, H, W, C], each unaugmented; see :func:`outputs_of_batches`."""
-    parts = list(outputs_of_batches(run, images.split(batch_size), amp=amp))
+    parts = []
+    # What is one batch belongs to a command that shows its own progress.
+    with progress(len(images), "apply the model", "image", shown=len(images) > batch_size) as bar:
+        for part in outputs_of_batches(run, images.split(batch_size), amp=amp):
+            parts.append(part)
+            bar.update(len(part.features))
     return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -122,8 +128,14 @@ def recalibrate(run: LoadedRun, images: Tensor, *, batch_size: int = RECALIBRATI
         The number of images used.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    batches = (run.prepare(images[indices].to(run.device)) for indices in order.split(batch_size))
-    return recalibrate_batch_norm(run.model, batches)
+    with progress(len(images), "recalibrate", "image") as bar:
+
+        def batches() -> Iterator[Tensor]:
+            for indices in order.split(batch_size):
+                yield run.prepare(images[indices].to(run.device))
+                bar.update(len(indices))
+
+        return recalibrate_batch_norm(run.model, batches())
 
 
 def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int64]:
@@ -133,9 +145,15 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
     """
     count = len(images)
     sample = torch.linspace(0, count - 1, min(count, KMEANS_IMAGES)).long()
+    pixels, random = _pixels(images[sample]), np.random.RandomState(seed)
     # Threads would add up the centres in an order that changes from run to run.
-    with threadpool_limits(limits=1):
-        kmeans = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=seed).fit(_pixels(images[sample]))
+    with threadpool_limits(limits=1), progress(KMEANS_RESTARTS, "k-means on pixels", "start") as bar:
+        # The starts that n_init=KMEANS_RESTARTS would make, one by one, since they may take minutes.
+        fits = []
+        for _ in range(KMEANS_RESTARTS):
+            fits.append(KMeans(clusters, n_init=1, random_state=random).fit(pixels))
+            bar.update()
+        kmeans = min(fits, key=lambda fit: fit.inertia_)
         labels = [kmeans.predict(_pixels(batch)) for batch in images.split(KMEANS_IMAGES)]
     return np.concatenate(labels).astype(np.int64)
 

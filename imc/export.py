@@ -47,7 +47,7 @@ from imc.errors import RunError, UserError
 from imc.options import argument, check, option
 from imc.run_data import other_data
 from imc.run_folder import LoadedRun, load_run
-from imc.terminal import show
+from imc.terminal import Stages, show
 from imc.text import visible
 
 FORMATS = ("torch", "onnx", "both")
@@ -107,9 +107,11 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
     files = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out) as temporary, _quiet():
+        parts = ("trace", *(f"write {FILES[name]} and compare it" for name in formats))
+        with tempfile.TemporaryDirectory(dir=out) as temporary, _quiet(), Stages("export", parts) as stages:
             program = traced(model)
             for name in formats:
+                stages.next()
                 path = Path(temporary) / FILES[name]
                 _WRITERS[name](path, program, run.config)
                 files[str(out / FILES[name])] = _difference(name, _READERS[name](path), images, expected)

@@ -40,11 +40,12 @@ from imc.run_figures import (
 )
 from imc.run_files import read_json, read_metrics
 from imc.run_folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
-from imc.terminal import show
+from imc.terminal import Stages, show
 from imc.text import visible
 from imc.whole_files import replacing
 
 PAGE = "report.html"
+PARTS = ("galleries", "embeddings", "evidence", "curves")  # as the progress bar calls them
 SHOWN = 12  # images of a cluster that are most, and that are least certain
 SHOWN_CLUSTERS = 100  # beyond this many, the largest are shown
 
@@ -91,18 +92,24 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     pictures.mkdir(exist_ok=True)
     seed, total = run.config.seed, result.probabilities.shape[1]
 
-    sections = [("Clusters", _clusters(images, result))]
-    if images.labels is not None:
-        confusion = draw_confusion(pictures / "confusion-train.png", images, result.clusters, total)
-        sections.append(("Classes", _figure(confusion) + _classes(images, result)))
-    scatter = draw_plane(pictures / "embeddings.png", images, result, seed)
-    sections.append(("Embeddings", _figure(scatter, "t-SNE of the encoder's features: near points look alike to it.")))
-    evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
-    caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
-    sections.append(("Evidence", _figure(evidence, caption)))
-    sections.append(("Training", _training(folder, pictures)))
-    sections.append(("Use", _use(pictures, run, images, result)))
-    sections.append(("Configuration", _configuration(folder, run)))
+    with Stages("report", PARTS) as stages:
+        sections = [("Clusters", _clusters(images, result))]
+        if images.labels is not None:
+            confusion = draw_confusion(pictures / "confusion-train.png", images, result.clusters, total)
+            sections.append(("Classes", _figure(confusion) + _classes(images, result)))
+        stages.next()
+        scatter = draw_plane(pictures / "embeddings.png", images, result, seed)
+        caption = "t-SNE of the encoder's features: near points look alike to it."
+        sections.append(("Embeddings", _figure(scatter, caption)))
+        stages.next()
+        evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
+        caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
+        sections.append(("Evidence", _figure(evidence, caption)))
+        stages.next()
+        sections.append(("Training", _training(folder, pictures)))
+        sections.append(("Use", _use(pictures, run, images, result)))
+        sections.append(("Configuration", _configuration(folder, run)))
+        stages.next()
     path = folder / PAGE
     name = run.config.name or folder.resolve().name
     title = name if name == images.name else f"{name}: {images.name}"

@@ -151,7 +151,7 @@ def test_a_run_that_fails_is_named(tiny: Config, tmp_path: Path, monkeypatch: py
         (["clusters-sweep", "digits", "--clusters", "1"], "--clusters must be an integer of at least 2, got 1"),
         (["clusters-sweep", "digits", "--clusters", "5", "--seed", "1"], "unknown flag --seed; did you mean --seeds?"),
         (["clusters-sweep", "digits", "--clusters", "5", "--epochs", "0"], "--epochs must be an integer of at least 1"),
-        (["seeds"], "the following arguments are required: DATA"),
+        (["seeds"], "DATA is missing in: imc seeds DATA [options]"),
         (["seeds", "digits", "--seeds", "-1"], "--seeds must be an integer of at least 0 and below"),
         (["seeds", "digits", "--resume"], "unknown flag --resume"),
     ],
