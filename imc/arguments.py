@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from imc.errors import UserError
-from imc.options import check, flag
+from imc.options import check, flag, is_text
 from imc.run_places import is_run, newest
 from imc.terminal import show
 from imc.text import shell_word
@@ -67,6 +67,12 @@ def parse(options: type[Options], argv: Sequence[str], *, program: str, descript
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(known).items()
     }
+    for name, entry in positional.items():
+        given = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if not all(map(is_text, given)):
+            raise UserError(
+                f"{entry.metadata['metavar']} must be a text that is not empty, got {' '.join(map(repr, given))}"
+            )
     result = options(**values)
     check(result)
     return result

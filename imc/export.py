@@ -207,11 +207,13 @@ def _difference(name: str, program: Program, images: Tensor, expected: tuple[Ten
 
 
 def _write_torch(path: Path, program: torch.export.ExportedProgram, config: Config) -> None:
-    torch.export.save(program, path, extra_files={"imc.json": _description(config)})
+    with path.open("wb") as file:  # a path that torch opened itself would have to be UTF-8
+        torch.export.save(program, file, extra_files={"imc.json": _description(config)})
 
 
 def _read_torch(path: Path) -> Program:
-    module: Program = torch.export.load(path).module()
+    with path.open("rb") as file:
+        module: Program = torch.export.load(file).module()
     return torch.no_grad()(module)
 
 
@@ -232,7 +234,7 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram, config: Confi
 def _read_onnx(path: Path) -> Program:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(np.asarray(x)) for x in session.run(OUTPUTS, {"images": images.numpy()}))

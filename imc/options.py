@@ -63,8 +63,6 @@ def check(options: Any) -> None:
             raise UserError(f"{name} {value!r} is not known; accepted are {', '.join(choices)}")
         if "metavar" not in entry.metadata:
             _check(name, value, hints[entry.name], entry.metadata["bounds"])
-        elif any(not _is_text(part) for part in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{entry.metadata['metavar']} must be a text that is not empty, got {value!r}")
 
 
 def flag(name: str) -> str:
@@ -86,7 +84,7 @@ def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
     if float in accepted and isinstance(value, int) and not isinstance(value, bool):
         accepted = (*accepted, int)
     wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)
-    wrong = wrong or (isinstance(value, str) and not _is_text(value))
+    wrong = wrong or (isinstance(value, str) and not is_text(value))
     if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and _within(value, bounds))):
         kind = "a number" if float in accepted else "an integer" if int in accepted else "a text that is not empty"
         kind = "True or False" if bool in accepted else kind
@@ -94,7 +92,7 @@ def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
         raise UserError(f"{name} must be {kind}{' ' * bool(limits)}{limits}, got {value!r}")
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether it is text that a command line can hold and a file system can have as a name."""
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 

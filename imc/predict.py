@@ -174,6 +174,7 @@ def _write(
                 table = Rows(stack.enter_context(replacing(targets["csv"])), COLUMNS)
                 if "sorted" in targets:
                     targets["sorted"].mkdir(parents=True, exist_ok=True)
+                    stack.push(functools.partial(_empty_after_failure, targets["sorted"]))
                     mark_output(targets["sorted"])
                 if "embeddings" in targets:
                     rows = _Matrix(stack.enter_context(replacing(targets["embeddings"], binary=True)))
@@ -184,18 +185,16 @@ def _write(
             for (name, _), cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
                 table.add(name, cluster, f"{confidence:.6f}")
                 if "sorted" in targets:
-                    of_cluster = targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}"
-                    if not of_cluster.exists():
-                        stack.push(functools.partial(_remove_after_failure, of_cluster))
-                    copy = of_cluster / name
+                    copy = targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}" / name
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(folder / name, copy)
     return sizes
 
 
-def _remove_after_failure(folder: Path, failure: type[BaseException] | None, *_: object) -> None:
-    if failure is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+def _empty_after_failure(folder: Path, failure: type[BaseException] | None, *_: object) -> None:
+    """Leave a folder that was empty as it was."""
+    for path in folder.iterdir() if failure is not None else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class _Matrix:

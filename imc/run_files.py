@@ -78,16 +78,16 @@ def read_torch_file(path: Path) -> Any:
         ValueError: it cannot be read; the message is the reason, in one line.
     """
     try:
-        with path.open("rb") as file:
-            archive = file.read(len(ARCHIVE)) == ARCHIVE
-        if archive:
-            # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
-            with zipfile.ZipFile(path) as content:
-                require_plain(content.infolist(), path)
-                damaged = content.testzip()
-            if damaged is not None:
-                raise ValueError(f"{damaged} in it is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # a path that torch opened itself would have to be UTF-8
+            if file.read(len(ARCHIVE)) == ARCHIVE:
+                # torch.load does not look at the sums that torch.save leaves: it takes a flipped bit for a parameter.
+                with zipfile.ZipFile(path) as content:
+                    require_plain(content.infolist(), path)
+                    damaged = content.testzip()
+                if damaged is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's message is advice for programmers, with a terminal's codes
         raise ValueError(
             "it is damaged, or holds Python objects, which are not read since that could run code"

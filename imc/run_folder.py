@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from imc.config import Config
 from imc.data import name_of, views
@@ -107,9 +107,9 @@ def load_run(
     folder = Path(folder)
     config = read_config(folder)
     try:
-        state = load_file(folder / MODEL, device=str(device))
+        state = load((folder / MODEL).read_bytes())  # not load_file, for which a path must be UTF-8
     except Exception as error:  # a damaged file makes the reader raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} holds no finished run: {MODEL}: {reason}") from None
     difference = misfit(config, encoder, state)
     if difference is not None:

@@ -209,7 +209,7 @@ def test_the_command_takes_several_runs(run_copy: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "the following arguments are required: RUN"),
+        ([], "RUN is missing in: imc evaluate RUN [RUN ...] [options]"),
         (["nowhere"], "nowhere is not the folder of a run"),
         (["RUN", "--bn-recalibrate", "valid"], "'valid' is not known; accepted are none, train, test"),
         (["RUN", "--bn-recalibrate", "test"], "needs a test split, and digits has none; accepted are none, train"),
