@@ -195,8 +195,8 @@ def main() -> None:
     report = {"machine": facts, "setting": setting, "steps_per_epoch": epoch, "forms": rows, "profile": parts}
     out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "cifar10_epoch.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "cifar10_epoch.md").write_text(markdown(report))
+    (out / "cifar10_epoch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "cifar10_epoch.md").write_text(markdown(report), encoding="utf-8")
     print(f"{out}: cifar10_epoch.json cifar10_epoch.md")
 
 

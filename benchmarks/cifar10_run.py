@@ -132,11 +132,15 @@ def main() -> None:
     out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     out.mkdir(parents=True, exist_ok=True)
     name = "cifar10_run" + ("" if options.method == "imc-swav" else f"_{options.method}")
-    before = json.loads((out / f"{name}.json").read_text())["scores"] if (out / f"{name}.json").exists() else []
+    before = (
+        json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["scores"]
+        if (out / f"{name}.json").exists()
+        else []
+    )
     rows = [*(earlier for earlier in before if earlier["epochs"] < row["epochs"]), row]
     report = {"machine": facts, "method": options.method, "ended": ended, "scores": rows}
-    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / f"{name}.md").write_text(markdown(report))
+    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(markdown(report), encoding="utf-8")
     print(f"{json.dumps(row)}\n{out}: {name}.json {name}.md, {time.perf_counter() - start:.0f} s")
 
 

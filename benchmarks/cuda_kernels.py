@@ -99,4 +99,4 @@ if __name__ == "__main__":
     compiler, dump = nvcc(), cuobjdump()
     if compiler is None or dump is None:
         raise SystemExit("nvcc and cuobjdump were not both found; install the CUDA toolkit")
-    PAGE.write_text(page(compiler, measure(dump)))
+    PAGE.write_text(page(compiler, measure(dump)), encoding="utf-8")

@@ -49,14 +49,14 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--update", action="store_true", help="store this run as the baseline")
     options = parser.parse_args()
-    now = ratios(json.loads(options.json.read_text()))
+    now = ratios(json.loads(options.json.read_text(encoding="utf-8")))
     if options.update:
-        BASELINE.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+        BASELINE.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{BASELINE.name}: {len(now)} groups")
         return
     if not BASELINE.exists():
         sys.exit(f"{BASELINE} is not there; store one with --update")
-    lost = regressions(now, json.loads(BASELINE.read_text()))
+    lost = regressions(now, json.loads(BASELINE.read_text(encoding="utf-8")))
     print("\n".join(lost) or f"{len(now)} groups: no kernel lost more than {TOLERANCE - 1:.0%} against eager")
     sys.exit(bool(lost))
 

@@ -164,8 +164,8 @@ def main() -> None:
             torch.cuda.empty_cache()
     report = {"machine": facts, "ceilings": rates, "command": "python benchmarks/gpu_report.py", "cases": rows}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "report.md").write_text(markdown(report))
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(markdown(report), encoding="utf-8")
     print(f"{out}: report.json report.md, {time.perf_counter() - start:.0f} s")
     try:
         from plot import draw

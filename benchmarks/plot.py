@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="report.json, or what --benchmark-json wrote")
     parser.add_argument("--out", type=Path, help="folder of the charts (default: that of the JSON)")
     options = parser.parse_args()
-    content = json.loads(options.json.read_text())
+    content = json.loads(options.json.read_text(encoding="utf-8"))
     print(*draw(content, options.out or options.json.parent), sep="\n")
 
 

@@ -358,4 +358,4 @@ if __name__ == "__main__":
     elif chosen.specialisations:
         specialisations()
     else:
-        PAGE.write_text(page())
+        PAGE.write_text(page(), encoding="utf-8")

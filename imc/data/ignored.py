@@ -54,7 +54,9 @@ def mark_output(folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    (folder / OUTPUT_MARK).write_text("imc wrote the images here; it reads this folder only if that itself is given.\n")
+    (folder / OUTPUT_MARK).write_text(
+        "imc wrote the images here; it reads this folder only if that itself is given.\n", encoding="utf-8"
+    )
 
 
 def _is_run_config(path: Path) -> bool:

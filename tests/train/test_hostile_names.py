@@ -3,6 +3,7 @@ them, and back."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -323,3 +324,23 @@ def test_a_name_with_a_null_character_is_a_sentence(capsys: pytest.CaptureFixtur
     ):
         assert main(command) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [
+    *(path for name in ("imc", "imc_kernels", "benchmarks") for path in (ROOT / name).rglob("*.py")),
+    ROOT / "setup.py",
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_text_file_depends_on_the_locale(path: Path) -> None:
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or any(keyword.arg in ("encoding", None) for keyword in call.keywords):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", None))
+        strings = [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        owner = ast.unparse(getattr(call.func, "value", ast.Constant("")))
+        if name == "open" and owner not in ("os", "gzip", "tarfile", "Image", "wave"):
+            assert any("b" in mode for mode in strings), f"line {call.lineno}"
+        assert name not in ("write_text", "read_text"), f"line {call.lineno}"
