@@ -47,6 +47,7 @@ from imc.loop import Loop, compile_encoder, warn
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
+from imc.monitor import scarcity_warnings
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
 from imc.run_data import clustered, require_apart, run_data
@@ -135,6 +136,9 @@ def train(
             loop = Loop(model, _parts(config, dataset), config, folder, processes)
             if checkpoint is not None:
                 loop.load(checkpoint)
+            elif processes.first:
+                for sentence in scarcity_warnings(loop.count, loop.config.clusters, loop.config.epochs, loop.steps):
+                    warn(sentence)
             loop.run()
             if not processes.first:
                 return None

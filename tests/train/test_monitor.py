@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 
 from imc.errors import RunError
 from imc.methods.method import Step
-from imc.monitor import EpochMonitor, collapse_warnings
+from imc.monitor import EpochMonitor, collapse_warnings, scarcity_warnings
 
 
 def make_step(swapped: float = 1.0, information: float = -2.0) -> Step:
@@ -56,3 +57,18 @@ def test_collapse_is_warned_about() -> None:
     assert "ln K = 4.605" in stuck
     assert "2% of the prototypes" in unused
     assert "10% of the clusters" in empty
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "steps", "says"),
+    [
+        (3, 2, 1, ["3 images are few for 2 clusters", "2 updates are few: with fewer than 250"]),
+        (100, 40, 1, ["40 updates are few: .*; --epochs 250 makes as many"]),
+        (19, 40, 7, ["19 images are few for 2 clusters"]),
+        (20, 40, 7, []),
+    ],
+)
+def test_too_little_is_warned_about_by_numbers(images: int, epochs: int, steps: int, says: list[str]) -> None:
+    warnings = scarcity_warnings(images, 2, epochs, steps)
+    assert len(warnings) == len(says)
+    assert all(re.match(pattern, warning) for pattern, warning in zip(says, warnings, strict=True))
