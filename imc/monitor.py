@@ -142,8 +142,8 @@ def scarcity_warnings(images: int, clusters: int, epochs: int, steps: int) -> li
     warnings = []
     if images < FEW_IMAGES * clusters:
         warnings.append(
-            f"{images:,} images are few for {clusters:,} clusters: with fewer than {FEW_IMAGES} for each the clusters may "
-            "mean nothing; add images, or try fewer --clusters"
+            f"{images:,} images are few for {clusters:,} clusters: with fewer than {FEW_IMAGES} for each the "
+            "clusters may mean nothing; add images, or try fewer --clusters"
         )
     if epochs * steps < FEW_UPDATES:
         warnings.append(
