@@ -217,7 +217,7 @@ def save_scatter(
             )
             # Not as labels, of which matplotlib leaves out those that begin with an underscore.
             for entry, name in zip(legend.get_texts(), [name for name, _ in names], strict=True):
-                entry.setdrawable(drawable(name))
+                entry.set_text(drawable(name))
     _save(figure, path)
 
 

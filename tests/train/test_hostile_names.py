@@ -27,6 +27,7 @@ from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate, table
 from imc.export import Options as ExportOptions
 from imc.export import export
+from imc.figure_text import LONGEST_NAME, drawable
 from imc.predict import Options as PredictOptions
 from imc.predict import predict
 from imc.report import Options as ReportOptions
@@ -168,7 +169,9 @@ def test_figures_draw_every_name(start: int, tmp_path: Path, monkeypatch: pytest
     pixels = random.integers(256, size=(len(names), 8, 8, 1), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing, a layout that failed
-        figures.save_scatter(tmp_path / "a.png", random.random((len(names), 2)), [("title", groups, names)])
+        figures.save_scatter(
+            tmp_path / "a.png", random.random((len(names), 2)), [("title", groups, [(name, "C0") for name in names])]
+        )
         figures.save_confusion(tmp_path / "b.png", np.eye(len(names), dtype=np.int64), tuple(names), list(groups), "t")
         heat = np.ones((len(names), 8, 8), np.float32)
         figures.save_heatmaps(tmp_path / "c.png", [("title", pixels, heat, names)])
@@ -176,22 +179,22 @@ def test_figures_draw_every_name(start: int, tmp_path: Path, monkeypatch: pytest
         figures.save_gallery(tmp_path / "d.png", pixels, groups, np.ones(len(names), np.float32), captions, names[0])
         figures.save_accuracy_by_images(tmp_path / "e.png", [(10, 0.5), (20, 0.6)], names[0])
     for name in filter(None, names):
-        shown = figures._text(name)
+        shown = drawable(name)
         assert sum(text == shown for text in texts) >= 3, shown  # legend, axis, caption
     assert {path.name for path in tmp_path.iterdir()} == {f"{letter}.png" for letter in "abcde"}
 
 
 def test_a_name_that_fonts_lack_is_drawn_escaped() -> None:
-    assert figures._text("a\U000e0041b\U0010fffd") == "a\\U000e0041b\\U0010fffd"
-    assert figures._text("Übung ЖΩ “x”") == "Übung ЖΩ “x”"
-    assert len(figures._text("x" * 300)) == figures.LONGEST_NAME
+    assert drawable("a\U000e0041b\U0010fffd") == "a\\U000e0041b\\U0010fffd"
+    assert drawable("Übung ЖΩ “x”") == "Übung ЖΩ “x”"
+    assert len(drawable("x" * 300)) == LONGEST_NAME
 
 
 def test_a_users_own_settings_of_matplotlib_change_no_figure(tmp_path: Path) -> None:
     import matplotlib
 
     def draw(path: Path) -> bytes:
-        figures.save_counts(path, np.array([3, 1, 2]), "title", "clusters")
+        figures.save_counts(path, np.array([3, 1, 2]), "title", "clusters", ranked=True)
         return path.read_bytes()
 
     plain = draw(tmp_path / "a.png")
