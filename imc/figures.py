@@ -205,15 +205,24 @@ def save_scatter(
     figure, axes = _figure(7, 6 * len(colourings), rows=len(colourings))
     for panel, (title, groups, names) in zip(np.atleast_1d(axes), colourings, strict=True):
         size = np.clip(12000 / max(len(points), 1), 3, 30)
-        for group, (_, colour) in enumerate(names):
-            panel.scatter(*points[groups == group].T, s=size, color=colour, label=".", linewidths=0, alpha=0.8)
+        dots = [
+            panel.scatter(*points[groups == group].T, s=size, color=colour, label=name, linewidths=0, alpha=0.8)
+            for group, (name, colour) in enumerate(names)
+        ]
         panel.set_title(title, loc="left", fontsize=12, color=INK)
         panel.set_xticks([])
         panel.set_yticks([])
         panel.spines[:].set_color("#d0d0d0")
         if len(names) <= ANNOTATED_CLUSTERS:
             legend = panel.legend(
-                loc="upper center", bbox_to_anchor=(0.5, 0), ncols=5, frameon=False, fontsize=9, markerscale=2.5
+                dots,
+                ["."] * len(dots),
+                loc="upper center",
+                bbox_to_anchor=(0.5, 0),
+                ncols=5,
+                frameon=False,
+                fontsize=9,
+                markerscale=2.5,
             )
             # Not as labels, of which matplotlib leaves out those that begin with an underscore.
             for entry, name in zip(legend.get_texts(), [name for name, _ in names], strict=True):
