@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from imc.cli import main
 from imc.config import Config
 from imc.data import Images
 from imc.errors import UserError
@@ -372,13 +373,26 @@ def test_safetensors_and_home(state: State, tmp_path: Path, monkeypatch: pytest.
     require_loaded(encoder, state)
 
 
+def test_the_command_refuses_in_one_line_and_says_what_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": random_state(narrow())}, tmp_path / "other.pth")
+    argv = ["train", "--epochs", "1", "--out", str(tmp_path / "run"), "--init"]
+    assert main([*argv, str(tmp_path / "other.pth")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"imc train: --init {tmp_path / 'other.pth'} does not ")
+    assert main(["train", "--init-prefix", "teacher"]) == 2
+    assert "--init-prefix needs --init" in capsys.readouterr().err
+
+
 def test_a_frozen_encoder_stays_as_it_was(
-    tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imc.train._report", lambda *_: {})
     first = dataclasses.replace(tiny, out=str(tmp_path / "first"), epochs=1)
     train(first, digits)
     train(dataclasses.replace(tiny, init=first.out, freeze_encoder=True), digits)
+    assert f"--init {first.out}: all 17 tensors of the encoder, under 'encoder.'\n" in capsys.readouterr().err
     before, after = (load_run(config.out).model.state_dict() for config in (first, tiny))
     changed = {name.split(".")[0] for name, x in before.items() if not torch.equal(x, after[name])}
     assert changed == {"projection", "prototypes", "classifier"}
