@@ -107,7 +107,7 @@ _SET = getattr(os.environ, "_data", (_VARIABLE,))
 
 
 def _known(name: str, source: str) -> str:
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{source} names no backend: {name!r}; known are {', '.join(BACKENDS)}")
     return name
 
@@ -149,7 +149,7 @@ def choose(operation: str, offered: tuple[str, ...], device: torch.device, dtype
     Raises:
         ValueError: an unknown backend, or one asked for by name that cannot serve this input.
     """
-    return _choice(operation, offered, device, dtype, requested() if name is None else name)
+    return _choice(operation, offered, device, dtype, requested() if name is None else _known(name, "backend="))
 
 
 @functools.cache
@@ -158,7 +158,7 @@ def _choice(
 ) -> str:
     """That of :func:`choose`, found out once: it holds as long as the process lives."""
     if name is not None:
-        refusal = BACKENDS[_known(name, "backend=")].refusal(device.type, dtype)
+        refusal = BACKENDS[name].refusal(device.type, dtype)
         if name not in offered:
             refusal = f"it has no {operation}; {', '.join(offered)} have"
         if refusal is not None:

@@ -216,3 +216,12 @@ OPERATIONS = [
 # Every operation on every backend that has it.
 CASES = [(operation, backend) for operation in OPERATIONS for backend in operation.backends]
 each_case = pytest.mark.parametrize(("operation", "backend"), CASES, ids=str)
+
+# What stands between a call and its kernel is written once for all losses: of slow, emulated kernels one loss is tried.
+BOUNDARY_CASES = [
+    (operation, backend)
+    for operation, backend in CASES
+    if not backends.BACKENDS[backend].emulated()
+    or (not operation.label and (not operation.is_loss or operation.name == "swapped_prediction_loss"))
+]
+each_boundary_case = pytest.mark.parametrize(("operation", "backend"), BOUNDARY_CASES, ids=str)

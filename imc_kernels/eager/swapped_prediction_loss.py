@@ -10,4 +10,4 @@ def swapped_prediction_loss(scores: Tensor, assignments: Tensor, temperature: fl
     log_p = torch.log_softmax(scores / temperature, dim=-1)
     cross_entropy = -torch.einsum("abk,vbk->avb", assignments, log_p).mean(dim=-1)  # [A, V]
     different = ~torch.eye(assigned, views, dtype=torch.bool, device=scores.device)
-    return cross_entropy[different].mean()
+    return torch.where(different, cross_entropy, 0).sum() / (assigned * (views - 1))

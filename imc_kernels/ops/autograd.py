@@ -30,7 +30,7 @@ def is_direct(operation: str, backend: str, *tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    if _transforms_active() and any(t is not None and (is_transformed(t) or t.requires_grad) for t in tensors):
+    if _transforms_active():  # which wraps every new tensor, those that a kernel is to fill as well
         raise NotImplementedError(
             f"{operation}: backend {backend!r} has no rules for the transforms of torch.func (grad, vmap, jvp and the "
             'like); pass backend="eager"'
@@ -45,6 +45,11 @@ def is_direct(operation: str, backend: str, *tensors: Tensor | None) -> bool:
         if type(tensor) is not Tensor and tensor is not None and type(tensor) is not torch.nn.Parameter:
             return False
     return True
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records, with or without gradients: it compares the two, and runs either."""
+    return _tracing_state() is not None
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -91,8 +96,11 @@ def only_first_derivative(backward: Backward) -> Backward:
     """
 
     def differentiate(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        if _transforms_active() or forward_ad._current_level >= 0:
-            _refuse_transformed(ctx.operation, grad_outputs)
+        if any(map(_is_wrapped, grad_outputs)):
+            raise NotImplementedError(
+                f"{ctx.operation}: the backward of its kernels takes one gradient at a time, without a forward-mode "
+                'tangent (so no is_grads_batched, vectorize or torch.func); pass backend="eager"'
+            )
         saved = ctx.saved_tensors  # once: a checkpoint computes them, and refuses to do it again
         if not torch.is_grad_enabled():
             return backward(ctx, saved, *grad_outputs)
@@ -104,12 +112,11 @@ def only_first_derivative(backward: Backward) -> Backward:
     return differentiate
 
 
-def _refuse_transformed(operation: str, grad_outputs: Sequence[Tensor | None]) -> None:
-    if any(t is not None and (is_transformed(t) or has_tangent(t)) for t in grad_outputs):
-        raise NotImplementedError(
-            f"{operation}: the backward of its kernels takes one gradient at a time, without a forward-mode tangent "
-            '(so no is_grads_batched, vectorize or torch.func); pass backend="eager"'
-        )
+def _is_wrapped(gradient: Tensor | None) -> bool:
+    if gradient is None or torch.compiler.is_compiling():
+        return False
+    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)  # by is_grads_batched
+    return batched or is_transformed(gradient) or has_tangent(gradient)
 
 
 def anchor(like: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def _scalar(operation: str, name: str, value: Any) -> Any:
 
 
 def _no_derivative(operation: str, name: str, value: Tensor) -> None:
-    if value.requires_grad or has_tangent(value) or is_transformed(value):
+    if value.requires_grad or (not torch.compiler.is_compiling() and (has_tangent(value) or is_transformed(value))):
         raise ValueError(
             f"{operation}: {name} is a constant, to which no gradient flows; pass its detach(), got a tensor that "
             "requires one"

@@ -8,6 +8,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from imc_kernels.ops import checks
+
 NAME = "draw_crop_parameters"
 
 ATTEMPTS = 10  # boxes tried before the central one, as in torchvision's RandomResizedCrop
@@ -92,17 +94,36 @@ def draw_crop_parameters(
         TypeError: indices are no int64 tensor, or step is a tensor of another dtype.
         ValueError: indices of another rank, or an option out of its range.
     """
-    if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.dim() > 0):
-        raise TypeError(f"{NAME}: step must be an integer or an int64 tensor [], got {step.dtype} {list(step.shape)}")
-    _check(indices, views, (height, width), (scale, ratio, blur_sigma), (brightness, contrast, saturation, hue))
-    for name, probability in (
-        ("flip", flip),
-        ("jitter_probability", jitter_probability),
-        ("grayscale", grayscale),
-        ("blur_probability", blur_probability),
-    ):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"{NAME}: {name} is a probability, from 0 to 1, got {probability!r}")
+    if isinstance(step, Tensor):
+        if step.dtype != torch.int64 or step.dim() > 0:
+            raise TypeError(
+                f"{NAME}: step must be an integer or an int64 tensor [], got {step.dtype} {list(step.shape)}"
+            )
+    else:
+        step = checks.integer(NAME, "step", step)
+    _check_indices(indices)
+    seed, first_view = checks.integer(NAME, "seed", seed), checks.integer(NAME, "first_view", first_view)
+    views, height, width = (
+        checks.integer(NAME, name, value, least=1)
+        for name, value in (("views", views), ("height", height), ("width", width))
+    )
+    scale, ratio, blur_sigma = (
+        _range(name, ends) for name, ends in (("scale", scale), ("ratio", ratio), ("blur_sigma", blur_sigma))
+    )
+    brightness, contrast, saturation = (
+        checks.number(NAME, name, value, checks.NOT_NEGATIVE)
+        for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation))
+    )
+    hue = checks.number(NAME, "hue", hue, _HUE)
+    flip, jitter_probability, grayscale, blur_probability = (
+        checks.number(NAME, name, value, checks.PROBABILITY)
+        for name, value in (
+            ("flip", flip),
+            ("jitter_probability", jitter_probability),
+            ("grayscale", grayscale),
+            ("blur_probability", blur_probability),
+        )
+    )
 
     uniform = _uniforms(seed, step, indices, first_view, views)  # [32, V, B]
     planes = torch.empty(len(Column), *uniform.shape[1:], dtype=torch.float64, device=indices.device)
@@ -122,28 +143,23 @@ def draw_crop_parameters(
     return planes.permute(1, 2, 0).to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _check(
-    indices: Tensor,
-    views: int,
-    sides: tuple[int, int],
-    ranges: tuple[tuple[float, float], ...],
-    half_widths: tuple[float, ...],
-) -> None:
+_HUE = checks.Range("a number from 0 to 0.5", lambda value: 0 <= value <= 0.5)
+
+
+def _check_indices(indices: Tensor) -> None:
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"{NAME}: indices must be an int64 tensor [B], got {got}")
+    checks.dense(NAME, "indices", indices, "[B]")
     if indices.dim() != 1:
         raise ValueError(f"{NAME}: indices must have the shape [B], got {list(indices.shape)}")
-    if min(views, *sides) < 1:
-        raise ValueError(f"{NAME}: views, height and width must be at least 1, got {views}, {sides[0]} and {sides[1]}")
-    for name, (low, high) in zip(("scale", "ratio", "blur_sigma"), ranges, strict=True):
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"{NAME}: {name} must be a range (low, high) with 0 < low <= high, got {(low, high)}")
-    for name, half_width in zip(("brightness", "contrast", "saturation", "hue"), half_widths, strict=True):
-        limit = 0.5 if name == "hue" else math.inf
-        if not (0 <= half_width <= limit and math.isfinite(half_width)):
-            bounds = "from 0 to 0.5" if name == "hue" else "finite and at least 0"
-            raise ValueError(f"{NAME}: {name} must be {bounds}, got {half_width!r}")
+
+
+def _range(name: str, ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = checks.several(NAME, name, ends, checks.POSITIVE, 2)
+    if low > high:
+        raise ValueError(f"{NAME}: {name} must be a range (low, high) with low <= high, got {(low, high)}")
+    return low, high
 
 
 def _signed(word: int) -> int:

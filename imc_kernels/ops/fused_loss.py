@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels.ops import scheduled
-from imc_kernels.ops.autograd import anchor, check_recorded, given_away, is_direct, only_first_derivative
+from imc_kernels.ops.autograd import anchor, check_recorded, given_away, is_direct, is_traced, only_first_derivative
 from imc_kernels.ops.checks import Range
 from imc_kernels.ops.precision import at_least_single, gradient_dtype, half_as_single
 
@@ -42,6 +42,7 @@ class FusedLoss:
         kernels: backend -> kernel, the best first.
         inputs: names of the tensors.
         options: what else the kernel takes: name -> the numbers accepted, or None for a boolean.
+        constants: the inputs that have no gradient.
         loss_shape: the loss's shape, from the inputs; default: a scalar.
     """
 
@@ -52,6 +53,7 @@ class FusedLoss:
         *,
         inputs: Sequence[str],
         options: Mapping[str, Range | None],
+        constants: Sequence[str] = (),
         loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
     ) -> None:
         self.name = name
@@ -59,6 +61,7 @@ class FusedLoss:
         self.backends = (*kernels, "eager")
         self.count = len(inputs)
         self.options = options
+        self.differentiable = tuple(n not in constants for n in inputs)
         self.loss_shape = loss_shape
         arguments = [
             *(f"Tensor {n}" for n in inputs),
@@ -83,6 +86,7 @@ class FusedLoss:
         if not kernel.reads_half:
             inputs = [at_least_single(tensor) for tensor in inputs]
         if not direct:
+            needs = self.differentiable if is_traced() else needs
             return self.operator(*inputs, *scheduled.packed(options), *needs, backend)[0]
         if True in needs:
             return _FusedLoss.apply(self.name, kernel, options, needs, *inputs)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
+from imc_kernels.ops import checks
+from imc_kernels.ops.autograd import has_values, is_direct
 from imc_kernels.ops.crop_parameters import Column
 from imc_kernels.ops.precision import specification
 
@@ -67,14 +68,17 @@ def multi_crop(
             fills a crop with NaN whose index, box or order is out of its range, and reads nothing for it.
     """
     _check_tensors(images, indices, parameters)
-    _check_options(images, size, mean, std, dtype, memory_format)
+    size = checks.integer(NAME, "size", size, least=1)
+    mean = checks.several(NAME, "mean", mean, checks.FINITE, images.shape[3])
+    std = checks.several(NAME, "std", std, checks.POSITIVE, images.shape[3])
+    _check_options(images, size, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
     chosen = backends.choose(NAME, OFFERED, images.device, dtype, backend)
-    tensors, compiling = (images, indices, parameters), torch.compiler.is_compiling()
-    if compiling and chosen != "eager":
+    tensors = (images, indices, parameters.resolve_neg())
+    if chosen != "eager" and not is_direct(NAME, chosen, *tensors):
         channels_last = memory_format == torch.channels_last
-        return _operator(*tensors, size, dtype, list(map(float, mean)), list(map(float, std)), channels_last, chosen)
-    if images.is_cpu and not compiling:
+        return _operator(*tensors, size, dtype, mean, std, channels_last, chosen)
+    if images.is_cpu and all(map(has_values, tensors)):
         _check_values(*tensors)
     if chosen == "eager":
         return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
@@ -92,8 +96,7 @@ INPUTS = (
 def _check_tensors(images: Tensor, *others: Tensor) -> None:
     device = getattr(images, "device", None)
     for tensor, (name, dtype, rank, layout) in zip((images, *others), INPUTS, strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{NAME}: {name} must be a torch.Tensor {layout}, got {type(tensor).__name__}")
+        checks.dense(NAME, name, tensor, layout)
         if tensor.dtype != dtype:
             raise TypeError(f"{NAME}: {name} {layout} must be {dtype}, got {tensor.dtype}")
         if tensor.dim() != rank or tensor.numel() == 0:
@@ -101,6 +104,8 @@ def _check_tensors(images: Tensor, *others: Tensor) -> None:
         if tensor.device != device:
             raise ValueError(f"{NAME}: images are on {device} and {name} on {tensor.device}; move one")
     indices, parameters = others
+    if parameters.requires_grad:
+        raise ValueError(f"{NAME}: parameters are constants; pass parameters.detach()")
     if images.shape[3] not in (1, 3):
         raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
     _, samples, columns = parameters.shape
@@ -111,31 +116,15 @@ def _check_tensors(images: Tensor, *others: Tensor) -> None:
         )
 
 
-def _check_options(
-    images: Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
-) -> None:
+def _check_options(images: Tensor, size: int, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     if dtype not in backends.FLOATING:
         raise TypeError(f"{NAME}: dtype must be float32, float64, bfloat16 or float16, got {dtype}")
     if memory_format not in (torch.channels_last, torch.contiguous_format):
         raise ValueError(f"{NAME}: memory_format must be channels_last or contiguous_format, got {memory_format}")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"{NAME}: size must be an integer of at least 1, got {size!r}")
-    _, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     side = max(height, width)
     if 2 * max(size, 2) * (side + size) >= 2**31:  # what the weights' integers can hold
         raise ValueError(f"{NAME}: crops of {size} pixels from images of {side} are too large")
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"{NAME}: mean and std must have one number for each of the {channels} channels, got {len(mean)} and "
-            f"{len(std)}"
-        )
-    if not (all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
-        raise ValueError(f"{NAME}: mean must be finite and std finite and above 0, got {mean!r} and {std!r}")
 
 
 def _check_values(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
@@ -173,8 +162,8 @@ def _triton(*arguments: Any) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[list[float], Tensor]:
     """Factors and offsets of ``x -> (x - mean) / std``: of three channels in turn, and as float64 [2, C]."""
-    rows = [1 / float(s) for s in std], [-float(m) / float(s) for m, s in zip(mean, std, strict=True)]
-    return [number for row in rows for number in (row * 3)[:3]], torch.tensor(rows, dtype=torch.float64)
+    rows = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    return [number for row in rows for number in (row * 3)[:3]], torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _native(
@@ -213,7 +202,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
 OFFERED = (*KERNELS, "eager")
 
 
-# What torch.compile sees in place of the call above.
+# What torch sees in place of the call above, where it must see an operator (ops/autograd.py).
 
 
 @torch.library.custom_op(

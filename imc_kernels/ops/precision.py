@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,6 @@ def loss_buffer(tensor: Tensor, *shape: int) -> Tensor:
 
 def specification(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The result of an eager function on its arguments in float32 or better, also inside ``torch.autocast``."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    with torch.autocast(tensors[0].device.type, enabled=False):
+    device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return function(*(at_least_single(x) if isinstance(x, Tensor) else x for x in arguments))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks, scheduled
-from imc_kernels.ops.autograd import check_recorded, has_values, is_direct, memory, only_first_derivative
+from imc_kernels.ops.autograd import check_recorded, has_values, is_direct, is_traced, memory, only_first_derivative
 from imc_kernels.ops.precision import at_least_single, cast, half_as_single, specification
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _assignments(
     direct = is_direct(NAME, chosen, scores, marginals)
     x = scores if kernels.reads_half else at_least_single(scores)
     if not direct:
-        arguments = (x, *scheduled.packed((epsilon,)), iterations, marginals, needed, chosen)
+        arguments = (x, *scheduled.packed((epsilon,)), iterations, marginals, needed or is_traced(), chosen)
         return cast(_operator(*arguments)[0], scores.dtype)
     if needed:
         return cast(_Sinkhorn.apply(chosen, x, epsilon, iterations, marginals), scores.dtype)

@@ -90,4 +90,5 @@ LOSS = FusedLoss(
     },
     inputs=("scores", "assignments"),
     options={"temperature": checks.POSITIVE},
+    constants=("assignments",),
 )

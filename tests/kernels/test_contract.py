@@ -199,5 +199,5 @@ def test_a_second_derivative_is_refused(operation: Operation, backend: str) -> N
     leaves = [x.requires_grad_(n) for x, n in zip(inputs, operation.differentiable, strict=True)]
     result = operation(*leaves, backend=backend)
     (gradient,) = torch.autograd.grad(result.square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=f'{operation.name}: .* pass backend="eager"|once_differentiable'):
+    with pytest.raises(RuntimeError, match=f'{operation.name}: .* pass backend="eager"'):
         gradient.sum().backward()

@@ -119,7 +119,7 @@ def test_autocast_changes_nothing_for_float32_inputs(operation: Operation, backe
 @each_native_case
 def test_functional_transforms_are_refused(operation: Operation, backend: str) -> None:
     inputs = operation.inputs(SIZES, torch.float32)
-    with pytest.raises(RuntimeError, match=rf"{operation.name}: .*torch\.func .*backend=\"eager\"|setup_context"):
+    with pytest.raises(RuntimeError, match=rf"{operation.name}: .*torch\.func .*backend=\"eager\""):
         torch.func.grad(lambda x: operation(x, *inputs[1:], backend=backend).sum())(inputs[0])
 
 
