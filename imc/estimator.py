@@ -33,6 +33,8 @@ from imc.train import train
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would
 PAD = "pad"
+CUT = 0.01  # of the values outside of the range of fit; beyond this share a prediction warns
+NARROW = 1 / 50  # of the range of fit; values within less are taken for values of another scale
 
 
 class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -40,7 +42,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
 
     ``X`` is an array of images [M, H, W] or [M, H, W, C], C 1 or 3, or of flattened ones [M, features], as in
     scikit-learn's data sets. Pixels of dtype uint8 are taken as they are; of other dtypes, ``value_range`` is mapped to
-    0..255 and rounded.
+    0..255 and rounded. A prediction warns of images that lie outside of that range, or in a small part of it.
 
     Args:
         n_clusters: number of clusters, at least 2.
@@ -207,6 +209,8 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             raise ValueError(
                 f"X has images of shape {shape}, and {type(self).__name__} was fitted to {self.image_shape_}"
             )
+        if not reset:
+            _warn_of_range(flat, *self.value_range_)
         pixels = _pixels(flat, *self.value_range_)
         missing = math.prod(self.image_shape_) - flat.shape[1]
         if missing:
@@ -252,6 +256,22 @@ def _flat_shape(features: int, image_shape: tuple[int, ...] | str | None) -> tup
     if math.prod(three) != features:
         raise ValueError(f"image_shape={image_shape} has {math.prod(three)} values, and X has {features} features")
     return three
+
+
+def _warn_of_range(flat: NDArray[Any], low: float, high: float) -> None:
+    """Warn of images that seem to be scaled otherwise than those of fit, where nothing else would show it."""
+    smallest, largest = float(flat.min()), float(flat.max())
+    outside = float(np.mean((flat < low) | (flat > high)))
+    fitted = f"{low:g}..{high:g}, the range of fit"
+    if outside > CUT:
+        warnings.warn(
+            f"{outside:.0%} of the values of X lie outside of {fitted}, and are cut", UserWarning, stacklevel=5
+        )
+    elif flat.dtype != np.uint8 and 0 < largest - smallest < NARROW * (high - low):
+        sentence = (
+            f"the values of X are {smallest:g}..{largest:g}, a small part of {fitted}; are they scaled otherwise?"
+        )
+        warnings.warn(sentence, UserWarning, stacklevel=5)
 
 
 def _pixels(flat: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def read_pickle(file: IO[bytes], references: list[Reference] | None = None) -> A
     """The next pickle in a file, of any protocol; the file is left behind it.
 
     Numbers, texts, bytes, lists, tuples and dicts are what they are, sets are lists. Entries of dicts whose keys are
-    neither texts nor integers are left out: to hash a key that is nested deeply would take years.
+    neither texts nor integers of 64 bits are left out: to hash a key that is nested deeply would take years.
 
     Args:
         file: at the pickle's first byte.
@@ -161,5 +161,9 @@ class _Machine:
 
 
 def _put(target: dict[str | int, Any], items: list[Any]) -> dict[str | int, Any]:
-    target.update({k: v for k, v in zip(items[::2], items[1::2], strict=True) if type(k) in (str, int)})
+    target.update({key: value for key, value in zip(items[::2], items[1::2], strict=True) if _is_key(key)})
     return target
+
+
+def _is_key(node: Any) -> bool:
+    return type(node) is str or (type(node) is int and node.bit_length() < 64)

@@ -7,7 +7,9 @@ pickle            of torch's tensors or numpy's arrays
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from imc.inert_pickle import Name, Object, Reference, read_pickle
 from imc.run_files import ARCHIVE, require_plain
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file of torch before 1.6
+REPEATED = 1 << 20  # bytes that a tensor may take beyond its storage
 DEPTH = 32  # of what is nested; no state dict lies deeper
 ACCEPTED = "accepted are what torch.save or pickle wrote, .safetensors and .npz"
 # How a pickled module keeps its attributes: no part of a parameter's name.
@@ -63,11 +66,24 @@ class StoredTensor:
 
     Attributes:
         shape: its sizes.
-        read: gives it in the file's dtype; raises ValueError where the file is damaged.
+        numbers: reads it; raises anything where the file is damaged.
     """
 
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
+    numbers: Callable[[], Tensor]
+
+    def read(self) -> Tensor:
+        """The tensor in the file's dtype.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            return self.numbers()
+        except ValueError:
+            raise
+        except Exception:
+            raise ValueError("it is damaged: a tensor cannot be read") from None
 
 
 class _Storage(NamedTuple):
@@ -131,7 +147,8 @@ def _from_archive(path: Path) -> dict[str, StoredTensor]:
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
     content = read_pickle(io.BytesIO(archive.read(pickled)))
-    return _walk(content, lambda key: archive.read(f"{root}data/{key}"))
+    # Kept for the next tensor, since all may be views of one storage.
+    return _walk(content, functools.lru_cache(maxsize=1)(lambda key: archive.read(f"{root}data/{key}")))
 
 
 def _read_pickles(content: memoryview) -> tuple[Any, _Read]:
@@ -239,12 +256,16 @@ def _view(place: tuple[_Storage, int], offset: Any, size: tuple[int, ...], strid
         raise ValueError("it is damaged: a tensor has no shape")
 
     def numbers() -> Tensor:
-        content = storage.read()
-        row = torch.frombuffer(bytearray(content), dtype=storage.dtype) if len(content) else torch.empty(0)
-        last = first + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if 0 not in size and last >= len(row):
+        if 0 in size:
+            return torch.empty(size, dtype=storage.dtype)
+        content, itemsize = storage.read(), storage.dtype.itemsize
+        start = first + offset
+        end = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        # One number repeated is no weight, and could be repeated without end.
+        if end * itemsize > len(content) or math.prod(size) * itemsize > max(len(content), REPEATED):
             raise ValueError("it is damaged: a tensor is larger than what it is stored in")
-        return row.as_strided(size, stride, first + offset) if 0 not in size else row.new_empty(size)
+        row = torch.frombuffer(bytearray(content[start * itemsize : end * itemsize]), dtype=storage.dtype)
+        return row.as_strided(size, stride)
 
     return StoredTensor(size, numbers)
 

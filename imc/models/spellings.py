@@ -7,6 +7,7 @@ from collections.abc import Iterable, Set
 
 # What compiled, sharded and checkpointed modules put into names, at any place.
 WRAPPINGS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Not detectron2's: its models have their stride elsewhere and take blue first, which no name or shape shows.
 # (pattern, name, what is added to a number that the pattern captures and that follows the name)
 SPELLINGS = tuple(
     (re.compile(rf"(?<![^.]){pattern}\."), name, change)
@@ -17,13 +18,6 @@ SPELLINGS = tuple(
         (r"encoder\.stages\.(\d+)\.layers", "layer", 1),
         (r"layer\.(\d+)\.convolution", "conv", 1),
         (r"layer\.(\d+)\.normalization", "bn", 1),
-        # detectron2
-        (r"stem\.conv1\.norm", "bn1", 0),
-        (r"stem\.conv1", "conv1", 0),
-        (r"res(\d+)", "layer", -1),
-        (r"conv(\d+)\.norm", "bn", 0),
-        (r"shortcut\.norm", "downsample.1", 0),
-        (r"shortcut(?=\.weight$)", "downsample.0", 0),
         # the code released for IMC-SwAV, and others with the stem in one sequence
         (r"co(?:vn|nv)1\.0", "conv1", 0),
         (r"co(?:vn|nv)1\.1", "bn1", 0),

@@ -93,9 +93,9 @@ def test_floats_are_stretched_from_the_range_that_fit_saw(pixels: NDArray[np.uin
     assert scaled.value_range_ == pytest.approx((-5, 11))
     np.testing.assert_array_equal(scaled.labels_, own.labels_)
     given = tiny(value_range=(0, 1)).fit(pixels[:32] / 255)
-    np.testing.assert_array_equal(
-        given._images(pixels[:4] / 255 * 3, reset=False)[..., 0], np.minimum(pixels[:4] * 3.0, 255)
-    )
+    with pytest.warns(UserWarning, match=r"% of the values of X lie outside of 0\.\.1, the range of fit, and are cut"):
+        cut = given._images(pixels[:4] / 255 * 3, reset=False)[..., 0]
+    np.testing.assert_array_equal(cut, np.minimum(pixels[:4] * 3.0, 255))
 
 
 def test_outputs_fit_together(fitted: ImageClusterer, pixels: NDArray[np.uint8]) -> None:
@@ -197,3 +197,34 @@ def test_ctrl_c_is_a_keyboard_interrupt(pixels: NDArray[np.uint8], monkeypatch: 
 def test_importing_the_package_imports_neither_scikit_learn_nor_the_trainer() -> None:
     code = "import imc, sys; assert not {'sklearn', 'imc.train', 'matplotlib'} & sys.modules.keys(); imc.ImageClusterer"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SCALED = {
+    "fractions": (lambda x: x / 255.0, "the values of X are 0..1, a small part of 0..255, the range of fit"),
+    "0 and 1": (lambda x: (x > 99).astype(np.int64), "the values of X are 0..1, a small part of 0..255"),
+    "16 bits": (lambda x: x.astype(np.uint16) * 257, "% of the values of X lie outside of 0..255, the range of fit"),
+    "around 0": (lambda x: x / 127.5 - 1, "% of the values of X lie outside of 0..255, the range of fit"),
+}
+
+
+@pytest.mark.parametrize("scale", SCALED)
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "transform"])
+def test_images_of_another_scale_than_those_of_fit_are_warned_of(
+    scale: str, method: str, fitted: ImageClusterer, pixels: NDArray[np.uint8]
+) -> None:
+    change, says = SCALED[scale]
+    with pytest.warns(UserWarning, match=says):
+        getattr(fitted, method)(change(pixels))
+
+
+def test_images_of_the_scale_of_fit_are_not_warned_of(fitted: ImageClusterer, pixels: NDArray[np.uint8]) -> None:
+    floats = tiny().fit(pixels / 255.0)
+    almost = pixels / 255.0
+    almost[0, 0, 0] = 1.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fitted.predict(pixels)
+        fitted.predict(pixels.astype(np.float32))
+        fitted.predict(np.zeros_like(pixels))
+        fitted.predict(np.zeros(pixels.shape))
+        floats.predict(almost)

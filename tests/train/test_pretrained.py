@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from imc.cli import main
 from imc.config import Config
 from imc.data import Images
 from imc.errors import UserError
@@ -91,18 +92,6 @@ def transformers(state: Mapping[str, Tensor]) -> State:
     return moved
 
 
-def detectron2(state: Mapping[str, Tensor]) -> State:
-    moved = renamed(
-        {name: x for name, x in state.items() if not name.endswith("num_batches_tracked")},
-        (r"^conv1", "stem.conv1"),
-        (r"^bn1", "stem.conv1.norm"),
-        (r"\.bn(\d)", r".conv\1.norm"),
-        (r"downsample\.0", "shortcut"),
-        (r"downsample\.1", "shortcut.norm"),
-    )
-    return {re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name): x for name, x in moved.items()}
-
-
 def imc_swav(state: Mapping[str, Tensor]) -> State:
     """As the code released for IMC-SwAV saves it: the stem in a sequence, and everything a second time in a list."""
     stem = renamed(state, (r"^conv1\.", "covn1.0."), (r"^bn1\.", "covn1.1."))
@@ -139,7 +128,6 @@ LAYOUTS: dict[str, Callable[[State], object]] = {
     "IMC-SwAV": lambda s: {"model": imc_swav(s), "hyperparams": {"n_classes": 10}, "epoch": 1},
     "covn1": lambda s: renamed(s, (r"^conv1", "covn1")),
     "transformers": transformers,
-    "detectron2": lambda s: {"model": detectron2(s), "matching_heuristics": True},
     "sequence of torchvision": lambda s: sequence(s, "", 0, 1, 4, 5, 6, 7),
     "sequence without a pool": lambda s: {"state_dict": sequence(s, "module.f.", 0, 1, 3, 4, 5, 6)},
     "sequence of lightly": lambda s: renamed(sequence(s, "backbone.", 0, 1, 2, 3, 4, 5), ("downsample", "shortcut")),
@@ -166,7 +154,7 @@ def test_a_layout_of_others_fits_wholly(layout: str, name: str, tmp_path: Path) 
     matched = loaded(LAYOUTS[layout](state), tmp_path, encoder)
     rounded = {"of halves": torch.float16, "of bfloat16": torch.bfloat16}.get(layout, torch.float32)
     expected = {n: x.to(rounded).float() if x.is_floating_point() else x for n, x in state.items()}
-    if layout in ("no counters", "detectron2"):
+    if layout == "no counters":
         expected |= {n: torch.tensor(0) for n in state if n.endswith("num_batches_tracked")}
     require_loaded(encoder, expected)
     assert matched.others == []
@@ -286,6 +274,10 @@ UNFIT: dict[str, tuple[Callable[[State], object], str]] = {
         r"has 90 of 120 tensors of the encoder, under 'a\.'",
     ),
     "nothing like it": (lambda s: {"fc.weight": torch.zeros(2)}, r"does not hold the encoder: it has fc.weight \[2\]"),
+    "detectron2": (
+        lambda s: renamed(s, (r"^conv1", "stem.conv1"), (r"^bn1", "stem.conv1.norm"), (r"^layer(\d)", r"res\1")),
+        "tensors of the encoder|does not hold the encoder",
+    ),
     "no tensors": (lambda s: {"epoch": 3}, "holds no tensors"),
     "codes of a terminal": (lambda s: {"\x1b[1mfc\n": torch.zeros(2)}, r"it has \\x1b\[1mfc\\n \[2\]"),
 }  # fmt: skip
@@ -381,13 +373,26 @@ def test_safetensors_and_home(state: State, tmp_path: Path, monkeypatch: pytest.
     require_loaded(encoder, state)
 
 
+def test_the_command_refuses_in_one_line_and_says_what_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": random_state(narrow())}, tmp_path / "other.pth")
+    argv = ["train", "--epochs", "1", "--out", str(tmp_path / "run"), "--init"]
+    assert main([*argv, str(tmp_path / "other.pth")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"imc train: --init {tmp_path / 'other.pth'} does not ")
+    assert main(["train", "--init-prefix", "teacher"]) == 2
+    assert "--init-prefix needs --init" in capsys.readouterr().err
+
+
 def test_a_frozen_encoder_stays_as_it_was(
-    tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Config, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imc.train._report", lambda *_: {})
     first = dataclasses.replace(tiny, out=str(tmp_path / "first"), epochs=1)
     train(first, digits)
     train(dataclasses.replace(tiny, init=first.out, freeze_encoder=True), digits)
+    assert f"--init {first.out}: all 17 tensors of the encoder, under 'encoder.'\n" in capsys.readouterr().err
     before, after = (load_run(config.out).model.state_dict() for config in (first, tiny))
     changed = {name.split(".")[0] for name, x in before.items() if not torch.equal(x, after[name])}
     assert changed == {"projection", "prototypes", "classifier"}

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import io
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,33 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
             content = old.read(entry)
             new.writestr(entry.filename, content[:8] if entry.filename.endswith("data/0") else content)
     with pytest.raises(ValueError, match="a tensor is larger than what it is stored in"):
+        read_tensors(tmp_path / "x")["x"].read()
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_many_views_of_one_storage_are_read_once(archive: bool, tmp_path: Path) -> None:
+    base = torch.arange(1 << 22, dtype=torch.float32)
+    torch.save(list(base.split(1 << 13)), tmp_path / "x", _use_new_zipfile_serialization=archive)
+    start = time.process_time()
+    found = read_tensors(tmp_path / "x")
+    assert torch.equal(torch.cat([x.read() for x in found.values()]), base)
+    assert time.process_time() - start < 2  # 512 times 16 MB would take longer
+
+
+def test_a_number_that_is_repeated_without_end_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1).expand(1 << 40)}, tmp_path / "x")
+    with pytest.raises(ValueError, match="a tensor is larger than what it is stored in"):
+        read_tensors(tmp_path / "x")["x"].read()
+
+
+@pytest.mark.parametrize("damage", ["sum", "record"])
+def test_a_damaged_record_is_a_sentence(damage: str, tmp_path: Path) -> None:
+    torch.save({"x": torch.full((1000,), 1.25)}, tmp_path / "x")
+    content = (tmp_path / "x").read_bytes()
+    at = content.index(torch.tensor(1.25).numpy().tobytes())
+    broken = content[:at] + b"\1" + content[at + 1 :] if damage == "sum" else content.replace(b"data/0", b"data/9")
+    (tmp_path / "x").write_bytes(broken)
+    with pytest.raises(ValueError, match="it is damaged: a tensor cannot be read"):
         read_tensors(tmp_path / "x")["x"].read()
 
 
