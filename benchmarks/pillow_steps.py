@@ -2,11 +2,11 @@
 
     PYTHONPATH=tests python benchmarks/pillow_steps.py --data-root DIR     # DIR holds imagenette; else noise alone
 
-Takes some minutes. Prints the table of docs/numerics.md: the differences of all values of the crops, in steps of 1/255,
-for each stage alone and for all but the loss of colour in turn, by the defaults of `draw_crop_parameters` but that all of
-them happen. Images are photographs of 96 pixels, noise of any colour, and noise of colours as saturated as there are.
-Pillow's stages are those by which torchvision transforms its images: hue is shifted by a whole number of 1/255 turns, cut
-towards 0; a blur is taken in floats and rounded.
+Takes some minutes. Prints the table of docs/numerics.md: the differences of all values of the crops, in steps of
+1/255, for each stage alone and for all but the loss of colour in turn, by the defaults of `draw_crop_parameters` but
+that all of them happen. Images are photographs of 96 pixels, noise of any colour, and noise of colours as saturated as
+there are. Pillow's stages are those by which torchvision transforms its images: hue is shifted by a whole number of
+1/255 turns, cut towards 0; a blur is taken in floats and rounded.
 """
 
 from __future__ import annotations
