@@ -1,4 +1,4 @@
-"""Whether images are of the kind that a trained model takes."""
+"""Whether images are of the kind that a trained model takes, and how their pixels become those."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from imc.config import Config
 from imc.data import Dataset, Images
+from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.resize import resized
 from imc.errors import UserError
 
@@ -42,6 +43,11 @@ def fit_for_model(config: Config, data: Dataset) -> Dataset:
         test=None if data.test is None else fitting(data.test),
         note="; ".join(filter(None, [data.note, sentence])),
     )
+
+
+def bits_of_files(config: Config) -> PixelBits:
+    """By what a run scales the pixels of over 8 bits of further files: as in training; all 16 bits if it saw none."""
+    return PixelBits(config.pixel_bits or MAX_BITS)
 
 
 def _kind(channels: int) -> str:

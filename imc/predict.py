@@ -1,6 +1,8 @@
-"""The cluster of every image in a folder, by a trained run. The training data are not needed.
+"""The cluster of every image in a folder, of pictures or of an array, by a trained run, without its training data.
 
     imc predict runs/birds new-photos                        # writes runs/birds/predictions-new-photos.csv
+    imc predict runs/birds robin.jpg wren.heic               # prints the clusters of these pictures too
+    imc predict runs/birds birds.npy                         # images [M, H, W] or [M, H, W, C]
     imc predict runs/birds new-photos --out birds.csv        # another file
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
@@ -20,7 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,12 +33,14 @@ from numpy.typing import NDArray
 from imc import arguments, cli
 from imc.csv_files import Rows
 from imc.data.converted import Converted
-from imc.data.folders import Skipped, decode_folder
+from imc.data.folders import Skipped
 from imc.data.ignored import mark_output
 from imc.data.paths import user_path
 from imc.distributed import DEVICES, choose_device
 from imc.errors import RunError, UserError
 from imc.evaluation import outputs
+from imc.model_images import bits_of_files
+from imc.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.options import argument, check, option
 from imc.run_folder import LoadedRun, load_run
 from imc.run_places import is_run
@@ -45,6 +49,7 @@ from imc.text import shell_word, shortened, visible
 from imc.whole_files import replacing
 
 BATCH = 256
+PRINTED = 20  # pictures whose clusters are printed
 NAMED_FILES = 20  # unreadable files that are named one by one
 COLUMNS = ("file", "cluster", "confidence")
 
@@ -54,8 +59,8 @@ class Options:
     """The options of ``imc predict``."""
 
     run: str = argument("RUN", "folder of a trained run")
-    folder: str = argument("FOLDER", "folder of images, at any depth")
-    out: str | None = option(None, "prediction", "the CSV file; default: RUN/predictions-<name of FOLDER>.csv")
+    images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files")
+    out: str | None = option(None, "prediction", "the CSV file; default: RUN/predictions-<name of IMAGES>.csv")
     embeddings: str | None = option(
         None, "prediction", "write the encoder's features to this file, float32 [images, features] as .npy"
     )
@@ -73,47 +78,54 @@ def main(argv: Sequence[str]) -> None:
 
 
 def predict(options: Options) -> dict[str, Any]:
-    """Write the cluster of every image in a folder.
+    """Write the cluster of every image.
 
     Returns:
         ``images``: how many; ``clusters``: how many of them each cluster holds; ``skipped``: how many files were not
         read; ``note``: what was left out, and what is of another kind than the run's images; ``files``: what was
-        written.
+        written; ``pictures``: name, cluster and confidence of each, where pictures alone were given, a few of them.
 
     Raises:
         UserError: there is no trained run, no image, or the place of an output is taken.
         RunError: an output cannot be written.
     """
     check(options)
-    folder, targets = user_path(options.folder), _targets(options)
-    if not is_run(Path(options.run)) and is_run(folder):
-        swapped = f"imc predict {shell_word(options.folder)} {shell_word(options.run)}"
-        raise UserError(f"{options.run} is not the folder of a run, and {folder} is; did you mean {swapped}?")
+    paths = sources(options.images)
+    if not is_run(Path(options.run)) and is_run(paths[0]):
+        swapped = f"imc predict {shell_word(options.images[0])} {shell_word(options.run)}"
+        raise UserError(f"{options.run} is not the folder of a run, and {paths[0]} is; did you mean {swapped}?")
+    targets = _targets(options, paths)
     run = load_run(Path(options.run), choose_device(options.device))
     skipped, converted = _Skipped(), Converted(run.config.side, run.config.channels)
-    images = decode_folder(folder, run.config.side, run.config.channels, skipped, converted)
+    bits = bits_of_files(run.config)
+    images = read_new_images(paths, run.config, skipped, converted, bits)
+    pictures: list[tuple[str, int, float]] | None = (
+        [] if len(paths) <= PRINTED and all(map(is_picture, paths)) else None
+    )
     try:
-        sizes = _write(run, folder, images, targets, options)
+        sizes = _write(run, images, targets, options, pictures)
     except OSError as error:
         raise RunError(f"cannot write {error.filename or targets['csv']}: {error.strerror}") from None
     total = int(sizes.sum())
     if total == 0:
-        raise UserError(f"{folder} holds no image that can be read; {skipped or 'it is empty'}")
+        raise UserError(_nothing(options.images, paths, skipped))
     for sentence in converted.sentences:
         print(f"warning: {sentence}", file=sys.stderr)
     return {
         "images": total,
         "clusters": sizes.tolist(),
         "skipped": skipped.count,
-        "note": "; ".join(filter(None, [*converted.sentences, str(skipped)])),
+        "note": "; ".join(filter(None, [*converted.sentences, str(bits), str(skipped)])),
         "files": [str(path) for path in targets.values()],
+        "pictures": pictures or [],
     }
 
 
 def report(result: dict[str, Any]) -> str:
     """What was predicted, as text."""
     sizes = result["clusters"]
-    lines = [f"{result['images']:,} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
+    lines = [f"{visible(name)}: cluster {cluster}, confidence {sure:.3f}" for name, cluster, sure in result["pictures"]]
+    lines = lines or [f"{result['images']:,} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
     if result["note"]:
         lines.append(visible(result["note"]))
     return "\n".join([*lines, *map(visible, result["files"])])
@@ -130,12 +142,15 @@ class _Skipped(Skipped):
             say("skipped more, which are counted at the end")
 
 
-def _targets(options: Options) -> dict[str, Path]:
+def _nothing(given: Sequence[str], paths: Sequence[Path], skipped: Skipped) -> str:
+    if len(paths) == 1 and not paths[0].is_dir():
+        return f"{given[0]} cannot be read: {next(iter(skipped.reasons))}"
+    return f"{', '.join(given)} holds no image that can be read; {skipped or 'it is empty'}"
+
+
+def _targets(options: Options, paths: Sequence[Path]) -> dict[str, Path]:
     """Where the outputs go, each checked to be free."""
-    folder = user_path(options.folder)
-    if not folder.is_dir():
-        raise UserError(f"{options.folder!r} is not a folder of images")
-    default = Path(options.run) / shortened(f"predictions-{folder.resolve().name or 'images'}", ".csv")
+    default = Path(options.run) / shortened(f"predictions-{title(paths)}", ".csv")
     targets = {"csv": default if options.out is None else user_path(options.out)}
     if options.embeddings is not None:
         targets["embeddings"] = user_path(options.embeddings)
@@ -149,25 +164,31 @@ def _targets(options: Options) -> dict[str, Path]:
         target = targets["sorted"] = user_path(options.sort_into)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"--sort-into must be a new or an empty folder, and {target} is not")
-        if target.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--sort-into must lie outside of {folder}, whose images it would add to")
+        for folder in filter(Path.is_dir, paths):
+            if target.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"--sort-into must lie outside of {folder}, whose images it would add to")
+        if holds_arrays(paths):
+            raise UserError("--sort-into copies files; of an .npy it cannot")
     return targets
 
 
 def _write(
     run: LoadedRun,
-    folder: Path,
-    images: Iterator[tuple[str, NDArray[np.uint8]]],
+    images: Iterator[NewImage],
     targets: dict[str, Path],
     options: Options,
+    pictures: list[tuple[str, int, float]] | None,
 ) -> NDArray[np.int64]:
-    """Predict and write batch by batch; how many images each cluster holds. Without an image nothing is written."""
+    """Predict and write batch by batch; how many images each cluster holds. Without an image nothing is written.
+
+    ``pictures`` takes name, cluster and confidence of each.
+    """
     sizes = np.zeros(0, np.int64)
     with ExitStack() as stack:
         table: Rows | None = None
         rows: _Matrix | None = None
-        while batch := list(islice(images, options.batch_size)):
-            pixels = torch.from_numpy(np.stack([image for _, image in batch]))
+        for batch in _batches(images, options.batch_size):
+            pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
             result = outputs(run, pixels, batch_size=options.batch_size, amp=options.amp)
             if table is None:
                 sizes = np.zeros(result.probabilities.shape[1], np.int64)
@@ -182,13 +203,27 @@ def _write(
             if rows is not None:
                 rows.append(result.features.numpy())
             sizes += np.bincount(result.clusters, minlength=len(sizes))
-            for (name, _), cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
-                table.add(name, cluster, f"{confidence:.6f}")
-                if "sorted" in targets:
-                    copy = targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}" / name
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(folder / name, copy)
+            for image, cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
+                table.add(image.name, cluster, f"{confidence:.6f}")
+                if pictures is not None:
+                    pictures.append((image.name, int(cluster), float(confidence)))
+                if "sorted" in targets and image.path is not None:
+                    _copy(image.path, targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}" / image.place)
     return sizes
+
+
+def _batches(images: Iterator[NewImage], size: int) -> Iterator[list[NewImage]]:
+    """Up to ``size`` images of one shape that follow one another."""
+    for _, alike in groupby(images, lambda image: image.pixels.shape):
+        while batch := list(islice(alike, size)):
+            yield batch
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, beside one of the same name under the first that is free."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = chain([target], (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in count(2)))
+    shutil.copy2(source, next(name for name in names if not name.exists()))
 
 
 def _empty_after_failure(folder: Path, failure: type[BaseException] | None, *_: object) -> None:

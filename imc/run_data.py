@@ -10,11 +10,10 @@ import torch
 from imc.config import Config
 from imc.data import Dataset, Images, is_folder, load
 from imc.data.paths import user_path
-from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
-from imc.model_images import fit_for_model
+from imc.model_images import bits_of_files, fit_for_model
 
 SIDE_WITHOUT_GPU = 32
 
@@ -87,11 +86,6 @@ def clustered(config: Config, data: Dataset) -> Images:
     return Images(data.name, images, labels, data.train.class_names, files, data.train.pixel_bits)
 
 
-def bits_of_new_images(config: Config) -> PixelBits:
-    """By what a trained run scales pixels of over 8 bits: as in training, and as all 16 bits where it saw none."""
-    return PixelBits(config.pixel_bits or MAX_BITS)
-
-
 def other_data(config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
     """The data set to evaluate a trained run on, fit for its model.
 
@@ -106,7 +100,7 @@ def other_data(config: Config, source: str | None, labels_from_folders: bool) ->
     if source is not None and source != config.data:
         config = replace(config, data=source, download=False, labels_from_folders=False)
         if is_folder(source):
-            config = replace(config, pixel_bits=bits_of_new_images(config).chosen)
+            config = replace(config, pixel_bits=bits_of_files(config).chosen)
     if is_folder(config.data):  # not its default, which depends on the device
         config = replace(config, image_size=config.side)
     data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))

@@ -121,7 +121,7 @@ def read_folder(
 
 
 def decode_folder(
-    folder: Path, size: int, channels: int, skipped: Skipped, converted: Converted | None = None
+    folder: Path, size: int, channels: int, skipped: Skipped, converted: Converted, bits: PixelBits
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The images under a folder one after another, in natural order, a bounded number of them in memory.
 
@@ -131,18 +131,33 @@ def decode_folder(
         channels: 1 (grey) or 3 (red, green, blue).
         skipped: takes what is left out.
         converted: takes the kinds of the images.
+        bits: what scales pixels of over 8 bits; meets their largest value.
 
     Yields:
         The path relative to the folder, and uint8 [size, size, channels].
     """
     names = [name for name, _ in _listing(folder, (".",), skipped)]
+    return decode_files(folder, names, size, channels, skipped, converted, bits)
+
+
+def decode_files(
+    folder: Path,
+    names: Sequence[str],
+    size: int,
+    channels: int,
+    skipped: Skipped,
+    converted: Converted,
+    bits: PixelBits,
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """As :func:`decode_folder`, of these files in the folder."""
 
     def work(name: str) -> tuple[NDArray[np.uint8], Kind]:
-        return decode(folder / name, size, channels), read_kind(folder / name)
+        if os.path.getsize(folder / name) > MAX_FILE:
+            raise UnreadableError("over 1 GB")
+        return decode(folder / name, size, channels, bits), read_kind(folder / name)
 
     for name, (image, kind) in _in_threads(work, names, "predict", skipped):
-        if converted is not None:
-            converted.meet(kind)
+        converted.meet(kind)
         yield name, image
 
 

@@ -271,7 +271,7 @@ def test_files_of_any_name_are_predicted_and_sorted(trained: Path, tmp_path: Pat
         Image.fromarray(pixels).save(file, format="PNG")
         names.append(str(file.relative_to(folder)))
     result = predict(
-        PredictOptions(str(trained), str(folder), out=str(tmp_path / "out.csv"), sort_into=str(tmp_path / "sorted"))
+        PredictOptions(str(trained), (str(folder),), out=str(tmp_path / "out.csv"), sort_into=str(tmp_path / "sorted"))
     )
     assert result["images"] == len(names)
     rows = list(read_rows(tmp_path / "out.csv"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from imc.cli import main
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.ignored import OUTPUT_MARK
+from imc.errors import UserError
 from imc.evaluation import outputs
 from imc.predict import Options, predict
 from imc.run_files import read_json
@@ -40,7 +42,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_clusters_are_those_of_the_model(run_copy: Path, folder: Path, split_digits: Dataset) -> None:
-    result = predict(Options(str(run_copy), str(folder), batch_size=7))
+    result = predict(Options(str(run_copy), (str(folder),), batch_size=7))
     assert (result["images"], result["skipped"]) == (24, 2)
     path = run_copy / "predictions-photos.csv"
     assert result["files"] == [str(path)]
@@ -65,12 +67,12 @@ def test_it_needs_the_weights_and_the_configuration_only(
         raise AssertionError("the data set was loaded")
 
     monkeypatch.setattr("imc.data.load", no_data)
-    assert predict(Options(str(bare), str(folder)))["images"] == 24
+    assert predict(Options(str(bare), (str(folder),)))["images"] == 24
 
 
 def test_embeddings_are_in_the_order_of_the_csv(run_copy: Path, folder: Path, split_digits: Dataset) -> None:
     target = folder.parent / "embeddings.npy"
-    predict(Options(str(run_copy), str(folder), embeddings=str(target), batch_size=5))
+    predict(Options(str(run_copy), (str(folder),), embeddings=str(target), batch_size=5))
     embeddings = np.load(target)
     expected = outputs(load_run(run_copy), split_digits.test.images[:24]).features.numpy()
     order = [int(Path(row["file"]).stem) for row in rows(run_copy / "predictions-photos.csv")]
@@ -81,7 +83,7 @@ def test_embeddings_are_in_the_order_of_the_csv(run_copy: Path, folder: Path, sp
 def test_sorting_copies_and_leaves_the_folder_alone(run_copy: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     target = folder.parent / "sorted"
-    predict(Options(str(run_copy), str(folder), sort_into=str(target)))
+    predict(Options(str(run_copy), (str(folder),), sort_into=str(target)))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     copies = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     expected = {
@@ -101,7 +103,7 @@ def test_a_batch_is_all_that_is_in_memory(run_copy: Path, folder: Path, monkeypa
         return outputs(run, images, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr("imc.predict.outputs", recorded)
-    predict(Options(str(run_copy), str(folder), batch_size=10))
+    predict(Options(str(run_copy), (str(folder),), batch_size=10))
     assert sizes == [10, 10, 4]
 
 
@@ -141,14 +143,17 @@ def test_nothing_of_the_user_is_overwritten(
 
 
 def test_a_csv_is_replaced_if_asked(run_copy: Path, folder: Path) -> None:
-    options = Options(str(run_copy), str(folder), out=str(folder.parent / "out.csv"), overwrite=True)
+    options = Options(str(run_copy), (str(folder),), out=str(folder.parent / "out.csv"), overwrite=True)
     predict(options)
     first = (folder.parent / "out.csv").read_bytes()
     predict(options)
     assert (folder.parent / "out.csv").read_bytes() == first
 
 
-@pytest.mark.parametrize(("name", "says"), [("nowhere", "is not a folder of images"), ("empty", "no image")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere", "is not there; accepted are folders of images, pictures and .npy files"), ("empty", "no image")],
+)
 def test_a_folder_without_images(
     name: str, says: str, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +213,89 @@ def test_grey_images_for_a_run_in_colour_are_counted_and_said(
 ) -> None:
     train(dataclasses.replace(tiny, epochs=1), dataclasses.replace(digits, images=digits.images.expand(-1, -1, -1, 3)))
     capsys.readouterr()
-    result = predict(Options(str(tiny.out), str(folder)))
+    result = predict(Options(str(tiny.out), (str(folder),)))
     assert result["note"].startswith(
         "24 of 24 images are grey, and the run was trained on images in colour; skipped 2: "
     )
+
+
+def test_a_picture_is_predicted_by_itself(
+    run_copy: Path, folder: Path, split_digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = outputs(load_run(run_copy), split_digits.test.images[:24])
+    picture = folder / "3.png"
+    assert main(["predict", str(run_copy), str(picture)]) == 0
+    said = f"{picture}: cluster {expected.clusters[3]}, confidence {expected.confidence[3]:.3f}\n"
+    assert capsys.readouterr().out == said + f"{run_copy / 'predictions-3.csv'}\n"
+    assert [row["file"] for row in rows(run_copy / "predictions-3.csv")] == [str(picture)]
+
+
+def test_pictures_folders_and_arrays_go_together(run_copy: Path, folder: Path, split_digits: Dataset) -> None:
+    images = split_digits.test.images
+    np.save(folder.parent / "more.npy", images[24:30].numpy())
+    given = (str(folder / "3.png"), str(folder / "7.png"), str(folder / "more"), str(folder.parent / "more.npy"))
+    result = predict(Options(str(run_copy), given, batch_size=4))
+    assert result["pictures"] == []
+    expected = outputs(load_run(run_copy), images[:30])
+    order = [3, 7, 20, 21, 22, 23, *range(24, 30)]
+    table = rows(run_copy / "predictions-3-and-3-more.csv")
+    names = [*given[:2], *(str(folder / "more" / f"{index}.png") for index in range(20, 24))]
+    assert [row["file"] for row in table] == [*names, *(f"{given[3]}[{row}]" for row in range(6))]
+    assert [int(row["cluster"]) for row in table] == expected.clusters[order].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("4.jpg", "4.jpg' is not there; accepted are folders of images, pictures and .npy files; did you mean"),
+        ("pipe", "pipe' is no folder and no file"),
+        ("5a.png", "5a.png cannot be read: damaged or cut short"),
+        ("notes.txt", "notes.txt cannot be read: empty"),
+        ("photo.heic", "photo.heic cannot be read: "),
+        ("colour.npy", "colour.npy has images in colour, and the run was trained on grey images"),
+        ("words.npy", "words.npy': the array has shape [3]"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_sentence(
+    name: str, says: str, run_copy: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(64))
+    np.save(folder / "colour.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    np.save(folder / "words.npy", np.array(["a", "b", "c"]))
+    assert main(["predict", str(run_copy), str(folder / name)]) == 2
+    error = capsys.readouterr().err
+    assert says in error.splitlines()[-1]
+    assert not list(run_copy.glob("predictions*"))
+
+
+def test_copies_of_pictures_of_one_name_are_kept_apart(run_copy: Path, folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "1.png").write_bytes((folder / "1.png").read_bytes())
+    pictures = tuple(str(folder.parent / name / "1.png") for name in ("a", "b"))
+    target = folder.parent / "sorted"
+    predict(Options(str(run_copy), pictures, sort_into=str(target)))
+    assert sorted(path.name for path in target.rglob("*.png")) == ["1-2.png", "1.png"]
+    array = folder.parent / "x.npy"
+    np.save(array, np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(UserError, match="--sort-into copies files"):
+        predict(Options(str(run_copy), (str(array),), sort_into=str(folder.parent / "other")))
+
+
+@pytest.mark.parametrize(("bits", "factor"), [(12, 16), (None, 256)])
+def test_wide_pixels_are_scaled_as_in_training(bits: int | None, factor: int, run_copy: Path, folder: Path) -> None:
+    """The same picture in 8 bits and, ``factor`` times as bright, in 16, by a run that saw so many bits."""
+    config = read_json(run_copy / CONFIG)
+    (run_copy / CONFIG).write_text(json.dumps({**config, "pixel_bits": bits}))
+    with Image.open(folder / "3.png") as image:
+        pixels = np.asarray(image)
+    wide = np.rint(pixels * (((1 << (bits or 16)) - 1) / 255)).astype(np.uint16)
+    assert abs(int(wide.max()) - factor * int(pixels.max())) < factor
+    Image.fromarray(wide).save(folder.parent / "wide.png")
+    np.save(folder.parent / "wide.npy", wide[None])
+    given = (str(folder / "3.png"), str(folder.parent / "wide.png"), str(folder.parent / "wide.npy"))
+    result = predict(Options(str(run_copy), given))
+    first, *others = rows(Path(result["files"][0]))
+    assert [(row["cluster"], row["confidence"]) for row in others] == [(first["cluster"], first["confidence"])] * 2
+    assert f"taken as {bits or 16} bits" in result["note"]

@@ -12,8 +12,10 @@ import pytest
 
 from imc.config import Config
 from imc.data import load
+from imc.data.converted import Converted
 from imc.data.folders import Skipped, decode_folder
 from imc.data.ignored import is_hidden, mark_output
+from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
 from imc.run_data import require_apart
 
@@ -46,7 +48,8 @@ def test_what_is_hidden_is_left_out_and_counted(name: str, place: str, photos: P
     assert "skipped 1: 1 hidden or system files and folders, read only where one is itself what is given" in data.note
     assert repr(str(Path(place) / name)) in data.note
     skipped = Skipped()
-    assert [name for name, _ in decode_folder(photos, 8, 3, skipped)] == ["cat/1.png", "dog/2.png"]
+    decoded = decode_folder(photos, 8, 3, skipped, Converted(8, 3), PixelBits())
+    assert [name for name, _ in decoded] == ["cat/1.png", "dog/2.png"]
     assert skipped.count == 1
 
 
