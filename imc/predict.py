@@ -110,7 +110,7 @@ def predict(options: Options) -> dict[str, Any]:
     if total == 0:
         raise UserError(_nothing(options.images, paths, skipped))
     for sentence in converted.sentences:
-        print(f"warning: {sentence}", file=sys.stderr)
+        say(f"warning: {sentence}")
     return {
         "images": total,
         "clusters": sizes.tolist(),
