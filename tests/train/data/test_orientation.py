@@ -181,11 +181,11 @@ def test_an_orientation_that_is_none_turns_nothing(container: str, block: str, u
     )
 
 
-@pytest.mark.parametrize("written", ["AVIF", "HEIF"])
-def test_of_avif_and_heif_their_own_property_alone_counts(written: str, upright: Pixels, tmp_path: Path) -> None:
-    if written not in FORMATS:
-        pytest.skip(f"{written} is not read here")
-    content = saved(upright, written, quality=100, xmp=xmp(6))
+def test_of_avif_its_own_property_alone_counts(upright: Pixels, tmp_path: Path) -> None:
+    """Not so written for HEIF, whose writer makes that property of what XMP says."""
+    if "AVIF" not in FORMATS:
+        pytest.skip("AVIF is not read here")
+    content = saved(upright, "AVIF", quality=100, subsampling="4:4:4", xmp=xmp(6))
     np.testing.assert_allclose(shown(tmp_path, content), shown(tmp_path, png(upright)), atol=CLOSE)
 
 
