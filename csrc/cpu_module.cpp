@@ -1,8 +1,16 @@
-// The module imc_kernels._cpu: the kernels of cpu/kernels.h for the best instruction set of this processor.
+// The module imc_kernels._cpu: the kernels of cpu/kernels.h, for the best instruction set of this processor or one that
+// the user named.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cstdint>
+#include <cstdlib>
+#include <iterator>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "imc/crop_parameters.h"
 #include "python/crop_sizes.h"
@@ -24,7 +32,9 @@ namespace {
 
 enum class InstructionSet { baseline, v3, v4 };
 
-InstructionSet instruction_set() {
+constexpr const char* kNames[] = {"default", "avx2", "avx512"};  // as torch's ATEN_CPU_CAPABILITY has them
+
+InstructionSet best() {
 #ifdef IMC_X86
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -36,22 +46,35 @@ InstructionSet instruction_set() {
 #endif
 }
 
-const char* instruction_set_name() {
-  switch (instruction_set()) {
-    case InstructionSet::v4:
-      return "AVX-512";
-    case InstructionSet::v3:
-      return "AVX2";
-    default:
-      return "baseline";
+// Those that this processor has, the best last.
+std::vector<std::string> instruction_sets() {
+  return {std::begin(kNames), std::begin(kNames) + static_cast<int>(best()) + 1};
+}
+
+// What IMC_CPU_CAPABILITY names, or the best. To be called while the module loads: its exception is an ImportError.
+InstructionSet wanted() {
+  const char* variable = std::getenv("IMC_CPU_CAPABILITY");
+  if (variable == nullptr || *variable == '\0') {
+    return best();
   }
+  std::string name = variable, known;
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  const std::vector<std::string> here = instruction_sets();
+  for (std::size_t i = 0; i < here.size(); ++i) {
+    if (here[i] == name) {
+      return static_cast<InstructionSet>(i);
+    }
+    known += (i > 0 ? ", " : "") + here[i];
+  }
+  throw std::invalid_argument("the environment variable IMC_CPU_CAPABILITY names no instruction set of this processor: '" +
+                              std::string(variable) + "'; it has " + known);
 }
 
 #ifdef IMC_X86
-#define IMC_PICK(kernel, T)                                            \
-  (instruction_set() == InstructionSet::v4   ? &imc::v4::kernel<T>     \
-   : instruction_set() == InstructionSet::v3 ? &imc::v3::kernel<T>     \
-                                             : &imc::baseline::kernel<T>)
+#define IMC_PICK(kernel, T)                               \
+  (chosen == InstructionSet::v4   ? &imc::v4::kernel<T>   \
+   : chosen == InstructionSet::v3 ? &imc::v3::kernel<T>   \
+                                  : &imc::baseline::kernel<T>)
 #else
 #define IMC_PICK(kernel, T) (&imc::baseline::kernel<T>)
 #endif
@@ -96,7 +119,9 @@ void check_crops(const imc::Call& call) {
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "C++ kernels of imc_kernels, private: a function's docstring is its signature (csrc/python/signature.h).";
-  module.def("instruction_set", &instruction_set_name);
+  const InstructionSet chosen = wanted();
+  module.def("instruction_sets", [] { return pybind11::tuple(pybind11::cast(instruction_sets())); });
+  module.def("instruction_set", [chosen] { return kNames[static_cast<int>(chosen)]; });
   IMC_DEFINE(sinkhorn,
              "scores[p.. b k], marginals[k]?, assignments[p.. b k], rows[p i b]?, columns[p i k]?rows, p, b, k, "
              "epsilon, iterations i; 1 <= i");

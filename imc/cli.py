@@ -13,6 +13,7 @@ from imc.errors import Error, RunError, UserError, out_of_memory
 from imc.interrupts import INTERRUPTED, second_interrupt_ends
 from imc.terminal import say, show
 from imc.text import shell_word
+from imc_kernels.native import VariableError
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         say(f"{program}: {' '.join(str(error).split())}")
         return error.exit_code
+    except VariableError as error:
+        say(f"{program}: {error}")
+        return UserError.exit_code
     except BrokenPipeError:
         return UNREAD
     except (MemoryError, RuntimeError, OSError) as error:

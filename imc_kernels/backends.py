@@ -14,6 +14,10 @@ input's device and dtype. A backend asked for by name that cannot serve raises; 
 The GPU backends can also be emulated on CPU tensors, slowly, which is how they are tested without a GPU: ``triton`` by
 its interpreter where ``TRITON_INTERPRET=1`` was set, ``cuda`` where it was built with ``IMC_BUILD_CUDA=simt``. An
 emulated backend runs only when it is asked for by name.
+
+The ``cpu`` kernels are compiled for three instruction sets of x86-64: default (SSE2), avx2 (with FMA) and avx512 (with
+BW, DQ and VL). The best that the processor has runs, or the one that the environment variable ``IMC_CPU_CAPABILITY``
+names at the first call, when they are loaded; a name that the processor lacks raises. They round differently.
 """
 
 from __future__ import annotations
@@ -106,9 +110,9 @@ _VARIABLE = os.environ.encodekey("IMC_BACKEND")
 _SET = getattr(os.environ, "_data", (_VARIABLE,))
 
 
-def _known(name: str, source: str) -> str:
+def _known(name: str, source: str, error: type[ValueError] = ValueError) -> str:
     if not isinstance(name, str) or name not in BACKENDS:
-        raise ValueError(f"{source} names no backend: {name!r}; known are {', '.join(BACKENDS)}")
+        raise error(f"{source} names no backend: {name!r}; known are {', '.join(BACKENDS)}")
     return name
 
 
@@ -132,7 +136,7 @@ def requested() -> str | None:
     """The backend asked for outside the call itself, or None for the automatic choice."""
     name = _context_choice.get() or _process_choice
     if name is None and _VARIABLE in _SET and (variable := os.environ.get("IMC_BACKEND")):
-        name = _known(variable, "the environment variable IMC_BACKEND")
+        name = _known(variable, "the environment variable IMC_BACKEND", native.VariableError)
     return name
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["call", "check_cuda_sizes", "missing", "module", "threads"]
+__all__ = ["VariableError", "call", "check_cuda_sizes", "missing", "module", "threads"]
 
 _HOW_TO_BUILD = {
     "_cpu": "in the source tree, with g++ or clang++ on the path: pip install --force-reinstall --no-deps .",
@@ -27,6 +27,10 @@ _HOW_TO_BUILD = {
 MOST_THREADS = 1024  # that the kernels accept
 LARGEST_CUDA_SIZE = 2**30  # csrc/cuda_module.cpp; the _cpu kernels count in 64 bits
 _forked = False
+
+
+class VariableError(ValueError):
+    """An environment variable of this package has a value that is not accepted; the message names both."""
 
 
 def _after_fork() -> None:
@@ -51,11 +55,17 @@ def _load(name: str) -> ModuleType | str:
     except ModuleNotFoundError:
         return f"imc_kernels.{name} was not built; {_HOW_TO_BUILD[name]}"
     except ImportError as error:
+        if "IMC_CPU_CAPABILITY" in str(error):  # what the module raises while it loads can be nothing else
+            raise VariableError(str(error)) from None
         return f"imc_kernels.{name} does not load ({error}); {_HOW_TO_BUILD[name]}"
 
 
 def missing(name: str) -> str | None:
-    """Why the compiled module ``name`` ("_cpu" or "_cuda") is not there, in one sentence, or None."""
+    """Why the compiled module ``name`` ("_cpu" or "_cuda") is not there, in one sentence, or None.
+
+    Raises:
+        VariableError: it is there, but not for the instruction set that the environment asks for.
+    """
     loaded = _load(name)
     return loaded if isinstance(loaded, str) else None
 
@@ -65,6 +75,7 @@ def module(name: str) -> ModuleType:
 
     Raises:
         RuntimeError: it was not built or does not load.
+        VariableError: it is there, but not for the instruction set that the environment asks for.
     """
     loaded = _load(name)
     if isinstance(loaded, str):
