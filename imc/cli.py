@@ -13,7 +13,6 @@ from imc.errors import Error, RunError, UserError, out_of_memory
 from imc.interrupts import INTERRUPTED, second_interrupt_ends
 from imc.terminal import say, show
 from imc.text import shell_word
-from imc_kernels.native import VariableError
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
@@ -58,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         say(f"{program}: {' '.join(str(error).split())}")
         return error.exit_code
-    except VariableError as error:
-        say(f"{program}: {error}")
-        return UserError.exit_code
     except BrokenPipeError:
         return UNREAD
     except (MemoryError, RuntimeError, OSError) as error:
@@ -88,7 +84,13 @@ def _run(arguments: list[str]) -> None:
 
         show(f"imc {__version__}")
     elif command in COMMANDS:
-        importlib.import_module(f"imc.{command.replace('-', '_')}").main(rest)
+        module = importlib.import_module(f"imc.{command.replace('-', '_')}")
+        from imc_kernels.native import VariableError  # here, since it imports torch
+
+        try:
+            module.main(rest)
+        except VariableError as error:
+            raise UserError(str(error)) from None
     else:
         raise UserError(f"unknown command {command!r}; {_meant(command)} (see imc --help)")
 

@@ -48,7 +48,14 @@ class Config:
     resume: bool = option(False, "run", "continue the run in --out from its checkpoint; start it where there is none")
     print_config: bool = option(False, "run", "print the resolved configuration as JSON and end")
     seed: int = option(
-        0, "run", "two runs with one seed are bitwise equal, on any number of CPU threads", at_least=0, below=2**32
+        0,
+        "run",
+        "on CPUs of one kind, with as many --threads, two runs with one seed are bitwise equal",
+        at_least=0,
+        below=2**32,
+    )
+    thread_independent: bool = option(
+        False, "run", "the same for any number of CPU threads, PRICE: without oneDNN's convolutions"
     )
     backend: str = option("auto", "run", "kernels: auto, cuda, triton, cpu or eager; auto: the first that is built")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imc.arithmetic import arithmetic
 from imc.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
 from imc.config import Config
 from imc.cuda_graph import GraphedStep
@@ -185,6 +186,7 @@ class Loop:
                 self.folder,
                 {
                     "config": self.config.to_dict(),
+                    "arithmetic": arithmetic(self.device),
                     "update": self.update,
                     "seconds": self.seconds,
                     "model": self.model.state_dict(),

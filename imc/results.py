@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from imc import __version__
+from imc.arithmetic import arithmetic, processor
 from imc.config import Config
 from imc.csv_files import Rows
 from imc.data import Images
@@ -67,6 +68,7 @@ def write_results(
         "seed": config.seed,
         "threads": config.threads,
         "versions": versions(),
+        "arithmetic": arithmetic(torch.device(config.device)),
         "machine": machine(data.images.device),
     }
     with written(folder):
@@ -93,21 +95,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers of seconds belong to."""
     described: dict[str, Any] = {
         "system": platform.platform(terse=True),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": str(device),
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def table(result: dict[str, Any], folder: Path) -> str:

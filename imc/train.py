@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from imc import arguments, cli, presets
+from imc.arithmetic import arithmetic, change
 from imc.checkpoint import read_checkpoint, require_fit, resumed_config
 from imc.config import Config
 from imc.data import Dataset, Images
@@ -47,6 +48,7 @@ from imc.loop import Loop, compile_encoder, warn
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
+from imc.models.convolution import make_thread_independent
 from imc.monitor import scarcity_warnings
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
@@ -54,7 +56,7 @@ from imc.run_data import clustered, require_apart, run_data
 from imc.run_folder import MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
 from imc.run_places import CONFIG
 from imc.terminal import say, show
-from imc.threads import set_threads
+from imc.threads import require_thread_independent, set_threads
 from imc_kernels import backends
 
 
@@ -113,6 +115,9 @@ def train(
         config = _resolve(config, dataset, encoder, device)
         if checkpoint is not None:
             require_fit(run_folder(config), config, encoder, checkpoint)
+            difference = change(checkpoint.get("arithmetic"), arithmetic(device))
+            if difference is not None and processes.first:
+                warn(difference)
         require_memory(config, encoder)
         if data is None:
             require_apart(run_folder(config), config.data, dataset)
@@ -190,13 +195,15 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         count=count,
         classes=len(data.train.class_names),
     )
-    _backend(config.backend, device)
+    backend = _backend(config.backend, device)
     set_threads(config.threads)
     if config.pixel_scale is None:
         config = replace(config, pixel_scale=unit_scale(images) if config.augmentation == "affine" else 1 / 255)
     channels = images.shape[3]
     mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
     amp = {"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp)
+    if config.thread_independent:
+        require_thread_independent(replace(config, amp=amp), backend, device)
     return replace(
         config,
         mean=mean if config.mean is None else config.mean,
@@ -220,10 +227,11 @@ def _backend(name: str, device: torch.device) -> str:
     """
     try:
         chosen = backends.requested() if name == "auto" else name
+        serving = backends.serving(device.type, torch.float32)
     except ValueError as error:
         raise UserError(str(error)) from None
     if chosen is None:
-        return backends.serving(device.type, torch.float32)[0]
+        return serving[0]
     if chosen not in backends.BACKENDS:
         raise UserError(f"--backend {chosen!r} is not known; accepted are auto, {', '.join(backends.BACKENDS)}")
     refusal = backends.BACKENDS[chosen].refusal(device.type, torch.float32)
@@ -261,6 +269,8 @@ def _place(model: Method, config: Config, device: torch.device, processes: Ranks
             raise UserError("--sync-bn is for the encoders of this package; convert yours before you pass it")
         # A bank's batch is whole in every process.
         synchronise(model.encoder if config.bank else model, processes.group)
+    if config.thread_independent:
+        make_thread_independent(model)
     same_start(model, processes.group)
     if config.compile:
         compile_encoder(model.encoder)

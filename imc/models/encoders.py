@@ -12,6 +12,7 @@ from torch.nn import functional
 from imc.config import Config
 from imc.errors import UserError
 from imc.models.batch_norm import PerViewBatchNorm
+from imc.models.convolution import Convolution
 from imc.models.resnet import ResNet
 
 
@@ -50,7 +51,7 @@ class DigitsEncoder(nn.Module):
         self.pooled_size = pooled_size
         strides = [*[1] * (len(widths) - 1), 2]
         convolutions = [
-            nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
+            Convolution(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
             for (before, after), stride in zip(pairwise([in_channels, *widths]), strides, strict=True)
         ]
         for convolution in convolutions:

@@ -13,27 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imc.models.batch_norm import PerViewBatchNorm
+from imc.models.convolution import Convolution, PointwiseConvolution
 
 Norm = Callable[[int], PerViewBatchNorm]
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
 
-class PointwiseConvolution(nn.Conv2d):
-    """A 1x1 convolution. Training on a CPU it is a linear layer on every pixel: torch's own gives the weight a gradient
-    whose bits depend on the number of threads."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not self.training:
-            return super().forward(input)
-        step = self.stride[0]
-        pixels = input[:, :, ::step, ::step].permute(0, 2, 3, 1)
-        return functional.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
-
-
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     if kernel == 1:
         return PointwiseConvolution(before, after, 1, stride=stride, bias=False)
-    return nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return Convolution(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class Downsample(nn.Sequential):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from imc.errors import UserError
+from imc.models.convolution import PointwiseConvolution
 from imc.models.encoders import CustomEncoder
-from imc.models.resnet import PointwiseConvolution, ResNet
+from imc.models.resnet import ResNet
 
 
 def parameters(module: nn.Module) -> int:
