@@ -55,7 +55,9 @@ class Config:
         below=2**32,
     )
     thread_independent: bool = option(
-        False, "run", "the same for any number of CPU threads, PRICE: without oneDNN's convolutions"
+        False,
+        "run",
+        "the same bits on any number of CPU threads: at most 1.3 times as long on 2 threads, 2.9 times on 8",
     )
     backend: str = option("auto", "run", "kernels: auto, cuda, triton, cpu or eager; auto: the first that is built")
 

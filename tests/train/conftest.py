@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from imc.config import Config
 from imc.data import Dataset, Images, load
 from imc.data.statistics import channel_statistics
 from imc.train import train
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A run sets torch's number of threads, which the bits of another test's run depend on."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

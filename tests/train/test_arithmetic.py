@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
-    """What a run sets ends with the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def stopped(tiny: Config, digits: Images, threads: None) -> Config:
+def stopped(tiny: Config, digits: Images) -> Config:
     """A run on three threads that ended after its first epoch."""
     with pytest.raises(StoppedError):
         train(dataclasses.replace(tiny, threads=3, stop_after_epoch=1), digits)
