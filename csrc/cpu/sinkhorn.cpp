@@ -7,8 +7,8 @@
 // iteration runs on logarithms. Column sums are partial sums over fixed chunks of rows, added in order: bitwise the
 // same for any number of threads.
 //
-// A batch spread over processes runs the same sweeps one call at a time: between them the callers add up their column
-// sums (imc_kernels/ops/distributed/sinkhorn.py).
+// A batch spread over processes runs the sweeps on logarithms one call at a time: between them the callers add up their
+// column sums (imc_kernels/ops/distributed/sinkhorn.py).
 #include <cstdint>
 
 #include "instantiate.h"
@@ -23,11 +23,6 @@ template <typename T>
 void add_row(const T* row, T* sums, int64_t n, T scale) {
 #pragma omp simd
   for (int64_t k = 0; k < n; ++k) sums[k] += row[k] * scale;
-}
-
-template <typename T>
-void store_logs(const T* x, double* logs, int64_t n, double shift = 0) {
-  for (int64_t i = 0; i < n; ++i) logs[i] = log_normal(static_cast<double>(x[i])) + shift;
 }
 
 template <typename T>
@@ -67,18 +62,17 @@ Extremes<T> exponentials(const Problem<T>& p, T reference, T* e, T* partial) {
   return all;
 }
 
-// One iteration, from the column scaling v: u, and the column sums of u E into partial, or at last E becomes Q.
+// One iteration, from the column scaling v: the column sums of u E into partial, or at last E becomes Q.
 template <typename T>
-void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool last_iteration) {
+void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* partial, bool last_iteration) {
   const int64_t n = p.prototypes;
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
     for (int64_t row = first; row < last; ++row) {
       T* q = e + row * n;
       const T inverse = static_cast<T>(1 / dot(q, v, n));
-      u[row] = inverse / p.whole_batch;
       if (!last_iteration) {
-        add_row(q, sums, n, u[row]);
+        add_row(q, sums, n, inverse / p.whole_batch);
       } else {
 #pragma omp simd
         for (int64_t k = 0; k < n; ++k) q[k] = q[k] * v[k] * inverse;
@@ -87,27 +81,21 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* u, T* partial, bool
   });
 }
 
-// From E and its column sums. rows and columns [iterations, batch | prototypes] may be null; they are those of E relative
-// to the largest score.
+// From E and its column sums.
 template <typename T>
-void scale(const Problem<T>& p, T reference, T* assignments, T* partial, double* rows, double* columns,
-           int64_t iterations) {
+void scale(const Problem<T>& p, T* assignments, T* partial, int64_t iterations) {
   const int64_t n = p.prototypes;
-  const double shift = (static_cast<double>(p.high) - static_cast<double>(reference)) * p.inverse_epsilon;
-  Scratch<T> v(n), u(p.batch);
+  Scratch<T> v(n);
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     p.add_chunks(partial, v.get());
     for (int64_t k = 0; k < n; ++k) v[k] = p.share(k) / v[k];
-    scaling_sweep(p, v.get(), assignments, u.get(), partial, iteration + 1 == iterations);
-    if (rows) {
-      store_logs(u.get(), rows + iteration * p.batch, p.batch);
-      store_logs(v.get(), columns + iteration * n, n, shift);
-    }
+    scaling_sweep(p, v.get(), assignments, partial, iteration + 1 == iterations);
   }
 }
 
 // The same on logarithms, a = log u and c = log v. They may be thousands and cancel against S: sums of the three are
-// taken in double, their exponentials in T. Here, the logarithms of the column sums of u E, from a.
+// taken in double, their exponentials in T. So a row or a column with all its mass in one entry is scaled to 1 there
+// exactly, which the gradient needs: what it keeps of a and c is always from here. Here, the logarithms of the column sums of u E, from a.
 template <typename T>
 void log_column_sums(const Problem<T>& p, const double* a, double* log_sums) {
   const int64_t n = p.prototypes;
@@ -166,6 +154,7 @@ void log_rows(const Problem<T>& p, const double* c, T* assignments, double* a) {
   });
 }
 
+// rows and columns [iterations, batch | prototypes], a and c of each iteration, may be null.
 template <typename T>
 void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double* columns, int64_t iterations) {
   const int64_t n = p.prototypes;
@@ -197,7 +186,11 @@ void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows,
     const Extremes<T> found = exponentials(p, reference, out, partial.get());
     p.set_range(found.high, found.low);
     if (p.is_narrow()) {
-      scale(p, reference, out, partial.get(), a, c, iterations);
+      if (a) {
+        scale_logarithms(p, out, a, c, iterations);
+        exponentials(p, reference, out, partial.get());
+      }
+      scale(p, out, partial.get(), iterations);
     } else if (p.is_finite()) {
       scale_logarithms(p, out, a, c, iterations);
     } else {  // an infinity among the scores
@@ -216,18 +209,7 @@ void sinkhorn_sweep(const T* scores, const T* extremes, T* assignments, const do
     T* out = assignments + problem * batch * n;
     double *a = rows + problem * batch, *sums = log_sums + problem * n;
     const double* c = columns + problem * n;
-    if (p.is_narrow()) {
-      Scratch<T> partial(p.chunks * n), v(n), u(batch);
-      if (iteration == 0) {
-        exponentials(p, p.high, out, partial.get());
-      } else {
-        for (int64_t k = 0; k < n; ++k) v[k] = exp_bounded(static_cast<T>(c[k]));
-        scaling_sweep(p, v.get(), out, u.get(), partial.get(), last);
-        store_logs(u.get(), a, batch);
-      }
-      p.add_chunks(partial.get(), v.get());
-      if (!last) store_logs(v.get(), sums, n);
-    } else if (p.is_finite()) {
+    if (p.is_finite()) {
       if (iteration > 0)
         log_rows(p, c, out, a);
       else

@@ -2,9 +2,13 @@
 //
 // With r the marginals, R_t = batch diag(u_t) E diag(v_t) (rows sum to 1) and P_t = diag(u_t-1) E diag(v_t / r)
 // (columns sum to 1), the steps a_t = -log batch - LSE_k(S + c_t) and c_t = log r - LSE_b(S + a_t-1), backwards:
-//   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
+//   da_t = dS 1,  dS -= R_t da_t;    dc_t = dS^T 1,  dS -= P_t dc_t.
 // R and P come from the saved logarithms: never above 1, at any range of scores. A sweep does the steps of c_t and
 // a_t-1 at once, as the forward sweeps do: from dc_t, dc_t-1 but for the sum over chunks.
+//
+// Where a row or a column has all its mass in one entry, its part of dS cancels to what the other entries hold, which may
+// be 1e-12 of the terms. So the sums are of dS as it is, rounding included, which the next step then takes out again, and
+// R and P are 1 there to the last digit of T.
 #include <cstdint>
 
 #include "instantiate.h"
@@ -22,15 +26,14 @@ struct Backward {
   int64_t n = p.prototypes;
   double log_batch = log_normal(static_cast<double>(p.whole_batch));
 
-  // From da of a row, a and c of one iteration: R's part of the gradient and of the column sums.
+  // From da of a row, a and c of one iteration: R's step, and the row's part of the column sums.
   void push(int64_t row, double a, const double* c, T da, T* sums) const {
     T* d = gradient + row * n;
     a += log_batch;
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) {
-      const T r = exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k])) * da;
-      d[k] -= r;
-      sums[k] -= r;
+      d[k] -= exp_bounded(static_cast<T>(p.log_kernel(row, k) + a + c[k])) * da;
+      sums[k] += d[k];
     }
   }
 
@@ -65,9 +68,8 @@ struct Backward {
         const double shift = a ? a[row] : 0.0;
         T* d = gradient + row * n;
         const double da = sum_of<T>(n, [&](int64_t k) {
-          const T step = exp_bounded(static_cast<T>(p.log_kernel(row, k) + shift + c[k] - log_share[k])) * dc[k];
-          d[k] -= step;
-          return -step;
+          d[k] -= exp_bounded(static_cast<T>(p.log_kernel(row, k) + shift + c[k] - log_share[k])) * dc[k];
+          return d[k];
         });
         if (a)
           push(row, shift, earlier_c, static_cast<T>(da), sums);

@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   find_range<kWidth, kCluster>(block, plan, ranges + int64_t(problem) * plan.blocks, high, low);
   const float range = (high - low) * float(request.scale);
   const float shift = range <= kLargestRange ? 0.5f * high + 0.5f * low : NAN;
-  if (range > kScalingRange && range <= kLargestRange) {
+  if ((range > kScalingRange || request.rows) && range <= kLargestRange) {
     solve<kWidth, kCluster>(Logarithm(shift, request.scale), block, plan, request.iterations);
   } else {
     solve<kWidth, kCluster>(Scaling(shift, request.scale), block, plan, request.iterations);
@@ -294,6 +294,22 @@ void launch_form(const T* scores, T* assignments, const Request& request, const 
   shape.cluster = plan.blocks;
   launch<sinkhorn_kernel<T, kWidth, kOnChip, kCluster>>("launching sinkhorn", shape, place, scores, assignments,
                                                         request, plan);
+}
+
+template <typename T>
+void launch_solver(const T* scores, T* assignments, const Request& request, int64_t batch, int64_t prototypes,
+                   const DeviceLimits& limits, const Place& place) {
+  constexpr int kWidth = 16 / sizeof(T);
+  const uintptr_t addresses = reinterpret_cast<uintptr_t>(scores) | reinterpret_cast<uintptr_t>(assignments);
+  const bool aligned = prototypes % kWidth == 0 && addresses % 16 == 0;
+  const Plan cluster = make_cluster_plan(batch, prototypes, limits);
+  if (aligned && cluster.blocks > 0) {
+    return launch_form<T, kWidth, true, true>(scores, assignments, request, cluster, place);
+  }
+  const Plan plan = make_plan(request.problems, batch, prototypes, limits);
+  if (!plan.on_chip) return launch_form<T, 1, false, false>(scores, assignments, request, plan, place);
+  if (!aligned) return launch_form<T, 1, true, false>(scores, assignments, request, plan, place);
+  launch_form<T, kWidth, true, false>(scores, assignments, request, plan, place);
 }
 
 void check_sizes(int64_t problems, int64_t batch, int64_t prototypes) {
@@ -323,18 +339,14 @@ void sinkhorn(const T* scores, const float* marginals, T* assignments, double* r
   const DeviceGuard guard(device);
   const DeviceLimits limits = device_limits(device);
   const Place place{device, reinterpret_cast<cudaStream_t>(stream)};
-  const Request request{marginals, rows, columns, workspace, int(problems), int(iterations), scale};
-  constexpr int kWidth = 16 / sizeof(T);
-  const uintptr_t addresses = reinterpret_cast<uintptr_t>(scores) | reinterpret_cast<uintptr_t>(assignments);
-  const bool aligned = prototypes % kWidth == 0 && addresses % 16 == 0;
-  const Plan cluster = make_cluster_plan(batch, prototypes, limits);
-  if (aligned && cluster.blocks > 0) {
-    return launch_form<T, kWidth, true, true>(scores, assignments, request, cluster, place);
+  if (rows) {
+    // The factors, for the gradient, and then the same assignments as without it. Of a row or a column with all its mass
+    // in one entry the gradient is what remains of terms that cancel: the factors must make 1 of that entry, exactly.
+    launch_solver<T>(scores, assignments, {marginals, rows, columns, workspace, int(problems), int(iterations), scale},
+                     batch, prototypes, limits, place);
   }
-  const Plan plan = make_plan(problems, batch, prototypes, limits);
-  if (!plan.on_chip) return launch_form<T, 1, false, false>(scores, assignments, request, plan, place);
-  if (!aligned) return launch_form<T, 1, true, false>(scores, assignments, request, plan, place);
-  launch_form<T, kWidth, true, false>(scores, assignments, request, plan, place);
+  launch_solver<T>(scores, assignments, {marginals, nullptr, nullptr, workspace, int(problems), int(iterations), scale},
+                   batch, prototypes, limits, place);
 }
 
 IMC_INSTANTIATE_CUDA(sinkhorn)

@@ -1,7 +1,8 @@
 // The gradient of Sinkhorn-Knopp. With r the marginals, R_t = diag(u_t) E diag(v_t) (rows sum to 1) and
 // P_t = diag(u_t-1) E diag(v_t / (batch r)) (columns sum to 1), the steps of the iteration backwards are
-//   dc_t -= R_t^T da_t,  dS -= R_t da_t;    da_t-1 = -P_t dc_t,  dS -= P_t dc_t.
-// R and P come from the saved logarithms: never above 1, at any range of scores.
+//   da_t = dS 1,  dS -= R_t da_t;    dc_t = dS^T 1,  dS -= P_t dc_t.
+// R and P come from the saved logarithms: never above 1, at any range of scores. The sums are of dS as it is, rounding
+// included (csrc/cpu/sinkhorn_backward.cpp has the reason).
 //
 // Two phases an iteration: by rows (a warp each) P_t, then by columns (a thread each) R_t-1, whose sums over the blocks'
 // rows meet in the workspace. Scores and dS are read again in every phase, from L2 at the sizes of this method: the
@@ -62,9 +63,9 @@ struct Block {
   }
 };
 
-// By columns: R_t da_t leaves dS, and dS's columns go into the block's partial sums. In the first call, dS itself does.
+// By columns: R_t da_t leaves dS, whose columns go into the block's partial sums.
 template <typename T>
-__device__ __forceinline__ void push(const Block<T>& block, int t, bool first, float* partial) {
+__device__ __forceinline__ void push(const Block<T>& block, int t, float* partial) {
   const int prototypes = block.prototypes;
   for (int k = threadIdx.x; k < prototypes; k += kThreads) {
     const double c = block.log_columns[int64_t(t) * prototypes + k];
@@ -72,10 +73,9 @@ __device__ __forceinline__ void push(const Block<T>& block, int t, bool first, f
     int64_t at = k;
 #pragma unroll 4
     for (int row = 0; row < block.rows; ++row, at += prototypes) {
-      const float step = block.scaled(at, block.log_rows[t * block.batch + row] + c) * block.da[row];
-      const float d = block.d[at];
-      block.d[at] = d - step;
-      sum += first ? d - step : -step;
+      const float d = block.d[at] - block.scaled(at, block.log_rows[t * block.batch + row] + c) * block.da[row];
+      block.d[at] = d;
+      sum += d;
     }
     partial[k] = sum;
   }
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   for (int t = iterations - 1; t >= 0; --t) {
     float* partials = block.partials + (t & 1) * int64_t(plan.blocks) * prototypes;
-    push(block, t, t == iterations - 1, partials + int64_t(block.rank) * prototypes);
+    push(block, t, partials + int64_t(block.rank) * prototypes);
     if (plan.blocks > 1) {
       grid_sync();
     } else {
@@ -149,14 +149,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       float da = 0;
       for (int k = lane; k < prototypes; k += kWarp) {
         const int64_t at = int64_t(row) * prototypes + k;
-        const float step = block.scaled(at, a + block.log_p[k]) * block.dc[k];
-        const float d = block.d[at] - step;
+        const float d = block.d[at] - block.scaled(at, a + block.log_p[k]) * block.dc[k];
         if (t > 0) {
           block.d[at] = d;
         } else {
           from_float(d * inverse_epsilon, gradient[offset + at]);
         }
-        da -= step;
+        da += d;
       }
       da = warp_reduce(da, [](float x, float y) { return x + y; });
       if (lane == 0) block.da[row] = da;

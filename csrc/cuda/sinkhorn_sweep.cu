@@ -134,20 +134,18 @@ __global__ void __launch_bounds__(kThreads)
     }
     const double log_share = marginals ? log(double(marginals[k])) : -log(double(p.prototypes));
     const double logarithm = (shift + columns[column] - log_share) * kLog2e;
-    const float step = p.scaled(row.problem, at, logarithm) * columns_gradient[column];
-    const float d = gradient[at] - step;
+    const float d = gradient[at] - p.scaled(row.problem, at, logarithm) * columns_gradient[column];
     gradient[at] = earlier_rows ? d : d * inverse_epsilon;
-    sum -= step;
+    sum += d;
   }
   sum = warp_sum(sum);
   if (lane == 0) da[row.row] = sum;
 }
 
-// R_t-1's step, and its sums by columns: those of d where the gradient begins, of the step alone later.
+// R_t-1's step, and the sums of d by columns.
 __global__ void __launch_bounds__(kThreads)
     backward_columns_kernel(Problems p, const double* __restrict__ rows, const double* __restrict__ columns,
-                            const float* __restrict__ da, float* __restrict__ gradient, float* __restrict__ sums,
-                            bool begins) {
+                            const float* __restrict__ da, float* __restrict__ gradient, float* __restrict__ sums) {
   IMC_SHARED(float, parts, kThreads);
   const Column column(p);
   float sum = 0;
@@ -155,10 +153,9 @@ __global__ void __launch_bounds__(kThreads)
     const double c = columns[column.problem * p.prototypes + column.k] + log(p.samples(column.problem));
     for (int64_t row = column.group; row < p.batch; row += kWarps) {
       const int64_t at = column.at(p, row), of_row = column.problem * p.batch + row;
-      const float step = p.scaled(column.problem, at, (rows[of_row] + c) * kLog2e) * da[of_row];
-      const float d = gradient[at] - step;
+      const float d = gradient[at] - p.scaled(column.problem, at, (rows[of_row] + c) * kLog2e) * da[of_row];
       gradient[at] = d;
-      sum += begins ? d : -step;
+      sum += d;
     }
   }
   parts[threadIdx.x] = sum;
@@ -199,7 +196,7 @@ void sinkhorn_backward_sweep(const float* scores, const float* extremes, const f
                                static_cast<float>(1 / epsilon));
   if (!earlier_rows) return;
   launch<backward_columns_kernel>("launching sinkhorn_backward_sweep", by_columns(p), place, p, earlier_rows,
-                                  earlier_columns, workspace, gradient, sums, columns_gradient == nullptr);
+                                  earlier_columns, workspace, gradient, sums);
 }
 
 }  // namespace imc::cuda

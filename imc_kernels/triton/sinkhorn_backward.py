@@ -1,15 +1,17 @@
 """The backward of Sinkhorn-Knopp through its iterations, in the notation of sinkhorn.py. With
 
-    R_t = exp2(S + a_t + c_t)  (rows sum to 1),   P_t = exp2(S + a_t-1 + c_t) / m  (columns sum to 1),
+    R_t = softmax of S + c_t over the columns,   P_t = softmax of S + a_t-1 over the rows,
 
-the gradients g of the assignments reach rows and columns, from the last iteration to the first, as
+and g the gradients of the assignments, the gradients D of S are D = R_T (g - rows of R_T g), and then, from the last
+iteration to the first,
 
-    da_T = rows of R_T g,   dc_T = columns of R_T (g - da_T),
-    da_t-1 = -rows of P_t dc_t,   dc_t-1 = -columns of R_t-1 da_t-1,
+    D -= P_t (columns of D),   D -= R_t-1 (rows of D) but for t = 1.
 
-and the scores as dS = R_T (g - da_T) - sum_t P_t dc_t - sum_{t < T} R_t da_t, over epsilon. R and P come from the saved
-logarithms: never above 1, at any range of scores. Only vectors pass from sweep to sweep: each reads the scores, the
-first also g, and the last both again, to write dS. Moved: iterations + 3 reads and one write, and the partial sums.
+Where a row or a column has all its mass in one entry, its part of D cancels to what the other entries hold, which may
+be 1e-12 of the terms. So R and P are scaled to a sum of 1 here, not by the saved logarithms, and the sums are of D as
+it is: what rounding leaves in it the next step takes out again. Moved, for each of 2 iterations steps: the scores and D
+up to three times, most of it in the L2 cache, and D written once. The gradient through the iterations is no part of a
+training step.
 """
 
 from __future__ import annotations
@@ -21,55 +23,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.triton.launch import launch, workspace
-from imc_kernels.triton.sinkhorn import COLUMNS, LOG2_E, Plan, exponents, load_tile, log_masses, store_tile
+from imc_kernels.triton.launch import block_of, launch, warps_for, workspace
+from imc_kernels.triton.sinkhorn import (
+    LOG2_E,
+    TILE,
+    add_log_sums,
+    exponents,
+    finite,
+    load_tile,
+    log_sum,
+    store_tile,
+)
 
 
 @triton.jit
-def row_weights(
-    grad_output,  # the problem's [batch, k] in the first sweep, otherwise None
-    marginals,
-    columns,  # the problem's c_t, then h
-    column_gradients,  # the problem's dc_t [iterations, k]
-    s,
-    a,
-    rows,
-    at,
-    batch,
-    k: tl.constexpr,
-    iteration,
-):
-    """What sums to da over the columns: R_T g in the first sweep, and -P_t dc_t of iteration t in the others."""
-    c = tl.load(columns + iteration * k + at, mask=at < k, other=0.0)
-    if grad_output is not None:
-        return tl.exp2(s + (a[:, None] + c[None, :])) * load_tile(grad_output, rows, at, batch, k, 0.0)
-    d = tl.load(column_gradients + iteration * k + at, mask=at < k, other=0.0)
-    return tl.exp2(s + (a[:, None] + (c - log_masses(marginals, at, batch, k))[None, :])) * -d[None, :]
+def row_exponents(scores, highs, column_factors, b, at, batch, k: tl.constexpr, scale):
+    """S + c_t of these rows and columns."""
+    h = tl.load(highs + at, mask=at < k, other=0.0)
+    c = tl.load(column_factors + at, mask=at < k, other=0.0)
+    return exponents(scores, h, b, at, batch, k, scale) + c[None, :]
 
 
 @triton.jit
-def column_part(grad_output, columns, s, a, da, weights, at, k: tl.constexpr, to):
-    """The rows' part of dc, from da at the iteration ``to``."""
-    c = tl.load(columns + to * k + at, mask=at < k, other=0.0)
-    pushed = -tl.exp2(s + (a[:, None] + c[None, :])) * da[:, None]
-    if grad_output is not None:
-        pushed += weights
-    return tl.sum(pushed, axis=0)
+def softmax_of(x, high, total):
+    """The softmax whose sum is ``total * exp2(high)``; both are of x's shape but for an axis of 1."""
+    return tl.exp2(x - finite(high)) / tl.where(total == 0.0, 1.0, total)
 
 
-@triton.jit(do_not_specialize=["batch", "groups", "tiles", "iteration"])
-def backward_sweep_kernel(
+@triton.jit(do_not_specialize=["batch", "row_blocks", "iteration"])
+def row_step_kernel(
     scores,  # [problems, batch, k]
-    marginals,  # [k] or None
-    grad_output,  # [problems, batch, k] in the first sweep, otherwise None
-    rows,  # a_t [problems, iterations, batch] float32
+    grad_output,  # [problems, batch, k] in the first step, otherwise None
     columns,  # c_t, then h [problems, iterations + 1, k] float32
-    row_gradients,  # da_t [problems, iterations, batch] float32
-    column_gradients,  # dc_t [problems, iterations, k] float32
-    partials,  # [problems, groups, k] float32: a program's part of dc
+    d,  # D [problems, batch, k] float32
     batch,
-    groups,
-    tiles,
+    row_blocks,
     iteration,
     scale,
     iterations: tl.constexpr,
@@ -77,108 +65,90 @@ def backward_sweep_kernel(
     row_block: tl.constexpr,
     block: tl.constexpr,
 ):
-    group = tl.program_id(0) % groups
-    problem = (tl.program_id(0) // groups).to(tl.int64)
+    problem = (tl.program_id(0) // row_blocks).to(tl.int64)
+    b = (tl.program_id(0) % row_blocks).to(tl.int64) * row_block + tl.arange(0, row_block)
     scores += problem * batch * k
-    columns += problem * (iterations + 1) * k
-    column_gradients += problem * iterations * k
-    partials += (problem * groups + group) * k
-    to = iteration - 1
+    d += problem * batch * k
     if grad_output is not None:
         grad_output += problem * batch * k
-        to = iteration
-    rows += (problem * iterations + to) * batch
-    row_gradients += (problem * iterations + to) * batch
+    columns += problem * (iterations + 1) * k
     highs = columns + iterations * k
-    kk = tl.arange(0, block)
-    h = tl.load(highs + kk, mask=kk < k, other=0.0)
-    sums = tl.zeros((block,), tl.float32)
-    for tile in range(tiles):
-        b = (group * tiles + tile).to(tl.int64) * row_block + tl.arange(0, row_block)
-        a = tl.load(rows + b, mask=b < batch, other=0.0)
-        s = exponents(scores, h, b, kk, batch, k, scale)
-        weights = row_weights(grad_output, marginals, columns, column_gradients, s, a, b, kk, batch, k, iteration)
-        da = tl.sum(weights, axis=1)
-        for first in range(block, k, block):
-            at = first + kk
-            more_h = tl.load(highs + at, mask=at < k, other=0.0)
-            x = exponents(scores, more_h, b, at, batch, k, scale)
-            more = row_weights(grad_output, marginals, columns, column_gradients, x, a, b, at, batch, k, iteration)
-            da += tl.sum(more, axis=1)
-        tl.store(row_gradients + b, da, mask=b < batch)
-        sums += column_part(grad_output, columns, s, a, da, weights, kk, k, to)
-        for first in range(block, k, block):
-            at = first + kk
-            more_h = tl.load(highs + at, mask=at < k, other=0.0)
-            x = exponents(scores, more_h, b, at, batch, k, scale)
-            more = row_weights(grad_output, marginals, columns, column_gradients, x, a, b, at, batch, k, iteration)
-            part = column_part(grad_output, columns, x, a, da, more, at, k, to)
-            tl.store(partials + at, part, mask=at < k)
-    tl.store(partials + kk, sums, mask=kk < k)
+    columns += iteration * k
+    high = tl.full((row_block,), -float("inf"), tl.float32)
+    total = tl.zeros((row_block,), tl.float32)
+    for first in range(0, k, block):
+        x = row_exponents(scores, highs, columns, b, first + tl.arange(0, block), batch, k, scale)
+        more_high, more_total = log_sum(x, axis=1)
+        high, total = add_log_sums(high, total, more_high, more_total)
+    da = tl.zeros((row_block,), tl.float32)
+    for first in range(0, k, block):
+        at = first + tl.arange(0, block)
+        if grad_output is None:
+            da += tl.sum(load_tile(d, b, at, batch, k, 0.0), axis=1)
+        else:
+            x = row_exponents(scores, highs, columns, b, at, batch, k, scale)
+            r = softmax_of(x, high[:, None], total[:, None])
+            da += tl.sum(r * load_tile(grad_output, b, at, batch, k, 0.0), axis=1)
+    for first in range(0, k, block):
+        at = first + tl.arange(0, block)
+        x = row_exponents(scores, highs, columns, b, at, batch, k, scale)
+        r = softmax_of(x, high[:, None], total[:, None])
+        if grad_output is None:
+            new = load_tile(d, b, at, batch, k, 0.0) - r * da[:, None]
+        else:
+            new = r * (load_tile(grad_output, b, at, batch, k, 0.0) - da[:, None])
+        store_tile(d, new, b, at, batch, k)
 
 
-@triton.jit(do_not_specialize=["groups", "iteration"])
-def add_partials_kernel(
-    partials,  # [problems, groups, k] float32
-    sums,  # [problems, iterations, k] float32
-    groups,
-    iteration,
+@triton.jit
+def column_exponents(scores, h, rows, b, kk, batch, k: tl.constexpr, scale):
+    """S + a_t-1 of these rows and columns; a_0 = 0."""
+    s = exponents(scores, h, b, kk, batch, k, scale)
+    if rows is None:
+        return s
+    return s + tl.load(rows + b, mask=b < batch, other=0.0)[:, None]
+
+
+@triton.jit(do_not_specialize=["batch", "tiles", "iteration"])
+def column_step_kernel(
+    scores,  # [problems, batch, k]
+    rows,  # a_t [problems, iterations, batch] float32, or None in the last step
+    columns,  # c_t, then h [problems, iterations + 1, k] float32
+    d,  # D [problems, batch, k] float32
+    gradient,  # [problems, batch, k]: D, or in the last step its part of the scores' gradient
+    batch,
+    tiles,
+    iteration,  # before the step
+    scale,
+    factor,  # of D in what is written
     iterations: tl.constexpr,
     k: tl.constexpr,
-    group_block: tl.constexpr,
+    row_block: tl.constexpr,
     block: tl.constexpr,
 ):
     problem = (tl.program_id(0) // tl.cdiv(k, block)).to(tl.int64)
     kk = tl.program_id(0) % tl.cdiv(k, block) * block + tl.arange(0, block)
+    scores += problem * batch * k
+    d += problem * batch * k
+    gradient += problem * batch * k
+    if rows is not None:
+        rows += (problem * iterations + iteration) * batch
+    h = tl.load(columns + (problem * (iterations + 1) + iterations) * k + kk, mask=kk < k, other=0.0)
+    high = tl.full((block,), -float("inf"), tl.float32)
     total = tl.zeros((block,), tl.float32)
-    for first in range(0, groups, group_block):
-        g = first + tl.arange(0, group_block)
-        total += tl.sum(load_tile(partials + problem * groups * k, g, kk, groups, k, 0.0), axis=0)
-    tl.store(sums + (problem * iterations + iteration) * k + kk, total, mask=kk < k)
-
-
-@triton.jit(do_not_specialize=["batch", "row_blocks"])
-def gradient_kernel(
-    scores,  # [problems, batch, k]
-    marginals,  # [k] or None
-    grad_output,  # [problems, batch, k]
-    rows,  # a_t [problems, iterations, batch] float32
-    columns,  # c_t, then h [problems, iterations + 1, k] float32
-    row_gradients,  # da_t [problems, iterations, batch] float32
-    column_gradients,  # dc_t [problems, iterations, k] float32
-    gradient,  # [problems, batch, k]
-    batch,
-    row_blocks,
-    scale,
-    inverse_epsilon,
-    iterations: tl.constexpr,
-    k: tl.constexpr,
-    row_block: tl.constexpr,
-    block: tl.constexpr,
-):
-    tile = tl.program_id(0) // tl.cdiv(k, block)
-    kk = tl.program_id(0) % tl.cdiv(k, block) * block + tl.arange(0, block)
-    problem = (tile // row_blocks).to(tl.int64)
-    b = (tile % row_blocks).to(tl.int64) * row_block + tl.arange(0, row_block)
-    columns += problem * (iterations + 1) * k
-    h = tl.load(columns + iterations * k + kk, mask=kk < k, other=0.0)
-    s = exponents(scores + problem * batch * k, h, b, kk, batch, k, scale)
-    mass = log_masses(marginals, kk, batch, k)
-    d = tl.zeros((row_block, block), tl.float32)
-    before = tl.zeros((row_block,), tl.float32)  # a_t-1
-    for t in range(iterations):
-        a = tl.load(rows + (problem * iterations + t) * batch + b, mask=b < batch, other=0.0)
-        da = tl.load(row_gradients + (problem * iterations + t) * batch + b, mask=b < batch, other=0.0)
-        c = tl.load(columns + t * k + kk, mask=kk < k, other=0.0)
-        dc = tl.load(column_gradients + (problem * iterations + t) * k + kk, mask=kk < k, other=0.0)
-        d -= tl.exp2(s + (before[:, None] + (c - mass)[None, :])) * dc[None, :]
-        r = tl.exp2(s + (a[:, None] + c[None, :]))
-        if t == iterations - 1:
-            d += r * (load_tile(grad_output + problem * batch * k, b, kk, batch, k, 0.0) - da[:, None])
-        else:
-            d -= r * da[:, None]
-        before = a
-    store_tile(gradient + problem * batch * k, d * inverse_epsilon, b, kk, batch, k)
+    dc = tl.zeros((block,), tl.float32)
+    for tile in range(tiles):
+        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
+        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
+        more_high, more_total = log_sum(x, axis=0)
+        high, total = add_log_sums(high, total, more_high, more_total)
+        dc += tl.sum(load_tile(d, b, kk, batch, k, 0.0), axis=0)
+    for tile in range(tiles):
+        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
+        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
+        p = softmax_of(x, high[None, :], total[None, :])
+        new = load_tile(d, b, kk, batch, k, 0.0) - p * dc[None, :]
+        store_tile(gradient, new * factor, b, kk, batch, k)
 
 
 def sinkhorn_backward(
@@ -190,42 +160,39 @@ def sinkhorn_backward(
     grad_output: Tensor,
     epsilon: float,
 ) -> Tensor:
-    """The gradient of the scores. The assignments are not read: in half precision they are rounded."""
+    """The gradient of the scores. The assignments are not read: in half precision they are rounded. Nor are the
+    marginals, which scale columns whatever their mass."""
     scores, grad_output = scores.contiguous(), grad_output.contiguous()
     batch, k = scores.shape[-2:]
     problems, iterations = rows.shape[:2]
     gradient = torch.empty_like(scores)
-    plan = Plan.of(problems, batch, k)
-    sizes = (problems * iterations * batch, problems * iterations * k, problems * plan.groups * k)
-    row_gradients, column_gradients, partials = workspace(scores, *sizes)
+    d = gradient if gradient.dtype == torch.float32 else workspace(scores, scores.numel())[0]
     fixed: dict[str, Any] = {"iterations": iterations, "k": k}
-    vectors = (rows, columns, row_gradients, column_gradients)
     scale = LOG2_E / epsilon
-    for iteration in (iterations, *range(iterations - 1, 0, -1)):
-        first = iteration == iterations
-        at = iterations - 1 if first else iteration
+    block = block_of(k, 1024)
+    by_rows = {"row_block": min(32, TILE // block), "block": block}
+    by_rows["num_warps"] = warps_for(by_rows["row_block"] * block, 32)
+    row_blocks = -(-batch // by_rows["row_block"])
+    # 32 neighbours are a line of the cache; with more, a problem would have too few programs.
+    by_columns = {"row_block": block_of(batch, 128), "block": block_of(k, 32)}
+    by_columns["num_warps"] = warps_for(by_columns["row_block"] * by_columns["block"], 16)
+    tiles, column_blocks = -(-batch // by_columns["row_block"]), -(-k // by_columns["block"])
+    for iteration in range(iterations - 1, -1, -1):
         launch(
-            backward_sweep_kernel,
-            (problems * plan.groups,),
-            *(scores, marginals, grad_output if first else None, *vectors, partials),
-            *(batch, plan.groups, plan.tiles, at, scale),
+            row_step_kernel,
+            (problems * row_blocks,),
+            *(scores, grad_output if iteration == iterations - 1 else None, columns, d),
+            *(batch, row_blocks, iteration, scale),
             **fixed,
-            **plan.constants(),
+            **by_rows,
         )
+        last = iteration == 0
         launch(
-            add_partials_kernel,
-            (problems * -(-k // COLUMNS),),
-            *(partials, column_gradients, plan.groups, at if first else at - 1),
+            column_step_kernel,
+            (problems * column_blocks,),
+            *(scores, None if last else rows, columns, d, gradient if last else d),
+            *(batch, tiles, max(0, iteration - 1), scale, 1 / epsilon if last else 1.0),
             **fixed,
-            group_block=32,
-            block=COLUMNS,
+            **by_columns,
         )
-    row_blocks = -(-batch // plan.row_block)
-    launch(
-        gradient_kernel,
-        (problems * row_blocks * -(-k // plan.block),),
-        *(scores, marginals, grad_output, *vectors, gradient, batch, row_blocks, scale, 1 / epsilon),
-        **fixed,
-        **plan.constants(),
-    )
     return gradient

@@ -21,6 +21,7 @@ GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "
 CASES = [operation for operation in OPERATIONS if operation.name in GROUPED]
 SIZES = Sizes(3, 13, 9, 4, 5)
 PARTS = {2: (8, 5), 3: (4, 8, 1)}  # samples of each process: unequal, as the last batch of an epoch may be
+SATURATED = (0.03, 0.01, 0.003)  # epsilons at which the rows of the scores below are
 # Where CUDA is emulated (make simt), it alone.
 EMULATED = backends.BACKENDS["cuda"].emulated()
 BACKENDS = ["cuda"] if EMULATED else [name for name in ("cpu", "eager") if name in backends.available()]
@@ -78,7 +79,15 @@ def other_forms(rank: int, world: int, backend: str) -> dict[str, Any]:
         "poisoned": sinkhorn(poisoned, group=group, backend=backend),
         "half": sinkhorn(own.bfloat16(), group=group, backend=backend),
         "wide": sinkhorn(100 * own, group=group, backend=backend),
+        "single": sinkhorn(own.bfloat16(), dtype=torch.float32, group=group, backend=backend),
+        "mixed": sinkhorn(own.bfloat16(), queue=queue.float(), group=group, backend=backend),
     }
+    for epsilon in SATURATED:
+        x = (own.float() * 0.3).requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            sinkhorn(x, epsilon=epsilon, group=group, backend=backend), x, weights(scores).float().chunk(world, 1)[rank]
+        )
+        saved[f"gradient at {epsilon}"] = gradient
 
     def form(x: Tensor) -> Tensor:
         return sinkhorn(x, group=group, backend=backend)
@@ -157,8 +166,29 @@ def test_other_forms_of_sinkhorn(backend: str, results: dict[int, list[Any]]) ->
     torch.testing.assert_close(wide, sinkhorn((100 * scores).double(), backend="eager").to(wide.dtype))
     half = torch.cat([of_rank["half"] for of_rank in saved], dim=1)
     assert half.dtype == torch.bfloat16
+    single = torch.cat([of_rank["single"] for of_rank in saved], dim=1)
+    torch.testing.assert_close(single, sinkhorn(scores.bfloat16().float(), backend="eager"))
+    mixed = torch.cat([of_rank["mixed"] for of_rank in saved], dim=1)
+    rounded, queue = scores.bfloat16().float(), scores.flip(1).float()
+    torch.testing.assert_close(mixed, sinkhorn(rounded, queue=queue, backend="eager"))
     torch.testing.assert_close(half, sinkhorn(scores.bfloat16(), backend="eager"))
     assert all(of_rank["poisoned"][0].isnan().all() and of_rank["poisoned"][1].isfinite().all() for of_rank in saved)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("epsilon", SATURATED)
+def test_the_gradient_of_saturated_rows(epsilon: float, backend: str, results: dict[int, list[Any]]) -> None:
+    saved = [of_rank["other_forms", backend] for of_rank in results[2]]
+    ours = torch.cat([of_rank[f"gradient at {epsilon}"] for of_rank in saved], dim=1)
+    scores = torch.rand(2, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        x = (scores.float() * 0.3).to(dtype).requires_grad_()
+        result = sinkhorn(x, epsilon=epsilon, backend="eager")
+        found.append(torch.autograd.grad(result, x, weights(scores).to(dtype))[0].double())
+    exact, rival = found
+    error, rivals = (float((x - exact).norm()) for x in (ours, rival))
+    assert error <= 3 * rivals + 16 * torch.finfo(torch.float32).eps * float(exact.norm())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,12 +1,16 @@
 """Sinkhorn-Knopp: golden values, marginals, and the range of scores at which it changes its arithmetic."""
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import all_backends
+from operations import all_backends, native_backends
+from torch import Tensor
 
-from imc_kernels import sinkhorn
+from imc_kernels import backends, sinkhorn
 
 BACKENDS = all_backends("sinkhorn", torch.float64)
 SINGLE = all_backends("sinkhorn")  # those that serve float32
@@ -126,6 +130,42 @@ def test_the_gradient_of_a_single_prototype_is_exactly_zero(batch: int) -> None:
     weights = torch.linspace(-1, 2, 2 * batch).view(2, batch, 1)
     (gradient,) = torch.autograd.grad(sinkhorn(scores, backend="cpu"), scores, weights)
     assert not gradient.any()
+
+
+EPSILONS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of scores with a deviation of 0.1
+UPSTREAM: dict[str, Callable[[Tensor], Tensor]] = {
+    "random": lambda like: torch.randn(like.shape, generator=torch.Generator().manual_seed(1)),
+    "one-hot": lambda like: (torch.arange(like.numel()) == like.numel() // 3).float().reshape(like.shape),
+    "constant": torch.ones_like,
+}
+
+
+@pytest.mark.parametrize("backend", native_backends("sinkhorn"))
+@pytest.mark.parametrize("form", ["plain", "marginals", "queue"])
+@pytest.mark.parametrize("upstream", UPSTREAM)
+def test_the_gradient_of_saturated_rows_is_as_exact_as_eager(upstream: str, form: str, backend: str) -> None:
+    """There it is what remains of terms up to 1e12 times its size, which cancel in eager to the last digit."""
+    emulated = backends.BACKENDS[backend].emulated()
+    shapes = ((2, 3), (8, 5)) if emulated else ((2, 3), (8, 5), (64, 100), (3, 1))
+    for shape, epsilon in itertools.product(shapes, (0.03, 0.01, 0.001) if emulated else EPSILONS):
+        for iterations in (3,) if emulated else (1, 2, 3, 10):
+            generator = torch.Generator().manual_seed(iterations)
+            scores, queue = (torch.randn(shape, generator=generator) * 0.1 for _ in range(2))
+            options = {
+                "plain": {},
+                "marginals": {"marginals": torch.linspace(1, 3, shape[1])},
+                "queue": {"queue": queue},
+            }[form]
+            gradients = []
+            for dtype, name in ((torch.float64, "eager"), (torch.float32, "eager"), (torch.float32, backend)):
+                x = scores.to(dtype).requires_grad_()
+                others = {key: value.to(dtype) for key, value in options.items()}
+                result = sinkhorn(x, epsilon=epsilon, iterations=iterations, **others, backend=name)  # type: ignore[arg-type]
+                gradients.append(torch.autograd.grad(result, x, UPSTREAM[upstream](x).to(dtype))[0].double())
+            exact, rival, ours = gradients
+            error, rivals, norm = (float(x.norm()) for x in (ours - exact, rival - exact, exact))
+            rounding = 16 * torch.finfo(torch.float32).eps * norm if norm > 1e-12 else 1e-5
+            assert error <= 3 * rivals + rounding, (shape, epsilon, iterations, error, rivals, norm)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
