@@ -91,6 +91,7 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 
 SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider $(PARALLEL) -k cuda \
     ../../tests/kernels/test_contract.py ../../tests/kernels/test_limits.py \
+    ../../tests/kernels/test_autograd.py ../../tests/kernels/test_tracing.py \
     ../../tests/kernels/test_multi_crop_gpu_backends.py ../../tests/kernels/test_native_boundary.py
 
 # The sanitizers leave out what measures time, and the largest of the sizes.

@@ -91,7 +91,7 @@ def draw_crop_parameters(
         float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
 
     Raises:
-        TypeError: indices are no int64 tensor, or step is a tensor of another dtype.
+        TypeError: indices are no int64 tensor, step is a tensor of another dtype, or an option is of another type.
         ValueError: indices of another rank, or an option out of its range.
     """
     if isinstance(step, Tensor):

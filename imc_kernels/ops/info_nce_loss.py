@@ -52,8 +52,9 @@ def info_nce_loss(
         A scalar: float64 for float64 embeddings, float32 otherwise.
 
     Raises:
-        TypeError: embeddings is no tensor, or not of a floating dtype.
+        TypeError: embeddings is no tensor, not of a floating dtype, or an option is of another type.
         ValueError: a wrong shape, an empty input, or a bad temperature.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     embeddings = checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
     temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)

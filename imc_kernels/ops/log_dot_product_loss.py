@@ -62,8 +62,9 @@ def log_dot_product_loss(
         [H], one loss for each sub-head: float64 for float64 logits, float32 otherwise.
 
     Raises:
-        TypeError: logits is no tensor, or not of a floating dtype.
+        TypeError: logits is no tensor, not of a floating dtype, or an option is of another type.
         ValueError: a wrong shape, an empty input, or a bad option.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
     if logits.shape[1] != 2:

@@ -65,8 +65,9 @@ def mutual_information_loss(
         arithmetic.
 
     Raises:
-        TypeError: an input is no tensor, or not of a floating dtype.
+        TypeError: an input is no tensor, not of a floating dtype, or an option is of another type.
         ValueError: shapes or devices that do not fit, an empty input, or a bad option.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")

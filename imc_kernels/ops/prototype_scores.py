@@ -39,8 +39,9 @@ def prototype_scores(
         embeddings and float32 prototypes. Half precision is computed in float32.
 
     Raises:
-        TypeError: an input is no tensor, or not of a floating dtype.
+        TypeError: an input is no tensor, not of a floating dtype, or the option no boolean.
         ValueError: shapes or devices that do not fit, or an empty input.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     embeddings = checks.floating(NAME, "embeddings", embeddings, "[..., D]")
     prototypes = checks.floating(NAME, "prototypes", prototypes, "[K, D]")

@@ -62,8 +62,9 @@ def sinkhorn(
         [..., B, K] of ``dtype``.
 
     Raises:
-        TypeError: no tensor, or not of a floating dtype.
+        TypeError: no tensor, not of a floating dtype, or an option of another type.
         ValueError: wrong rank, an empty dimension, or a bad option.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
     epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)

@@ -37,8 +37,9 @@ def swapped_prediction_loss(
         arithmetic.
 
     Raises:
-        TypeError: an input is no tensor, or not of a floating dtype.
+        TypeError: an input is no tensor, not of a floating dtype, or the temperature no number.
         ValueError: shapes or devices that do not fit, an empty input, or a bad temperature.
+        NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
     assignments = checks.floating(NAME, "assignments", assignments, "[A, B, K]")
