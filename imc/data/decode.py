@@ -18,7 +18,7 @@ from imc.data.orientation import remaining_turn, turned_by_reader
 from imc.data.pixel_bits import PixelBits
 from imc.data.wide import UnknownRangeError, UnsupportedError, WidePixels, is_grey, is_wide, wide_pixels
 
-MAX_PIXELS = 1 << 27  # 134 megapixels; of 16 bits with transparency they would take 3.8 GB to decode (an eighth was measured)
+MAX_PIXELS = 1 << 27  # 134 megapixels; of 16 bits with transparency they take 3.8 GB (8 times what 17 were seen to)
 LARGE_PIXELS = 1 << 24  # images above this are decoded one at a time, so that threads do not multiply their memory
 GREY = ("1", "L", "LA", "La")
 UNKNOWN_RANGE = "of 32 bits a pixel, neither fractions 0..1 nor whole numbers 0..65535"
