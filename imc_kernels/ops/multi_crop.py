@@ -62,7 +62,7 @@ def multi_crop(
         [V, B, C, size, size] of ``dtype``, on the images' device.
 
     Raises:
-        TypeError: an input is no tensor or not of its dtype, ``dtype`` is no floating one, or an option of another type.
+        TypeError: an input is no tensor or not of its dtype, ``dtype`` no floating one, or an option of another type.
         ValueError: shapes or devices that do not fit, a number out of its range, or a bad option. Values of indices and
             parameters are checked on the CPU only: elsewhere that would wait for the device. There the ``cuda`` backend
             fills a crop with NaN whose index, box or order is out of its range, and reads nothing for it.
