@@ -35,7 +35,7 @@ from imc.csv_files import Rows
 from imc.data import Images, name_of
 from imc.distributed import choose_device
 from imc.errors import UserError
-from imc.evaluation import embeddings, outputs
+from imc.evaluation import embeddings, evenly_spaced, outputs
 from imc.metrics import SCORES
 from imc.options import argument, check, option
 from imc.run_data import clustered
@@ -44,6 +44,7 @@ from imc.run_places import RUNS
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.terminal import show
 from imc.text import shortened, visible
+from imc.torch_state import turn
 from imc.whole_files import replacing
 
 SWEEP = "clusters-sweep"  # of the files
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     show(report(clusters_sweep(options, config)))
 
 
+@turn()
 def clusters_sweep(options: Options, config: Config | None = None) -> dict[str, Any]:
     """Train with each number of clusters, measure, and write the table and the figure.
 
@@ -127,7 +129,7 @@ def measure(run: LoadedRun, images: Images) -> dict[str, float | int | None]:
     """
     result = outputs(run, images.images)
     count, total = result.probabilities.shape
-    chosen = torch.linspace(0, count - 1, min(count, SILHOUETTE_IMAGES)).long()
+    chosen = evenly_spaced(count, SILHOUETTE_IMAGES)
     points = torch.cat(list(embeddings(run, images.images[chosen]))).float().cpu().numpy()
     labels = result.clusters[chosen.numpy()]
     separable = 1 < len(np.unique(labels)) < len(labels)

@@ -1,4 +1,4 @@
-"""The processes that share one training run: found in the environment that torchrun sets."""
+"""The processes that share one training run: those of torch.distributed, or of the environment that torchrun sets."""
 
 from __future__ import annotations
 
@@ -93,18 +93,23 @@ def choose_device(choice: str) -> torch.device:
 
 @contextlib.contextmanager
 def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
-    """Join the processes of the run, if there are several.
+    """Join the processes of the run, if there are several: those of torch.distributed where it is initialised, else
+    those that the environment says.
 
     Args:
         device: that of this process.
         timeout: seconds after which one that does not answer is given up.
+
+    Raises:
+        UserError: the environment is not one that a launcher sets.
+        RunError: the others are not there, or no longer.
     """
-    world = launchers.world_size()
+    ours = not (dist.is_available() and dist.is_initialized())
+    world = launchers.world_size() if ours else dist.get_world_size()
     if world == 1:
         yield Ranks()
         return
     limit = timedelta(seconds=timeout)
-    ours = not dist.is_initialized()
     if ours:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -113,8 +118,9 @@ def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"the {world} ranks did not all meet within {timeout:g} s ({reason})") from None
-    group = dist.group.WORLD
-    host = group if device.type == "cpu" else dist.new_group(backend="gloo", timeout=limit)
+    # The caller's group may have any backend.
+    host = dist.group.WORLD if ours and device.type == "cpu" else dist.new_group(backend="gloo", timeout=limit)
+    group = host if device.type == "cpu" else dist.group.WORLD
     try:
         yield Ranks(dist.get_rank(), world, group, host)
     except RuntimeError as error:
@@ -126,8 +132,7 @@ def ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
             f"the last checkpoint with --resume ({reason})"
         ) from None
     finally:
-        if ours:
-            dist.destroy_process_group()
+        dist.destroy_process_group(None if ours else host)
 
 
 @torch.no_grad()
@@ -182,16 +187,19 @@ class StopSignals:
 
     Args:
         speaks: whether this process says what it does at the first.
+        listen: False: the signals stay the program's. So they do in other threads than the main one, which alone may
+            take them, and where something else than Python handles them.
     """
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, speaks: bool = True, *, listen: bool = True) -> None:
         self.received = False
         self.speaks = speaks
+        self._listen = listen and threading.current_thread() is threading.main_thread()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM) if self._listen else ():
+            if signal.getsignal(number) is not None:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 

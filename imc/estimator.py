@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import math
-import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -24,17 +22,25 @@ from torch import Tensor, nn
 
 from imc.config import Config
 from imc.data import Images
+from imc.data.cache import tensor_over
 from imc.distributed import choose_device
 from imc.errors import StoppedError, UserError
 from imc.evaluation import Outputs, outputs
 from imc.run_folder import MODEL, LoadedRun, load_run, save_model, write_json
 from imc.run_places import CONFIG
+from imc.terminal import silence
+from imc.torch_state import as_in_a_new_process
 from imc.train import train
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would
 PAD = "pad"
 CUT = 0.01  # of the values outside of the range of fit; beyond this share a prediction warns
 NARROW = 1 / 50  # of the range of fit; values within less are taken for values of another scale
+# Fields of a configuration that say where a run's data and files lie, and when it ends early.
+OF_COMMANDS = {
+    *("name", "overwrite", "resume", "stop_after_epoch", "print_config", "tensorboard"),
+    *("data_root", "download", "image_size", "labels_from_folders", "train_on"),
+}
 
 
 class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -106,22 +112,40 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: object = None) -> ImageClusterer:  # noqa: N803
-        """Train, and cluster the images; ``y`` is ignored. Leaves torch's global generator as it was."""
+        """Train, and cluster the images; ``y`` is ignored.
+
+        Trains in this process, also where that is one of a distributed job, and in any state of torch
+        (:mod:`imc.torch_state`); fits of several threads take turns. What fails leaves the estimator as it was.
+        """
+        before = dict(self.__dict__)
+        try:
+            warned = self._fit(X)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        for sentence in warned:
+            warnings.warn(sentence, ConvergenceWarning, stacklevel=2)
+        return self
+
+    def _fit(self, X: ArrayLike) -> list[str]:  # noqa: N803
+        """Train, and set the fitted attributes; what the run warned of, where it was not shown."""
         images = self._images(X, reset=True)
         if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be an integer of at least 2, got {self.n_clusters!r}")
         if len(images) < self.n_clusters:
             raise ValueError(f"n_samples={len(images)} should be >= n_clusters={self.n_clusters}")
         module = self.encoder if isinstance(self.encoder, nn.Module) else None
-        with tempfile.TemporaryDirectory() as folder, _as_value_error(), torch.random.fork_rng(devices=[]):
+        with tempfile.TemporaryDirectory() as folder, _as_value_error(), as_in_a_new_process():
             config = self._config(Path(folder) / "run")
-            with contextlib.nullcontext() if self.verbose else _quiet():
-                out = train(config, Images(SOURCE, images, None, ()), copy.deepcopy(module), report=False)
+            data = Images(SOURCE, images, None, ())
+            said: AbstractContextManager[list[str]] = contextlib.nullcontext([]) if self.verbose else silence()
+            with said as warned:
+                out = train(config, data, copy.deepcopy(module), report=False, embedded=True)
             assert out is not None
             run = load_run(out["out"], "cpu", copy.deepcopy(module))
         self.config_, self.model_ = run.config, run.model
         self.labels_ = self._outputs(images).clusters
-        return self
+        return warned
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
         """The cluster of each image [M]."""
@@ -181,7 +205,9 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             "device": self.device,
             "checkpoint_every": 0,
         }
-        taken = own.keys() & (self.options or {}).keys()
+        if not isinstance(self.options, Mapping | None):
+            raise ValueError(f"options must be a mapping from names of imc.config.Config, got {self.options!r}")
+        taken = (own.keys() | OF_COMMANDS) & (self.options or {}).keys()
         if taken:
             raise ValueError(f"options must not set {min(taken)!r}, which has a parameter or is the estimator's own")
         return Config.from_dict({**own, **(self.options or {})}).validate()
@@ -191,7 +217,8 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         return self._images(X, reset=False)
 
     def _outputs(self, images: Tensor) -> Outputs:
-        return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), images)
+        with as_in_a_new_process():
+            return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), images)
 
     def _images(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
         """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""
@@ -215,19 +242,20 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         missing = math.prod(self.image_shape_) - flat.shape[1]
         if missing:
             pixels = np.pad(pixels, ((0, 0), (0, missing)))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-            return torch.from_numpy(np.ascontiguousarray(pixels)).view(-1, *self.image_shape_)
+        return tensor_over(np.ascontiguousarray(pixels)).view(-1, *self.image_shape_)
 
     def _range(self, flat: NDArray[Any]) -> tuple[float, float]:
         if flat.dtype == np.uint8:
             return 0.0, 255.0
         if self.value_range is None:
             return float(flat.min()), float(flat.max())
-        low, high = self.value_range
+        try:
+            low, high = map(float, self.value_range)
+        except (TypeError, ValueError):
+            low = high = math.nan
         if not low < high:
             raise ValueError(f"value_range must be two numbers, the smaller first, got {self.value_range!r}")
-        return float(low), float(high)
+        return low, high
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -250,9 +278,10 @@ def _flat_shape(features: int, image_shape: tuple[int, ...] | str | None) -> tup
                 "(height, width, channels)"
             )
         return side, side, 1
-    if isinstance(image_shape, str):
+    sizes: tuple[Any, ...] = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
+    if not sizes or not all(isinstance(size, (int, np.integer)) for size in sizes):
         raise ValueError(f"image_shape must be two or three integers, or {PAD!r}, got {image_shape!r}")
-    three = _three(tuple(image_shape))
+    three = _three(sizes)
     if math.prod(three) != features:
         raise ValueError(f"image_shape={image_shape} has {math.prod(three)} values, and X has {features} features")
     return three
@@ -292,13 +321,3 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from None
     except StoppedError:
         raise KeyboardInterrupt from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress of training; what it warns of becomes Python's warnings."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        yield
-    for sentence in re.findall(r"warning: (.*)", said.getvalue()):
-        warnings.warn(sentence, ConvergenceWarning, stacklevel=4)

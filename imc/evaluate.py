@@ -43,6 +43,7 @@ from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
 from imc.summary import summarise, summary_table, write_summary
 from imc.terminal import Stages, show
 from imc.text import visible
+from imc.torch_state import turn
 
 EVALUATION = "evaluation.json"
 
@@ -86,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
             write_summary(Path(options.out), summary, results)
 
 
+@turn()
 def evaluate(folder: str | Path, options: Options | None = None, data: Dataset | None = None) -> dict[str, Any]:
     """Score a run, and write evaluation.json and figures/ into its folder.
 

@@ -70,19 +70,13 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
     mode, training_amp = model.training, model.amp
     model.eval()
     model.amp = amp  # the model's own switch is the inner one
-    # One pass gives everything: what predict computes on its way is caught, not computed again.
-    caught: dict[str, Tensor] = {}
-    hooks = [
-        part.register_forward_hook(lambda _module, _inputs, output, name=name: caught.update({name: output}))
-        for name, part in model.named_children()
-        if name in ("encoder", "heads")
-    ]
     try:
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-                logits = model.predict(run.prepare(batch.to(device)))
-            heads = caught["heads"].argmax(dim=2).T if "heads" in caught else logits.new_empty(len(logits), 0).long()
-            features, probabilities = caught["encoder"].float().cpu(), logits.float().softmax(dim=1).cpu()
+                features = model.features(run.prepare(batch.to(device)))
+                logits, by_head = model.classify(features)
+            heads = logits.new_empty(len(logits), 0).long() if by_head is None else by_head.argmax(dim=2).T
+            features, probabilities = features.float().cpu(), logits.float().softmax(dim=1).cpu()
             if not (features.isfinite().all() and probabilities.isfinite().all()):
                 raise RunError(
                     "the model gives NaN or infinite numbers for an image; are its parameters finite, and are "
@@ -90,8 +84,6 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
                 )
             yield Outputs(features, probabilities, heads.cpu())
     finally:
-        for hook in hooks:
-            hook.remove()
         model.amp = training_amp
         model.train(mode)
 
@@ -127,7 +119,7 @@ def recalibrate(run: LoadedRun, images: Tensor, *, batch_size: int = RECALIBRATI
     Returns:
         The number of images used.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
     with progress(len(images), "recalibrate", "image") as bar:
 
         def batches() -> Iterator[Tensor]:
@@ -144,7 +136,7 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
     Of more than 10,000 images, 10,000 evenly spaced ones decide the centres.
     """
     count = len(images)
-    sample = torch.linspace(0, count - 1, min(count, KMEANS_IMAGES)).long()
+    sample = evenly_spaced(count, KMEANS_IMAGES)
     pixels, random = _pixels(images[sample]), np.random.RandomState(seed)
     # Threads would add up the centres in an order that changes from run to run.
     with threadpool_limits(limits=1), progress(KMEANS_RESTARTS, "k-means on pixels", "start") as bar:
@@ -156,6 +148,12 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
         kmeans = min(fits, key=lambda fit: fit.inertia_)
         labels = [kmeans.predict(_pixels(batch)) for batch in images.split(KMEANS_IMAGES)]
     return np.concatenate(labels).astype(np.int64)
+
+
+def evenly_spaced(count: int, most: int) -> Tensor:
+    """Indices of ``most`` of ``count`` images, or of all where they are fewer: int64, from the first to the last."""
+    indices = torch.linspace(0, count - 1, min(count, most), dtype=torch.float32, device="cpu").long()
+    return indices.clamp_(max=count - 1)  # float32 rounds the last of more than 2^24
 
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:

@@ -44,11 +44,13 @@ from imc.data import views
 from imc.data.paths import user_path
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
+from imc.evaluation import evenly_spaced
 from imc.options import argument, check, option
 from imc.run_data import other_data
 from imc.run_folder import LoadedRun, load_run
 from imc.terminal import Stages, show
 from imc.text import visible
+from imc.torch_state import turn
 
 FORMATS = ("torch", "onnx", "both")
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
@@ -76,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     show(report(export(arguments.parse(Options, argv, program="imc export", description=__doc__ or ""))))
 
 
+@turn()
 def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]:
     """Write a run's model as .pt2, ONNX or both, each compared with the model.
 
@@ -180,13 +183,14 @@ def _test_batch(config: Config, source: str | None) -> tuple[Tensor, str]:
             raise
         return _patterns(config), "drawn patterns, as its data set is not here"
     images = data.train.images
-    chosen = images[torch.linspace(0, len(images) - 1, min(CHECKED, len(images))).long()]
+    chosen = images[evenly_spaced(len(images), CHECKED)]
     side = config.side
     return (chosen if chosen.shape[1:3] == (side, side) else resized(chosen, side)), data.name
 
 
 def _patterns(config: Config) -> Tensor:
-    coarse = torch.rand(CHECKED, config.channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(CHECKED, config.channels, 4, 4, generator=generator, dtype=torch.float32)
     fine = functional.interpolate(coarse, (config.side, config.side), mode="bilinear")
     return (fine * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

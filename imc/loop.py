@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.optimizer import build_optimizer, set_learning_rates
 from imc.run_folder import METRICS, append_json_line, keep_json_lines
-from imc.terminal import progress, say
+from imc.terminal import progress, warn
 from imc.text import shell_word
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
@@ -38,14 +39,25 @@ class Loop:
         config: resolved.
         folder: where metrics and checkpoints go.
         ranks: the processes of the run.
+        signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
 
     Attributes:
         update: number of updates made.
         seconds: wall time of training, of earlier parts of a resumed run too.
     """
 
-    def __init__(self, model: Method, parts: Sequence[Tensor], config: Config, folder: Path, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        model: Method,
+        parts: Sequence[Tensor],
+        config: Config,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        signals: bool = True,
+    ) -> None:
         self.model, self.config, self.folder, self.ranks = model, config, folder, ranks
+        self.signals = signals
         self.device = next(model.parameters()).device
         self.count = sum(map(len, parts))
         self.labelled = len(parts[0])
@@ -76,24 +88,25 @@ class Loop:
         agreement = Agreement(self.ranks.host)
         events = EventFiles(self.folder if self.ranks.first and self.config.tensorboard else None)
         bar = progress(total, "train", "step", done=self.update, delay=0, shown=self.ranks.first)
-        with StopSignals(self.ranks.first) as signals, bar, events:
+        with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
             if self.update == 0:
                 self._save()
             while self.update < total:
                 stop = False
-                for batch, labelled in self._rest_of_epoch():
-                    self.train_step(batch, labelled)
-                    bar.update()
-                    agreed = agreement.ask(self._wish(signals))
-                    if self.update % self.config.log_every == 0:
-                        newest = self.monitor.read()
-                        bar.set_postfix(loss=f"{newest['loss']:.3f}", refresh=False)
-                        events.add(newest, self.update)
-                    if agreed == STOP:
-                        stop = True
-                        break
-                    if agreed == SAVE and self.update % self.steps:
-                        self._save()
+                with contextlib.closing(self._rest_of_epoch()) as batches:
+                    for batch, labelled in batches:
+                        self.train_step(batch, labelled)
+                        bar.update()
+                        agreed = agreement.ask(self._wish(signals))
+                        if self.update % self.config.log_every == 0:
+                            newest = self.monitor.read()
+                            bar.set_postfix(loss=f"{newest['loss']:.3f}", refresh=False)
+                            events.add(newest, self.update)
+                        if agreed == STOP:
+                            stop = True
+                            break
+                        if agreed == SAVE and self.update % self.steps:
+                            self._save()
                 ended = self.update // self.steps if self.update % self.steps == 0 else None
                 if ended is not None:
                     self._end_epoch(ended, events)
@@ -125,8 +138,8 @@ class Loop:
         self.optimizer.step()
         return step
 
-    def _rest_of_epoch(self) -> Iterator[tuple[Batch, LabelledRows | None]]:
-        """The batches of the epoch that are still to come."""
+    def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
+        """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""
         epoch, done = divmod(self.update, self.steps)
         if done == 0:
             self.model.begin_epoch(epoch)
@@ -136,9 +149,9 @@ class Loop:
         batches = whole.split(self.config.batch_size)[done:]
         start = self.ranks.rank * self.per_rank
         rows = [batch[start : start + self.per_rank] for batch in batches]
-        loaded = self.pixels.batches(rows, start, self.config.batch_size)
-        for batch, all_samples in zip(loaded, batches, strict=True):
-            yield batch, self._labelled(all_samples) if self.config.bank else None
+        with contextlib.closing(self.pixels.batches(rows, start, self.config.batch_size)) as loaded:
+            for batch, all_samples in zip(loaded, batches, strict=True):
+                yield batch, self._labelled(all_samples) if self.config.bank else None
 
     def _labelled(self, samples: Tensor) -> LabelledRows:
         """Which of a batch's samples, int64 [B] on the host, belong to the clustered split."""
@@ -232,11 +245,6 @@ class Loop:
         epoch, done = divmod(self.update, self.steps)
         where = f"after epoch {epoch}" + (f" and {done} of {self.steps} updates" if done else "")
         return f"stopped {where}; continue with: imc train --out {shell_word(self.folder)} --resume"
-
-
-def warn(sentence: str) -> None:
-    """Print a warning above the progress bar."""
-    say(f"warning: {sentence}")
 
 
 def compile_encoder(encoder: nn.Module) -> None:

@@ -20,7 +20,7 @@ def build_optimizer(model: Method, config: Config, device: torch.device) -> torc
     ):
         for decay, chosen in _by_decay(parameters, config):
             if chosen:
-                rate = torch.tensor(peak, device=device) if config.cuda_graph else peak
+                rate = torch.tensor(peak, dtype=torch.float32, device=device) if config.cuda_graph else peak
                 groups.append({"params": chosen, "peak": peak, "lr": rate, "weight_decay": decay})
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)

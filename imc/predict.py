@@ -46,6 +46,7 @@ from imc.run_folder import LoadedRun, load_run
 from imc.run_places import is_run
 from imc.terminal import say, show
 from imc.text import shell_word, shortened, visible
+from imc.torch_state import turn
 from imc.whole_files import replacing
 
 BATCH = 256
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     show(report(predict(options)))
 
 
+@turn()
 def predict(options: Options) -> dict[str, Any]:
     """Write the cluster of every image.
 

@@ -59,7 +59,9 @@ def knn_accuracy(
         top, index = similarity.topk(min(neighbours, len(voters) - leave_one_out), dim=1)
         # Relative to the nearest neighbour: the winner is the same, and exp does not overflow.
         weights = ((top - top[:, :1]) / TEMPERATURE).exp()
-        votes = torch.zeros(len(batch), classes, device=batch.device).scatter_add_(1, labels[index], weights)
+        votes = torch.zeros(len(batch), classes, dtype=weights.dtype, device=batch.device).scatter_add_(
+            1, labels[index], weights
+        )
         right += int((votes.argmax(dim=1) == truth[start : start + QUERIES]).sum())
     return right / len(queries)
 

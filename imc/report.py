@@ -42,6 +42,7 @@ from imc.run_files import read_json, read_metrics
 from imc.run_folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
 from imc.terminal import Stages, show
 from imc.text import visible
+from imc.torch_state import turn
 from imc.whole_files import replacing
 
 PAGE = "report.html"
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     show(visible(str(report(arguments.parse(Options, argv, program="imc report", description=__doc__ or "")))))
 
 
+@turn()
 def report(options: Options, data: Dataset | None = None) -> Path:
     """Write report.html and its figures into the folder of a run.
 

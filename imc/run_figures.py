@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imc import figures
 from imc.data import Images
-from imc.evaluation import PLANE_IMAGES, Outputs, embeddings, plane
+from imc.evaluation import PLANE_IMAGES, Outputs, embeddings, evenly_spaced, plane
 from imc.heatmaps import heatmaps
 from imc.metrics import best_matching, clustering_accuracy, confusion_matrix
 from imc.run_folder import LoadedRun
@@ -131,7 +131,7 @@ def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
     A class and the cluster that is matched to it have one colour.
     """
     count, total = result.features.shape[0], result.probabilities.shape[1]
-    chosen = torch.linspace(0, count - 1, min(count, PLANE_IMAGES)).long()
+    chosen = evenly_spaced(count, PLANE_IMAGES)
     points = plane(result.features[chosen], seed)
     order, matched = np.arange(total), {}
     if images.labels is not None:

@@ -18,11 +18,12 @@ from imc.config import Config
 from imc.data import name_of, views
 from imc.data.paths import user_path
 from imc.errors import RunError, UserError
-from imc.methods import build_model, misfit
+from imc.methods import load_model, misfit
 from imc.methods.method import Method
 from imc.run_files import read_json
 from imc.run_places import CONFIG, RUNS, is_run, newest
 from imc.text import shortened
+from imc.torch_state import as_in_a_new_process
 
 RESULT = "result.json"
 FIGURES = "figures"  # a folder
@@ -91,6 +92,7 @@ class LoadedRun:
         return views.prepare(images, self.config)
 
 
+@as_in_a_new_process()
 def load_run(
     folder: Path | str, device: torch.device | str = "cpu", encoder: torch.nn.Module | None = None
 ) -> LoadedRun:
@@ -114,8 +116,7 @@ def load_run(
     difference = misfit(config, encoder, state)
     if difference is not None:
         raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {difference}")
-    model = build_model(config, encoder)
-    model.load_state_dict(state)
+    model = load_model(config, encoder, state)
     return LoadedRun(config, cast(Method, model.to(device).eval()))
 
 

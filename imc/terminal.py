@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -17,6 +19,9 @@ from imc.text import visible
 
 REDRAW, LOG = 0.5, 15.0  # seconds between two states of a bar: on a terminal, and in a log, where each is a line
 DELAY = 2.0  # seconds before a bar appears: what is done sooner needs none
+
+
+_warned: ContextVar[list[str] | None] = ContextVar("imc_warned", default=None)
 
 
 def show(text: str) -> None:
@@ -37,7 +42,28 @@ def show(text: str) -> None:
 
 def say(text: str) -> None:
     """Print one line on standard error, above the progress bar if there is one."""
-    tqdm.write(visible(text), file=_Screen(sys.stderr))
+    if _warned.get() is None:
+        tqdm.write(visible(text), file=_Screen(sys.stderr))
+
+
+def warn(text: str) -> None:
+    """The same for a warning."""
+    warned = _warned.get()
+    if warned is None:
+        say(f"warning: {text}")
+    else:
+        warned.append(text)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[list[str]]:
+    """Inside, this thread prints nothing on standard error; what it warns of is in the list."""
+    warned: list[str] = []
+    token = _warned.set(warned)
+    try:
+        yield warned
+    finally:
+        _warned.reset(token)
 
 
 def progress(total: int, what: str, unit: str, *, done: int = 0, delay: float = DELAY, shown: bool = True) -> tqdm[Any]:
@@ -61,7 +87,7 @@ def progress(total: int, what: str, unit: str, *, done: int = 0, delay: float = 
         mininterval=interval,
         maxinterval=interval,
         delay=delay,
-        disable=not shown,
+        disable=not shown or _warned.get() is not None,
         file=screen,
         dynamic_ncols=screen.isatty(),
     )
@@ -114,7 +140,7 @@ class _Screen:
     def isatty(self) -> bool:
         try:
             return self.stream is not None and self.stream.isatty()
-        except ValueError:  # closed
+        except (AttributeError, ValueError):  # a stream of one's own that has no such method, or a closed one
             return False
 
     def fileno(self) -> int:

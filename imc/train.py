@@ -25,6 +25,7 @@ From Python: ``train(Config(seed=1))`` returns what result.json holds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ from imc.data.views import unit_scale
 from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
 from imc.evaluation import outputs
-from imc.loop import Loop, compile_encoder, warn
+from imc.loop import Loop, compile_encoder
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
@@ -55,8 +56,9 @@ from imc.results import table, write_results
 from imc.run_data import clustered, require_apart, run_data
 from imc.run_folder import MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
 from imc.run_places import CONFIG
-from imc.terminal import say, show
+from imc.terminal import say, show, warn
 from imc.threads import require_thread_independent, set_threads
+from imc.torch_state import seed_generators, turn
 from imc_kernels import backends
 
 
@@ -71,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
         show(table(result, Path(result["out"])))
 
 
+@turn()
 def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
     return _resolve(config.validate(), run_data(config, data), encoder, choose_device(config.device))
@@ -82,16 +85,21 @@ def train(
     encoder: nn.Module | None = None,
     *,
     report: bool = True,
+    embedded: bool = False,
 ) -> dict[str, Any] | None:
     """Train, evaluate and write the run folder.
 
-    Sets torch's number of threads and seeds its global generator. Under torchrun every process calls this.
+    What the caller has set in torch does not change the run, and is as before when it has ended: see
+    :mod:`imc.torch_state`. While it lasts, torch's global generators and number of threads are the run's, so another
+    thread's call waits. Under torchrun, and where torch.distributed is initialised, every process calls this.
 
     Args:
         config: what to run; what it leaves open, :mod:`imc.presets` fills in.
         data: the images to use instead of loading ``config.data``.
         encoder: a module from images [B, C, H, W] to features [B, F], instead of ``config.encoder``.
         report: False: end with the model, without evaluation and figures.
+        embedded: True: as a part of the program that calls. It trains in this process alone, also in a distributed
+            job, and the signals stay the program's.
 
     Returns:
         The content of result.json (nothing of it without ``report``), and ``out``, the run folder. None in all
@@ -104,7 +112,7 @@ def train(
     """
     config.validate()
     device = choose_device(config.device)
-    with ranks(device, config.rank_timeout) as processes:
+    with turn(device), contextlib.nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
         checkpoint = read_checkpoint(run_folder(config)) if config.resume else None
         if checkpoint is not None:
             config = resumed_config(config, checkpoint["config"]).validate()
@@ -126,7 +134,7 @@ def train(
             say(dataset.note)
         config = replace(config, name=config.name or folder.name, out=str(folder))
 
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed, device)
         model = build_model(config, encoder)
         if config.init is not None and checkpoint is None:
             matched = load_pretrained(model.encoder, Path(config.init), config.init_prefix, config)
@@ -138,7 +146,7 @@ def train(
         _place(model, config, device, processes)
         # A form of an operation that the named backend lacks may fall back only if the choice was automatic.
         with backends.backend(None if config.backend == "auto" else config.backend):
-            loop = Loop(model, _parts(config, dataset), config, folder, processes)
+            loop = Loop(model, _parts(config, dataset), config, folder, processes, signals=not embedded)
             if checkpoint is not None:
                 loop.load(checkpoint)
             elif processes.first:

@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 import uuid
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,9 +105,20 @@ def memory_mapped(path: Path) -> Tensor:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError:  # a private map larger than the memory is refused by some systems, a read-only one is not
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    return tensor_over(array)
+
+
+def tensor_over(array: NDArray[Any]) -> Tensor:
+    """An array's memory as a tensor, which nobody is to write to where the array is read-only."""
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """An array as one that may be written to: torch warns of others, and a filter of warnings is all threads' own."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array  # keeps the memory
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
 def _read(images: Path, described: Path) -> tuple[Tensor, dict[str, Any]]:

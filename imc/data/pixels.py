@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -31,7 +31,7 @@ class ResidentPixels:
         for part, place in zip(parts, self.images.split([len(part) for part in parts]), strict=True):
             place.copy_(part)
 
-    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Generator[Batch]:
         """The batches of these samples, each int64 [B] on the host."""
         for samples in rows:
             positions = samples.to(self.images.device, non_blocking=True)
@@ -49,7 +49,7 @@ class StreamedPixels:
         self.starts = [0, *itertools.accumulate(len(part) for part in parts[:-1])]
         self.device = device
 
-    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Generator[Batch]:
         """The batches of these samples, each int64 [B] on the host."""
         with ThreadPoolExecutor(1, thread_name_prefix="pixels") as pool:
             following = None if not rows else pool.submit(self._gather, rows[0])

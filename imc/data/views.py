@@ -142,7 +142,7 @@ class AffineViews:
         views = sample(repeated, theta, crops.size).unflatten(0, (crops.count, -1))
         views = views * self._uniform(crops.count, batch.total, *self.config.gain)[:, rows, None, None, None]
         shape = (crops.count, batch.total, *views.shape[2:])
-        noise = torch.randn(shape, generator=self.generator, device=views.device)[:, rows]
+        noise = torch.randn(shape, generator=self.generator, dtype=views.dtype, device=views.device)[:, rows]
         views = views.add_(noise, alpha=self.config.noise)
         if self.config.channels_last == "off":
             return views.contiguous()
@@ -159,7 +159,7 @@ class AffineViews:
         return torch.stack(rows, dim=-1).view(views, total, 2, 3)
 
     def _uniform(self, views: int, total: int, low: float, high: float) -> Tensor:
-        drawn = torch.rand(views, total, generator=self.generator, device=self.generator.device)
+        drawn = torch.rand(views, total, generator=self.generator, dtype=torch.float32, device=self.generator.device)
         return drawn * (high - low) + low
 
 
@@ -197,7 +197,9 @@ def prepare(images: Tensor, config: Config) -> Tensor:
     """
     if config.augmentation == "affine":
         return resize(images, config.large_size, config.pixel_scale)
-    mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(x, dtype=torch.float32, device=images.device).view(-1, 1, 1) for x in (config.mean, config.std)
+    )
     return as_float(images, 1 / 255).sub_(mean).div_(std)
 
 
@@ -221,5 +223,5 @@ def sample(images: Tensor, theta: Tensor, size: int) -> Tensor:
 def resize(images: Tensor, size: int, scale: float) -> Tensor:
     """The whole images without augmentation, by the sampler of the views: uint8 [B, H, W, C] -> [B, C, size, size]."""
     # Not len(images), which torch.export would take for a constant.
-    theta = torch.eye(2, 3, device=images.device).expand(images.shape[0], 2, 3)
+    theta = torch.eye(2, 3, dtype=torch.float32, device=images.device).expand(images.shape[0], 2, 3)
     return sample(as_float(images, scale), theta, size)

@@ -61,12 +61,28 @@ def misfit(config: Config, encoder: nn.Module | None, state: Mapping[str, Any]) 
     return None
 
 
+def load_model(config: Config, encoder: nn.Module | None, state: Mapping[str, Tensor]) -> Method:
+    """The model of a resolved configuration with the tensors of a state dict that fits it (:func:`misfit`).
+
+    Nothing is drawn, so that loading leaves torch's global generator alone.
+    """
+    model = _planned(config, encoder)
+    dtypes = {name: x.dtype for name, x in model.state_dict().items()}
+    model.load_state_dict({name: x.to(dtypes[name]) for name, x in state.items()}, assign=True)
+    return model
+
+
 def _planned_state(config: Config, encoder: nn.Module | None) -> dict[str, Tensor]:
-    """The model's state dict without its memory."""
+    """The state dict of :func:`_planned`."""
+    return _planned(config, encoder).state_dict()
+
+
+def _planned(config: Config, encoder: nn.Module | None) -> Method:
+    """The model without its memory, but for that of an encoder of one's own."""
     try:
         own = None if encoder is None else build_encoder(config, encoder)
         with torch.device("meta"):
-            return _build(config, build_encoder(config) if own is None else own).state_dict()
+            return _build(config, build_encoder(config) if own is None else own)
     except (OverflowError, RuntimeError, TypeError) as error:  # 64 bits do not hold a size
         raise UserError(f"a model of these sizes cannot be built: {str(error).splitlines()[0]}") from None
 

@@ -42,10 +42,11 @@ class ClusterHeads(nn.Module):
     def __init__(self, features: int, hidden: int, clusters: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.hidden = he_uniform(nn.Linear(features, heads * hidden))
+        self.hidden = he_uniform(nn.Linear(features, heads * hidden, dtype=torch.float32))
         bound = math.sqrt(6 / hidden)
-        self.weight = nn.Parameter(torch.empty(heads, hidden, clusters).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(heads * clusters))  # one dimension: weight decay tells biases by that
+        self.weight = nn.Parameter(torch.empty(heads, hidden, clusters, dtype=torch.float32).uniform_(-bound, bound))
+        # One dimension: weight decay tells biases by that.
+        self.bias = nn.Parameter(torch.zeros(heads * clusters, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = functional.relu(self.hidden(features), inplace=True)
@@ -88,9 +89,9 @@ class Crlc(Method):
         super().__init__(encoder)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection = nn.Sequential(
-            he_uniform(nn.Linear(feature_dim, projection_hidden)),
+            he_uniform(nn.Linear(feature_dim, projection_hidden, dtype=torch.float32)),
             nn.ReLU(inplace=True),
-            he_uniform(nn.Linear(projection_hidden, embedding_dim)),
+            he_uniform(nn.Linear(projection_hidden, embedding_dim, dtype=torch.float32)),
         )
         self.heads = ClusterHeads(feature_dim, head_hidden, clusters, sub_heads)
         self.temperature = temperature
@@ -99,7 +100,7 @@ class Crlc(Method):
         self.entropy_weight = entropy_weight
         self.logit_limit = logit_limit
         # In the state dict, since a saved model predicts by them.
-        self.register_buffer("head_loss_sum", torch.zeros(sub_heads))
+        self.register_buffer("head_loss_sum", torch.zeros(sub_heads, dtype=torch.float32))
         self.register_buffer("head_loss_steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
@@ -148,19 +149,16 @@ class Crlc(Method):
         """The head that :meth:`predict` uses: the one with the lowest of :attr:`head_losses`."""
         return int(self.head_loss_sum.argmin())
 
-    def predict(self, images: Tensor) -> Tensor:
-        return self._of_best_head(self.predict_by_head(images))
-
-    def predict_by_head(self, images: Tensor) -> Tensor:
-        """Cluster logits [H, B, C] of images [B, channels, s, s], by every head."""
-        return self.heads(self._features(images, 1))
+    def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        by_head = self.heads(features)
+        return self._of_best_head(by_head), by_head
 
     def _of_best_head(self, logits: Tensor) -> Tensor:
         # Selected on the device, for which an index on the host would have to wait.
         return logits.index_select(0, self.head_loss_sum.argmin().view(1)).squeeze(0)
 
     def embed(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.projection(self._features(images, 1)), dim=1)
+        return functional.normalize(self.projection(self.features(images)), dim=1)
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.heads.parameters())

@@ -39,8 +39,10 @@ class Classifier(nn.Module):
 
     def __init__(self, widths: Sequence[int], bn_momentum: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        self.norms = nn.ModuleList(PerViewBatchNorm(width, momentum=bn_momentum) for width in widths[1:-1])
+        self.layers = nn.ModuleList(nn.Linear(*pair, dtype=torch.float32) for pair in pairwise(widths))
+        self.norms = nn.ModuleList(
+            PerViewBatchNorm(width, momentum=bn_momentum, dtype=torch.float32) for width in widths[1:-1]
+        )
 
     def forward(self, features: Tensor, views: int = 1) -> Tensor:
         *hidden, last = self.layers
@@ -92,10 +94,10 @@ class ImcSwav(Method):
         super().__init__(encoder)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection = nn.Sequential(
-            nn.Linear(feature_dim, projection_hidden, bias=projection_bias),
-            nn.Linear(projection_hidden, embedding_dim, bias=projection_bias),
+            nn.Linear(feature_dim, projection_hidden, bias=projection_bias, dtype=torch.float32),
+            nn.Linear(projection_hidden, embedding_dim, bias=projection_bias, dtype=torch.float32),
         )
-        self.prototypes = nn.Linear(embedding_dim, prototypes, bias=False)
+        self.prototypes = nn.Linear(embedding_dim, prototypes, bias=False, dtype=torch.float32)
         self.classifier = Classifier([feature_dim, *classifier_widths, clusters], bn_momentum)
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
@@ -170,11 +172,11 @@ class ImcSwav(Method):
         self.classifier.train(mode)
         return logits
 
-    def predict(self, images: Tensor) -> Tensor:
-        return self.classifier(self._features(images, 1))
+    def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.classifier(features), None
 
     def embed(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.projection(self._features(images, 1)), dim=1)
+        return functional.normalize(self.projection(self.features(images)), dim=1)
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.classifier.parameters())

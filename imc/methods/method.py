@@ -41,7 +41,7 @@ class LabelledRows(NamedTuple):
 
 
 class Method(nn.Module):
-    """Encoder, heads and loss of a method. Subclasses give ``forward`` and ``predict``.
+    """Encoder, heads and loss of a method. Subclasses give ``forward`` and ``classify``.
 
     Attributes:
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F].
@@ -69,9 +69,17 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Cluster logits [B, C] of features [B, F]; also those of each head [H, B, C], for a method with several."""
+        raise TypeError(f"{type(self).__name__} has no classify")
+
+    def features(self, images: Tensor) -> Tensor:
+        """The encoder's features [B, F] of images [B, channels, s, s]."""
+        return self._features(images, 1)
+
     def predict(self, images: Tensor) -> Tensor:
         """Cluster logits [B, C] of images [B, channels, s, s]."""
-        raise TypeError(f"{type(self).__name__} has no predict")
+        return self.classify(self.features(images))[0]
 
     def embed(self, images: Tensor) -> Tensor:
         """The point [B, D] of each image that the representation loss sees, of length 1."""

@@ -51,15 +51,17 @@ class DigitsEncoder(nn.Module):
         self.pooled_size = pooled_size
         strides = [*[1] * (len(widths) - 1), 2]
         convolutions = [
-            Convolution(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
+            Convolution(before, after, kernel_size=3, stride=stride, padding=1, bias=False, dtype=torch.float32)
             for (before, after), stride in zip(pairwise([in_channels, *widths]), strides, strict=True)
         ]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         self.convolutions = nn.ModuleList(convolutions)
-        self.norms = nn.ModuleList(PerViewBatchNorm(width, momentum=bn_momentum) for width in widths)
-        self.linear = nn.Linear(widths[-1] * pooled_size**2, feature_dim)
-        self.output_norm = PerViewBatchNorm(feature_dim, momentum=bn_momentum, affine=False)
+        self.norms = nn.ModuleList(
+            PerViewBatchNorm(width, momentum=bn_momentum, dtype=torch.float32) for width in widths
+        )
+        self.linear = nn.Linear(widths[-1] * pooled_size**2, feature_dim, dtype=torch.float32)
+        self.output_norm = PerViewBatchNorm(feature_dim, momentum=bn_momentum, affine=False, dtype=torch.float32)
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
@@ -87,11 +89,13 @@ class CustomEncoder(nn.Module):
         mode = module.training
         module.eval()
         try:
-            example = next((p for p in module.parameters()), torch.empty(0))
+            example = next((p for p in module.parameters()), torch.empty(0, device="cpu"))
             with torch.no_grad():
-                features = self(torch.zeros(1, in_channels, side, side, device=example.device))
+                features = self(torch.zeros(1, in_channels, side, side, dtype=torch.float32, device=example.device))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the encoder must take images [B, {in_channels}, {side}, {side}]: {error}") from error
+            raise UserError(
+                f"the encoder must take images [B, {in_channels}, {side}, {side}] of float32: {error}"
+            ) from error
         finally:
             module.train(mode)
         self.feature_dim = features.shape[1]
@@ -99,7 +103,7 @@ class CustomEncoder(nn.Module):
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
         chunks = images.chunk(views) if self.module.training else (images,)
-        return torch.cat([self.module(view).flatten(1) for view in chunks])
+        return torch.cat([self.module(view).flatten(1) for view in chunks]).float()
 
 
 def build_encoder(config: Config, custom: nn.Module | None = None) -> nn.Module:

@@ -21,8 +21,8 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     if kernel == 1:
-        return PointwiseConvolution(before, after, 1, stride=stride, bias=False)
-    return Convolution(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
+        return PointwiseConvolution(before, after, 1, stride=stride, bias=False, dtype=torch.float32)
+    return Convolution(before, after, kernel, stride=stride, padding=kernel // 2, bias=False, dtype=torch.float32)
 
 
 class Downsample(nn.Sequential):
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
         super().__init__()
 
         def norm(channels: int) -> PerViewBatchNorm:
-            return PerViewBatchNorm(channels, momentum=bn_momentum)
+            return PerViewBatchNorm(channels, momentum=bn_momentum, dtype=torch.float32)
 
         block = Bottleneck if name == "resnet50" else BasicBlock
         self.feature_dim = block.expansion * 8 * width

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -156,7 +157,21 @@ def test_a_saved_estimator_is_a_run(fitted: ImageClusterer, pixels: NDArray[np.u
         ((9, 8, 8, 4), {}, r"with 1 or 3 channels, got \[8, 8, 4\]"),
         ((9, 64), {"n_clusters": 10}, "n_samples=9 should be >= n_clusters=10"),
         ((9, 64), {"n_clusters": 2.5}, "n_clusters must be an integer of at least 2, got 2.5"),
-        ((9, 64), {"value_range": (1, 0)}, "value_range must be two numbers, the smaller first"),
+        *(
+            ((9, 64), {"value_range": given}, "value_range must be two numbers, the smaller first")
+            for given in [(1, 0), (0, float("nan")), (0, 1, 2), ("a", "b"), 5]
+        ),
+        *(
+            ((9, 64), {"image_shape": given}, "image_shape must be two or three integers, or 'pad', got")
+            for given in [8, (8.0, 8), "cut", ("8", "8")]
+        ),
+        ((9, 64), {"options": 3}, "options must be a mapping from names of imc.config.Config, got 3"),
+        ((9, 64), {"options": {"stop_after_epoch": 1}}, "options must not set 'stop_after_epoch'"),
+        (
+            (9, 64),
+            {"encoder": nn.Conv2d(1, 4, 8).double()},
+            r"the encoder must take images .* of float32",
+        ),
         ((9, 64), {"options": {"seed": 1}}, "options must not set 'seed'"),
         ((9, 64), {"options": {"lrr": 1}}, "lrr"),
         ((9, 64), {"epochs": 0}, "--epochs must be an integer of at least 1, got 0"),
@@ -166,6 +181,44 @@ def test_a_saved_estimator_is_a_run(fitted: ImageClusterer, pixels: NDArray[np.u
 def test_a_mistake_is_one_sentence(shape: tuple[int, ...], parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tiny(**parameters).fit(np.random.default_rng(0).random(shape))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        (lambda x: scipy.sparse.csr_matrix(x.reshape(64, 64)), TypeError, "Sparse data was passed"),
+        (lambda x: np.where(x > 200, np.nan, x), ValueError, "contains NaN"),
+        (lambda x: np.where(x > 200, np.inf, x), ValueError, "contains infinity"),
+        (lambda x: x + 1j, ValueError, "Complex data not supported"),
+        (lambda x: x[0, 0], ValueError, "Expected 2D array, got 1D array"),
+        (lambda x: x.astype(str), ValueError, "numeric"),
+        (lambda x: x[:0], ValueError, r"Found array with 0 sample\(s\)"),
+        (lambda x: x[:, :0], ValueError, r"got \[0, 8\]"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_fit_and_predict(
+    wrong: Any, error: type[Exception], says: str, fitted: ImageClusterer, pixels: NDArray[np.uint8]
+) -> None:
+    for method in (tiny().fit, fitted.predict, fitted.transform):
+        with pytest.raises(error, match=says):
+            method(wrong(pixels))
+
+
+def test_before_fit_there_is_nothing_to_predict(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    for method in (tiny().predict, tiny().predict_proba, tiny().transform):
+        with pytest.raises(NotFittedError, match="This ImageClusterer instance is not fitted yet"):
+            method(pixels)
+    with pytest.raises(NotFittedError):
+        tiny().save(tmp_path)
+
+
+def test_a_random_state_is_drawn_from_and_a_number_is_not(pixels: NDArray[np.uint8]) -> None:
+    state = np.random.RandomState(3)
+    seeds = [tiny(random_state=state).fit(pixels[:8]).config_.seed for _ in range(2)]
+    assert seeds == np.random.RandomState(3).randint(2**31 - 1, size=2).tolist()
+    before = np.random.get_state()[1].tolist()
+    assert tiny(random_state=5).fit(pixels[:8]).config_.seed == 5
+    assert np.random.get_state()[1].tolist() == before
 
 
 def test_other_images_than_those_of_fit(fitted: ImageClusterer) -> None:

@@ -99,7 +99,7 @@ def never(*arguments: object) -> None:
 def test_sizes_that_are_not_the_saved_models_are_refused_before_anything_is_built(
     sizes: dict[str, object], run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imc.run_folder.build_model", never)
+    monkeypatch.setattr("imc.run_folder.load_model", never)
     monkeypatch.setattr("imc.train.build_model", never)
     config = {**read_json(run_copy / CONFIG), **sizes}
     (run_copy / CONFIG).write_text(json.dumps(config))
