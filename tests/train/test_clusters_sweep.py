@@ -164,6 +164,7 @@ def test_a_mistake_is_one_sentence(argv: list[str], says: str, capsys: pytest.Ca
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert main(["seeds", "digits"]) == 2
     assert "use torchrun with imc train" in capsys.readouterr().err

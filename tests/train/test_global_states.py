@@ -116,7 +116,7 @@ def commands(folder: Path, data: Dataset, pictures: Path) -> dict[str, Any]:
     page = imc.report.report(imc.report.Options(run=str(folder)), data)
     exported = export(ExportOptions(run=str(folder), format="torch", check=str(pictures)))
     evaluated = evaluate(folder, EvaluateOptions(runs=(str(folder),), bn_recalibrate="train", skip_figures=True), data)
-    imc.predict.predict(imc.predict.Options(run=str(folder), folder=str(pictures), out=str(folder / "new.csv")))
+    imc.predict.predict(imc.predict.Options(run=str(folder), images=(str(pictures),), out=str(folder / "new.csv")))
     changing = {"out", "train_seconds", "run"}
     return {
         "train": {k: v for k, v in trained.items() if k not in changing},
