@@ -61,7 +61,7 @@ def _products_depend_on_threads() -> bool:
     before = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)
     pairs = [
-        (torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator))
+        tuple(torch.randn(shape, generator=generator, dtype=torch.float32) for shape in ((m, k), (k, n)))
         for m, k, n in ((10, 768, 256), (128, 256, 512), (1000, 3072, 128))
     ]
     try:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from imc.models.convolution import one_thread
+
 # The convolutions of cuDNN are not among them: in a new process they round to TF32 too.
 PRODUCTS: list[Any] = [*(getattr(torch.backends.mkldnn, x) for x in ("matmul", "conv")), torch.backends.cuda.matmul]
 REDUCED = ("bf16", "tf32")
@@ -36,19 +38,9 @@ def as_in_a_new_process() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if _forked and torch.get_num_threads() > 1:
-            stack.enter_context(_threads(1))
+            stack.enter_context(one_thread())
         stack.enter_context(_exact_products)
         yield
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _ExactProducts:
