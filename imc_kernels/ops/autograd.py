@@ -35,7 +35,7 @@ def is_direct(operation: str, backend: str, *tensors: Tensor | None) -> bool:
             f"{operation}: backend {backend!r} has no rules for the transforms of torch.func (grad, vmap, jvp and the "
             'like); pass backend="eager"'
         )
-    if any(t is not None and has_tangent(t) for t in tensors):
+    if forward_ad._current_level >= 0 and any(t is not None and has_tangent(t) for t in tensors):
         raise NotImplementedError(
             f'{operation}: backend {backend!r} has no forward-mode derivative; pass backend="eager"'
         )
