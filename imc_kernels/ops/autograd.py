@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# What torch's transforms and modes are recognised by. Together they cost a call 0.2 us, where functions of torch's
-# public interface, each of which has one of these behind it, take several times that.
+# What torch's transforms and modes are recognised by: at most 0.07 us each.
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes_active = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
