@@ -19,6 +19,7 @@ def world_size() -> int:
     Raises:
         UserError: the variables do not say where the processes meet, or another launcher started several.
     """
+    local_rank()  # wrong, it is to be said before anything begins
     world = number("WORLD_SIZE", 1, at_least=1)
     if world == 1:
         if number("RANK", 0):

@@ -42,8 +42,14 @@ def show(text: str) -> None:
 
 def say(text: str) -> None:
     """Print one line on standard error, above the progress bar if there is one."""
-    if _warned.get() is None:
-        tqdm.write(visible(text), file=_Screen(sys.stderr))
+    if _warned.get() is not None:
+        return
+    screen = _Screen(sys.stderr)
+    if screen.isatty():
+        tqdm.write(visible(text), file=screen)
+    else:  # a log, where tqdm would repeat the bar
+        screen.write(visible(text))
+        screen.flush()
 
 
 def warn(text: str) -> None:
@@ -89,7 +95,8 @@ def progress(total: int, what: str, unit: str, *, done: int = 0, delay: float = 
         delay=delay,
         disable=not shown or _warned.get() is not None,
         file=screen,
-        dynamic_ncols=screen.isatty(),
+        # A terminal that does not know its width (under script, in a container) would get empty bars.
+        **({"dynamic_ncols": True} if screen.width() else {"ncols": 80}),
     )
 
 
@@ -142,6 +149,12 @@ class _Screen:
             return self.stream is not None and self.stream.isatty()
         except (AttributeError, ValueError):  # a stream of one's own that has no such method, or a closed one
             return False
+
+    def width(self) -> int:
+        try:
+            return os.get_terminal_size(self.fileno()).columns
+        except (OSError, ValueError):
+            return 0
 
     def fileno(self) -> int:
         return -1 if self.stream is None else self.stream.fileno()

@@ -1,0 +1,100 @@
+"""What a command shows: on terminals that lack characters, in logs, into pipes that end."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+from imc.data import load
+from imc.evaluation import kmeans_on_pixels
+from imc.terminal import Stages, progress, say, show
+
+IMC = [sys.executable, "-m", "imc"]
+
+
+def stream(encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", write_through=True)
+
+
+def written(file: io.TextIOWrapper) -> str:
+    return file.buffer.getvalue().decode(file.encoding)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "\\xe9 \\u732b"), ("latin-1", "é \\u732b"), ("cp1252", "é \\u732b"), ("utf-8", "é 猫")],
+)
+def test_a_terminal_gets_escapes_for_what_it_lacks(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = stream(encoding), stream(encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    show("é 猫\x1b[0m\n\udcff")
+    say("é 猫\nx")
+    with progress(1, "é 猫", "image", delay=0) as bar:
+        bar.update()
+    assert written(out) == f"{shown}\\x1b[0m\n\\xff\n"
+    first, *bars = written(err).splitlines()
+    assert first == f"{shown}\\nx"
+    assert bars
+    assert all(line.startswith(shown) for line in bars)
+
+
+def test_a_log_holds_lines_and_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = stream("utf-8")
+    monkeypatch.setattr(sys, "stderr", err)
+    with progress(1000, "decode", "image", delay=0) as bar:
+        for _ in range(1000):
+            bar.update()
+        say("skipped one")
+    with progress(10, "soon done", "image") as bar, Stages("report", ("one", "two")) as stages:
+        bar.update(10)
+        stages.next()
+        stages.next()
+    assert "\r" not in written(err)
+    lines = written(err).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["decode", "skipped one", "decode"]
+
+
+@pytest.mark.parametrize("closed", [None, "closed"])
+def test_closed_streams_stop_nothing(closed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [None, None] if closed is None else [stream("utf-8"), stream("utf-8")]
+    for file in filter(None, streams):
+        file.close()
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    say("x")
+    with progress(1, "x", "image", delay=0) as bar:
+        bar.update()
+    monkeypatch.setattr(sys, "stdout", None)
+    show("x")
+
+
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly() -> None:
+    command = subprocess.Popen([*IMC, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert command.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_output_is_a_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*IMC, "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"imc: No space left on device\n")
+
+
+def test_k_means_start_by_start_is_that_of_all_starts_in_one_call() -> None:
+    images = load("digits").train.images[:300]
+    with threadpool_limits(limits=1):
+        pixels = images.flatten(1).numpy().astype(np.float32) / np.float32(255)
+        expected = KMeans(10, n_init=10, random_state=3).fit(pixels).predict(pixels)
+    assert (kmeans_on_pixels(images, 10, 3) == expected).all()
