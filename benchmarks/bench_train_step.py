@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +129,7 @@ def loops() -> dict[str, TimedLoop]:
         model = build_model(config)
         model.encoder = TimedEncoder()
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        made[name] = kind(model.train(), [images], config, Path(), Ranks())
+        made[name] = kind(model.train(), [images], config, Ranks())
     return made
 
 

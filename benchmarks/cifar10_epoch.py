@@ -72,7 +72,7 @@ def forms(data: Dataset, config: Config, device: torch.device, workers: int) -> 
 
     def ours(**changed: Any) -> Step:
         form = replace(config, **changed)
-        loop = Loop(built(form, device), [images], form, Path(), Ranks())  # type: ignore[arg-type]
+        loop = Loop(built(form, device), [images], form, Ranks())  # type: ignore[arg-type]
         return steps_of(loop).__next__
 
     def with_losses(losses: Callable[[Tensor, Tensor], Tensor]) -> Step:

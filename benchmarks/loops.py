@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class LossLoop(Loop):
     """The step of `imc train` written out, with other losses: a function of scores [V, B, K] and logits [V, B, C]."""
 
     def __init__(self, model: Any, images: Tensor, config: Config, losses: Losses) -> None:
-        super().__init__(model, [images], config, Path(), Ranks())
+        super().__init__(model, [images], config, Ranks())
         self.losses = losses
         self.sections = Sections(self.device)
 

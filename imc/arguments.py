@@ -32,7 +32,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(options: type[Options], argv: Sequence[str], *, program: str, description: str) -> Options:
-    """The options that the flags ask for, each value checked.
+    """The options that the flags ask for, each value checked; see :func:`parse_given`."""
+    return parse_given(options, argv, program=program, description=description)[0]
+
+
+def parse_given(
+    options: type[Options], argv: Sequence[str], *, program: str, description: str
+) -> tuple[Options, frozenset[str]]:
+    """The options that the flags ask for, each value checked, and the names of those that were given.
 
     Args:
         options: a dataclass of :func:`imc.options.option` and :func:`imc.options.argument` fields.
@@ -75,7 +82,7 @@ def parse(options: type[Options], argv: Sequence[str], *, program: str, descript
             )
     result = options(**values)
     check(result)
-    return result
+    return result, frozenset(values)
 
 
 def parse_with(
@@ -113,13 +120,13 @@ def _settings(entry: Field[Any], hint: Any) -> dict[str, Any]:
     """The keyword arguments of ``add_argument`` for a field of this type."""
     help = entry.metadata["help"].replace("%", "%%")
     if hint is bool and entry.default is None:
-        return {"action": argparse.BooleanOptionalAction, "help": help}
+        return {"action": argparse.BooleanOptionalAction, "default": argparse.SUPPRESS, "help": help}
     if hint is bool:
-        return {"action": "store_true", "help": help}
+        return {"action": "store_true", "default": argparse.SUPPRESS, "help": help}
     members = [member for member in get_args(hint) if member not in (type(None), Ellipsis)] or [hint]
     default = " ".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
     settings: dict[str, Any] = {
-        "default": entry.default,
+        "default": argparse.SUPPRESS,
         "type": _reader(members[0], several=Ellipsis in get_args(hint)),
         "metavar": "|".join(entry.metadata["choices"]) or {int: "N", float: "X", str: "TEXT"}[members[0]],
         "help": help if default is None else f"{help} (default: {default})",

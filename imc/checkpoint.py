@@ -16,12 +16,6 @@ from imc.run_files import read_torch_file
 from imc.run_folder import CHECKPOINT, write_file
 
 FORMAT = 1
-# What a resumed run may be told anew: how long, where and how fast it runs, not what it computes.
-FREE = {
-    *("out", "name", "resume", "overwrite", "print_config", "data_root", "download", "epochs", "stop_after_epoch"),
-    *("device", "threads", "backend", "amp", "channels_last", "device_data", "compile", "cuda_graph", "rank_timeout"),
-    *("log_every", "tensorboard", "checkpoint_every", "checkpoint_minutes"),
-}
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
@@ -47,22 +41,6 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("config"), dict):
         raise UserError(f"{path} is no checkpoint of this version of imc")
     return content
-
-
-def resumed_config(asked: Config, saved: dict[str, Any]) -> Config:
-    """The checkpoint's configuration with what a resumed run may be told anew.
-
-    Raises:
-        UserError: another value was asked for than the run was started with.
-    """
-    config = Config.from_dict(saved)
-    for name, value in asked.given().items():
-        if name not in FREE and value != getattr(config, name):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} was {getattr(config, name)} when the run began, got {value}; leave it out")
-    changed = {name: value for name, value in asked.given().items() if name in FREE}
-    changed.setdefault("stop_after_epoch", None)
-    return Config.from_dict({**saved, **changed})
 
 
 def require_fit(folder: Path, config: Config, encoder: nn.Module | None, checkpoint: dict[str, Any]) -> None:

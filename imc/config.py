@@ -45,7 +45,9 @@ class Config:
     name: str | None = option(None, "run", "name of the run; default: the data set's, with -2, -3, ... if taken")
     out: str | None = option(None, "run", "folder for what the run writes; default: runs/<name>")
     overwrite: bool = option(False, "run", "replace the result that the folder holds (without it, that is an error)")
-    resume: bool = option(False, "run", "continue the run in --out from its checkpoint; start it where there is none")
+    resume: bool = option(
+        False, "run", "continue the run in --out, on the same images; where there is none, --data starts it"
+    )
     print_config: bool = option(False, "run", "print the resolved configuration as JSON and end")
     seed: int = option(
         0,

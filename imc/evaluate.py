@@ -107,7 +107,7 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     check(options)
     run = load_run(folder, choose_device(options.device))
     if data is None:
-        data = other_data(run.config, options.data, options.labels_from_folders)
+        data = other_data(folder, run.config, options.data, options.labels_from_folders)
     else:
         data = fit_for_model(run.config, run_data(run.config, data))
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)

@@ -10,21 +10,27 @@ from imc.errors import UserError
 
 
 class EventFiles:
-    """Scalars for TensorBoard; without a folder nothing happens.
+    """Scalars for TensorBoard, where they are wanted.
 
     Raises:
         UserError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, wanted: bool) -> None:
         self.writer: Any = None
-        if folder is None:
+        self.new_writer: Any = None
+        if not wanted:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.new_writer = SummaryWriter
+
+    def open(self, folder: Path) -> None:
+        """Write into this run's folder from now on."""
+        if self.new_writer is not None:
+            self.writer = self.new_writer(str(folder / "tensorboard"))
 
     def __enter__(self) -> EventFiles:
         return self

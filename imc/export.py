@@ -103,7 +103,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
     for path in (out / FILES[name] for name in formats):
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise UserError(f"{path} exists already; give another --out, or pass --overwrite to replace a file")
-    images, checked = _test_batch(run.config, options.check)
+    images, checked = _test_batch(Path(options.run), run.config, options.check)
     model = ExportedModel(run).eval()
     with torch.no_grad():
         expected = model(images)
@@ -174,10 +174,10 @@ def _require_onnx() -> None:
         )
 
 
-def _test_batch(config: Config, source: str | None) -> tuple[Tensor, str]:
+def _test_batch(folder: Path, config: Config, source: str | None) -> tuple[Tensor, str]:
     """Images uint8 [B, side, side, C] to compare on, evenly spaced over a data set, and what they are of."""
     try:
-        data = other_data(replace(config, download=False), source, labels_from_folders=False)
+        data = other_data(folder, replace(config, download=False), source, labels_from_folders=False)
     except UserError:
         if source is not None:
             raise

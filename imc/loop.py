@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from imc.event_files import EventFiles
 from imc.methods.method import LabelledRows, Method, Step
 from imc.monitor import EpochMonitor, collapse_warnings
 from imc.optimizer import build_optimizer, set_learning_rates
-from imc.run_folder import METRICS, append_json_line, keep_json_lines
+from imc.run_folder import METRICS, append_json_line, keep_json_lines, run_folder
 from imc.terminal import progress, warn
 from imc.text import shell_word
 
@@ -37,11 +37,13 @@ class Loop:
         model: on its device.
         parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones.
         config: resolved.
-        folder: where metrics and checkpoints go.
         ranks: the processes of the run.
+        begin: makes the run's folder and returns the configuration with it. Called after the first update, so that a
+            start that fails leaves no trace. None: the folder of ``config`` is there.
         signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
 
     Attributes:
+        config: with the folder, once that is made.
         update: number of updates made.
         seconds: wall time of training, of earlier parts of a resumed run too.
     """
@@ -51,12 +53,13 @@ class Loop:
         model: Method,
         parts: Sequence[Tensor],
         config: Config,
-        folder: Path,
         ranks: Ranks,
+        begin: Callable[[], Config] | None = None,
         *,
         signals: bool = True,
     ) -> None:
-        self.model, self.config, self.folder, self.ranks = model, config, folder, ranks
+        self.model, self.config, self.ranks = model, config, ranks
+        self.begin = begin or (lambda: config)
         self.signals = signals
         self.device = next(model.parameters()).device
         self.count = sum(map(len, parts))
@@ -86,16 +89,20 @@ class Loop:
         self._clock = time.perf_counter()
         self._saved = time.monotonic()
         agreement = Agreement(self.ranks.host)
-        events = EventFiles(self.folder if self.ranks.first and self.config.tensorboard else None)
-        bar = progress(total, "train", "step", done=self.update, delay=0, shown=self.ranks.first)
+        events = EventFiles(self.ranks.first and self.config.tensorboard)
+        start, begun = self.update, False
+        bar = progress(total, "train", "step", done=start, delay=0, shown=self.ranks.first)
         with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
-            if self.update == 0:
-                self._save()
+            if start == total:
+                self._begin(events, start)
             while self.update < total:
                 stop = False
                 with contextlib.closing(self._rest_of_epoch()) as batches:
                     for batch, labelled in batches:
                         self.train_step(batch, labelled)
+                        if not begun:
+                            self._begin(events, start)
+                            begun = True
                         bar.update()
                         agreed = agreement.ask(self._wish(signals))
                         if self.update % self.config.log_every == 0:
@@ -116,6 +123,11 @@ class Loop:
                 if stop:
                     raise StoppedError(self._how_to_resume())
         self.seconds += time.perf_counter() - self._clock
+
+    @property
+    def folder(self) -> Path:
+        """Where metrics and checkpoints go."""
+        return run_folder(self.config)
 
     def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
         """One update. Does not wait for the device."""
@@ -238,8 +250,20 @@ class Loop:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise unfit(self.folder, reason) from None
-        if self.ranks.first:
-            keep_json_lines(self.folder / METRICS, self.update // self.steps)
+        made = -(-self.update // self.steps)
+        if made > self.config.epochs:
+            raise UserError(f"--epochs must be at least {made}, as {self.folder} has made, got {self.config.epochs}")
+        if self.ranks.first and self.update == self.config.epochs * self.steps:
+            warn(f"{self.folder} has made all its {made} epochs: its results are written again; --epochs takes more")
+
+    def _begin(self, events: EventFiles, start: int) -> None:
+        """Have the run's folder made; what is in it goes up to update ``start``."""
+        self.config = self.begin()
+        events.open(self.folder)
+        if self.ranks.first and (self.folder / METRICS).exists():
+            keep_json_lines(self.folder / METRICS, start // self.steps)
+        if start == 0:  # a disk too small for a checkpoint is found at once
+            self._save()
 
     def _how_to_resume(self) -> str:
         epoch, done = divmod(self.update, self.steps)

@@ -85,7 +85,7 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     folder = Path(options.run)
     run = load_run(folder, choose_device(options.device))
     if data is None:
-        data = other_data(run.config, options.data, options.labels_from_folders)
+        data = other_data(folder, run.config, options.data, options.labels_from_folders)
     else:
         data = fit_for_model(run.config, run_data(run.config, data))
     images = clustered(run.config, data)

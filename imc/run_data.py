@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from imc.config import Config
-from imc.data import Dataset, Images, is_folder, load
+from imc.data import NAMES, Dataset, Images, absolute, is_folder, load
 from imc.data.paths import user_path
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
+from imc.fingerprint import difference, fingerprint, read_record
 from imc.model_images import bits_of_files, fit_for_model
+from imc.terminal import say
 
 SIDE_WITHOUT_GPU = 32
 
@@ -57,9 +62,11 @@ def _labelled(images: Images) -> Images:
 
 def _image_size(config: Config) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
-    if config.image_size is None and is_folder(config.data) and choose_device(config.device).type == "cpu":
-        return SIDE_WITHOUT_GPU
-    return config.image_size
+    if config.image_size is not None or not is_folder(config.data):
+        return config.image_size
+    if config.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
+        return config.side
+    return SIDE_WITHOUT_GPU if choose_device(config.device).type == "cpu" else None
 
 
 def require_apart(out: Path, source: str, data: Dataset) -> None:
@@ -86,22 +93,66 @@ def clustered(config: Config, data: Dataset) -> Images:
     return Images(data.name, images, labels, data.train.class_names, files, data.train.pixel_bits)
 
 
-def other_data(config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
+def trained_parts(config: Config, data: Dataset) -> list[Tensor]:
+    """The images that are trained on, those that are clustered first.
+
+    Raises:
+        UserError: there is no test split to train on.
+    """
+    if config.train_on == "train+test" and data.test is None:
+        raise UserError(f"--train-on train+test: {data.name} has no test split")
+    parts = [clustered(config, data).images]
+    if data.unlabeled is not None and config.bank:
+        parts.append(data.unlabeled.images)
+    return parts
+
+
+def fingerprint_of(config: Config, data: Dataset) -> dict[str, Any]:
+    """What tells whether a run of this configuration sees these images; see :func:`imc.fingerprint.fingerprint`."""
+    return fingerprint(trained_parts(config, data), clustered(config, data).labels)
+
+
+def other_data(folder: Path, config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
     """The data set to evaluate a trained run on, fit for its model.
 
     Args:
+        folder: of the run.
         config: of the run, resolved.
-        source: a data set by name or path; None: the run's own.
+        source: a data set by name or path; None: the run's own. Where it holds the run's images, moved, it is read as
+            the run read them.
         labels_from_folders: take the sub-folders of a folder as labels, whatever the training did.
 
     Raises:
         UserError: it is not there, or its images are not of the kind that the model takes.
     """
-    if source is not None and source != config.data:
-        config = replace(config, data=source, download=False, labels_from_folders=False)
-        if is_folder(source):
-            config = replace(config, pixel_bits=bits_of_files(config).chosen)
-    if is_folder(config.data):  # not its default, which depends on the device
-        config = replace(config, image_size=config.side)
-    data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
+    record, own = read_record(folder), source is None or absolute(source) == absolute(config.data)
+    if source is None or own:
+        require_there(config.data, folder)
+        data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
+    else:
+        other = replace(config, data=source, download=False, labels_from_folders=labels_from_folders)
+        if is_folder(other.data):
+            other = replace(other, pixel_bits=bits_of_files(config).chosen)
+        data = run_data(other)
+        labelled = config.labels_from_folders and not labels_from_folders and is_folder(other.data)
+        if labelled and record is not None and not _difference(record, config, data):
+            data = run_data(replace(other, labels_from_folders=True))
+    if own and record is not None and (changed := _difference(record, config, data)):
+        say(f"warning: the images of {config.data} have changed since the training: {changed}")
     return fit_for_model(config, data)
+
+
+def _difference(record: dict[str, Any], config: Config, data: Dataset) -> str:
+    if config.train_on == "train+test" and data.test is None:
+        return "there is no test split, on which it was trained too"
+    return difference(record, fingerprint_of(config, data))
+
+
+def require_there(source: str, folder: Path) -> None:
+    """The images of a run are where it found them.
+
+    Raises:
+        UserError: they are not, with how to say where they are.
+    """
+    if source not in NAMES and not os.path.exists(user_path(source)):
+        raise UserError(f"the images of the run in {folder} are no longer at {source!r}; give --data, where they are")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from safetensors.torch import load, save
 
 from imc.config import Config
 from imc.data import name_of, views
-from imc.data.paths import user_path
+from imc.data.paths import new_folder, user_path
 from imc.errors import RunError, UserError
 from imc.methods import load_model, misfit
 from imc.methods.method import Method
@@ -29,36 +30,53 @@ RESULT = "result.json"
 FIGURES = "figures"  # a folder
 METRICS, MODEL, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 LABELS = "labels.csv"
-FILES = (CONFIG, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
+DATA = "data.json"  # the fingerprint of the images
+FILES = (CONFIG, DATA, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
 
 
-def open_run_folder(config: Config) -> Path:
-    """The folder that this run writes to, created.
+def require_free(config: Config) -> None:
+    """The folder that a new run asks for can be had. Nothing is written yet: a start that fails leaves no trace.
+
+    A folder asked for may exist if it holds no result and no checkpoint, or with ``overwrite``.
+
+    Raises:
+        UserError: the folder holds a run, or cannot be written.
+    """
+    folder = run_folder(config)
+    with _folder_errors(config):
+        if not config.overwrite and (config.out is not None or config.name is not None):
+            if (folder / RESULT).exists():
+                raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
+            if (folder / CHECKPOINT).exists():
+                raise UserError(f"{folder} holds an unfinished run; continue it with --resume, or pass --overwrite")
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextlib.contextmanager
+def open_run_folder(config: Config) -> Iterator[Path]:
+    """The folder that this run writes to, created; removed again where what is done with it fails.
 
     With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
-    ``runs/<data>-2``, ``-3``, ... that does not exist. A folder asked for may exist if it holds no result and no
-    checkpoint, or with ``overwrite``; files of an earlier run in it are then removed, so that nothing in it is of two
-    runs. Other files are left alone.
+    ``runs/<data>-2``, ``-3``, ... that does not exist. In a folder asked for, files of an earlier run are removed, so
+    that nothing in it is of two runs. Other files are left alone.
 
     Raises:
         UserError: the folder holds a result, or cannot be created.
     """
-    try:
-        if config.out is None and config.name is None and not config.overwrite:
-            return _next_free(RUNS / name_of(config.data))
-        folder = run_folder(config)
-        if (folder / RESULT).exists() and not config.overwrite:
-            raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
-        if (folder / CHECKPOINT).exists() and not config.overwrite:
-            raise UserError(f"{folder} holds an unfinished run; continue it with --resume, or pass --overwrite")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        (folder / FILES[0]).touch()
-        return folder
-    except OSError as error:
-        where = config.out or RUNS
-        raise UserError(f"--out must be a folder that can be written: {error.strerror} ({where})") from None
+    require_free(config)
+    with contextlib.ExitStack() as created:
+        with _folder_errors(config):
+            folder = _created(config, created)
+            _remove_files(folder)
+        try:
+            yield folder
+        except BaseException:
+            _remove_files(folder)
+            raise
 
 
 def run_folder(config: Config) -> Path:
@@ -66,13 +84,32 @@ def run_folder(config: Config) -> Path:
     return RUNS / (config.name or name_of(config.data)) if config.out is None else user_path(config.out)
 
 
-def _next_free(folder: Path) -> Path:
-    candidates = itertools.chain(
-        [folder], (folder.with_name(shortened(folder.name, f"-{suffix}")) for suffix in itertools.count(2))
-    )
-    free = next(candidate for candidate in candidates if not candidate.exists())
-    free.mkdir(parents=True)
-    return free
+def _created(config: Config, created: contextlib.ExitStack) -> Path:
+    """The folder, or the first of its names that is free, taken so that no other process takes it too."""
+    folder = run_folder(config)
+    if config.out is not None or config.name is not None or config.overwrite:
+        created.enter_context(new_folder(folder))
+        return folder
+    further = (folder.with_name(shortened(folder.name, f"-{suffix}")) for suffix in itertools.count(2))
+    for candidate in itertools.chain([folder], further):
+        with contextlib.suppress(FileExistsError):
+            created.enter_context(new_folder(candidate, taken=False))
+            return candidate
+    raise AssertionError
+
+
+def _remove_files(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _folder_errors(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--out must be a folder that can be written: {reason} ({config.out or RUNS})") from None
 
 
 @dataclass(frozen=True)

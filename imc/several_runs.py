@@ -15,9 +15,10 @@ from sklearn.metrics import adjusted_rand_score
 from imc.config import Config
 from imc.data import Dataset
 from imc.errors import RunError, StoppedError, UserError
+from imc.fingerprint import difference, read_record
 from imc.launchers import world_size
 from imc.options import flag
-from imc.run_data import run_data
+from imc.run_data import fingerprint_of, run_data
 from imc.run_files import read_clusters, read_json
 from imc.run_folder import CHECKPOINT, LABELS, RESULT, read_config
 from imc.terminal import say
@@ -81,7 +82,13 @@ def _kept(config: Config, data: Dataset) -> dict[str, Any] | None:
     folder = Path(str(config.out))
     if config.overwrite or not (folder / RESULT).exists():
         return None
-    saved, asked = read_config(folder), plan(config, data)
+    saved, record = read_config(folder), read_record(folder)
+    if record is not None and (changed := difference(record, fingerprint_of(saved, data))):
+        raise UserError(
+            f"{folder} holds a run on other images than those of {config.data}: {changed}; give another --out, or pass "
+            "--overwrite"
+        )
+    asked = plan(config, data)
     for entry in fields(Config):
         value = getattr(asked, entry.name)
         same = entry.name in ANY or entry.metadata["group"] in ANY_GROUPS

@@ -5,6 +5,7 @@
     python -m imc.train --data cifar10 --download     # the paper's settings for CIFAR-10
     python -m imc.train --data my/photos --clusters 20
     python -m imc.train --out my/run --resume         # continue after an interruption
+    python -m imc.train --out my/run --resume --data moved/photos    # the same images, at another place
     torchrun --nproc-per-node 8 -m imc.train --data cifar10 --batch-size 2048
 
 Options whose line gives no default take that of the method and the data set: --print-config shows what a run would use.
@@ -12,6 +13,7 @@ Options whose line gives no default take that of the method and the data set: --
 The run folder holds
 
     config.json         the configuration, everything resolved
+    data.json           what tells whether the images are still the same
     metrics.jsonl       one line per epoch: loss terms, use of prototypes and clusters, learning rate at its end, speed
     checkpoint.pt       what --resume continues from
     model.safetensors   the trained model
@@ -25,26 +27,27 @@ From Python: ``train(Config(seed=1))`` returns what result.json holds.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imc import arguments, cli, presets
 from imc.arithmetic import arithmetic, change
-from imc.checkpoint import read_checkpoint, require_fit, resumed_config
+from imc.checkpoint import require_fit
 from imc.config import Config
-from imc.data import Dataset, Images
+from imc.data import Dataset, Images, absolute
 from imc.data.views import unit_scale
 from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
 from imc.evaluation import outputs
+from imc.fingerprint import fingerprint
 from imc.loop import Loop, compile_encoder
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
@@ -53,8 +56,9 @@ from imc.models.convolution import make_thread_independent
 from imc.monitor import scarcity_warnings
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
-from imc.run_data import clustered, require_apart, run_data
-from imc.run_folder import MODEL, LoadedRun, open_run_folder, run_folder, save_model, write_json
+from imc.resume import Begun, begun
+from imc.run_data import clustered, fingerprint_of, require_apart, run_data, trained_parts
+from imc.run_folder import DATA, MODEL, LoadedRun, open_run_folder, require_free, run_folder, save_model, write_json
 from imc.run_places import CONFIG
 from imc.terminal import say, show, warn
 from imc.threads import require_thread_independent, set_threads
@@ -64,19 +68,28 @@ from imc_kernels import backends
 
 def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
-    config = arguments.parse(Config, argv, program="imc train", description=__doc__ or "").validate()
+    config, given = arguments.parse_given(Config, argv, program="imc train", description=__doc__ or "")
+    config.validate()
     if config.print_config:
-        show(json.dumps(plan(config).to_dict(), indent=2))
+        show(json.dumps(plan(config, given=given).to_dict(), indent=2))
         return
-    result = train(config)
+    result = train(config, given=given)
     if result is not None:
         show(table(result, Path(result["out"])))
 
 
 @turn()
-def plan(config: Config, data: Dataset | Images | None = None, encoder: nn.Module | None = None) -> Config:
+def plan(
+    config: Config,
+    data: Dataset | Images | None = None,
+    encoder: nn.Module | None = None,
+    *,
+    given: Collection[str] | None = None,
+) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    return _resolve(config.validate(), run_data(config, data), encoder, choose_device(config.device))
+    run = begun(config.validate(), given, has_data=data is not None) if config.resume else None
+    config = config if run is None else run.config
+    return _resolve(config, run_data(config, data), encoder, choose_device(config.device))
 
 
 def train(
@@ -86,6 +99,7 @@ def train(
     *,
     report: bool = True,
     embedded: bool = False,
+    given: Collection[str] | None = None,
 ) -> dict[str, Any] | None:
     """Train, evaluate and write the run folder.
 
@@ -100,6 +114,7 @@ def train(
         report: False: end with the model, without evaluation and figures.
         embedded: True: as a part of the program that calls. It trains in this process alone, also in a distributed
             job, and the signals stay the program's.
+        given: the fields that were named, for ``resume``; None: those of ``config`` that differ from their default.
 
     Returns:
         The content of result.json (nothing of it without ``report``), and ``out``, the run folder. None in all
@@ -112,79 +127,83 @@ def train(
     """
     config.validate()
     device = choose_device(config.device)
-    with turn(device), contextlib.nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
-        checkpoint = read_checkpoint(run_folder(config)) if config.resume else None
-        if checkpoint is not None:
-            config = resumed_config(config, checkpoint["config"]).validate()
-        elif config.resume and processes.first:
-            warn(f"{run_folder(config)} holds no checkpoint: the run starts anew")
-        dataset = _load_in_turn(config, data, processes)
+    with turn(device), nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
+        run = begun(config, given, has_data=data is not None) if config.resume else None
+        if run is not None:
+            config = run.config
+        else:
+            require_free(config)
+        dataset, images = _load_in_turn(config, data, run, processes)
         overwrite = config.overwrite  # no part of what the run saves
-        config = _resolve(config, dataset, encoder, device)
-        if checkpoint is not None:
-            require_fit(run_folder(config), config, encoder, checkpoint)
-            difference = change(checkpoint.get("arithmetic"), arithmetic(device))
+        config = replace(_resolve(config, dataset, encoder, device), data=absolute(config.data))
+        require_apart(run_folder(config), config.data, dataset)
+        parts = trained_parts(config, dataset)
+        if images is None and processes.first:
+            images = fingerprint(parts, clustered(config, dataset).labels)
+        if run is not None and run.checkpoint is not None:
+            require_fit(run.folder, config, encoder, run.checkpoint)
+            difference = change(run.checkpoint.get("arithmetic"), arithmetic(device))
             if difference is not None and processes.first:
                 warn(difference)
         require_memory(config, encoder)
-        if data is None:
-            require_apart(run_folder(config), config.data, dataset)
-        folder = _folder(replace(config, overwrite=overwrite), resume=checkpoint is not None, processes=processes)
         if processes.first and dataset.note:
             say(dataset.note)
-        config = replace(config, name=config.name or folder.name, out=str(folder))
 
         seed_generators(config.seed, device)
         model = build_model(config, encoder)
-        if config.init is not None and checkpoint is None:
+        if config.init is not None and (run is None or run.checkpoint is None):
             matched = load_pretrained(model.encoder, Path(config.init), config.init_prefix, config)
             if processes.first:
                 say(f"--init {config.init}: {matched}")
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
-        if processes.first:
-            write_json(folder / CONFIG, config.to_dict())
         _place(model, config, device, processes)
+
+        def begin() -> Config:
+            return _begin(replace(config, overwrite=overwrite), run, images, processes)
+
         # A form of an operation that the named backend lacks may fall back only if the choice was automatic.
         with backends.backend(None if config.backend == "auto" else config.backend):
-            loop = Loop(model, _parts(config, dataset), config, folder, processes, signals=not embedded)
-            if checkpoint is not None:
-                loop.load(checkpoint)
+            loop = Loop(model, parts, config, processes, begin, signals=not embedded)
+            if run is not None and run.checkpoint is not None:
+                loop.load(run.checkpoint)
             elif processes.first:
                 for sentence in scarcity_warnings(loop.count, loop.config.clusters, loop.config.epochs, loop.steps):
                     warn(sentence)
             loop.run()
             if not processes.first:
                 return None
+            config = loop.config
+            folder = run_folder(config)
             save_model(folder / MODEL, model)
             reported = replace(config, backend=_backend(config.backend, device))
             result = _report(model, reported, clustered(config, dataset), folder, loop.seconds) if report else {}
     return {**result, "out": str(folder)}
 
 
-def _load_in_turn(config: Config, data: Dataset | Images | None, processes: Ranks) -> Dataset:
-    """The data set; the first process alone may write to the disk."""
-    dataset, failure = None, None
+def _load_in_turn(
+    config: Config, data: Dataset | Images | None, run: Begun | None, processes: Ranks
+) -> tuple[Dataset, dict[str, Any] | None]:
+    """The data set; the first process alone may write to the disk. Where a run goes on, the same images are required.
+
+    Returns:
+        The data set and, for a run that goes on, in the first process, the fingerprint of its images.
+    """
+    dataset, images, failure = None, None, None
     if processes.first:
         try:
             dataset = run_data(config, data)
+            if run is not None:
+                images = fingerprint_of(config, dataset)
+                if remark := run.require_same_images(images):
+                    warn(remark)
+            elif config.resume:
+                warn(f"{run_folder(config)} holds no run to continue: a new one starts")
         except UserError as error:
             failure = str(error)
     failure = processes.share(failure)
     if failure is not None:
         raise UserError(failure)
-    return run_data(config, data) if dataset is None else dataset
-
-
-def _parts(config: Config, data: Dataset) -> list[Tensor]:
-    """The images that are trained on, those that are clustered first."""
-    parts = [data.train.images]
-    if config.train_on == "train+test":
-        if data.test is None:
-            raise UserError(f"--train-on train+test: {data.name} has no test split")
-        parts = [torch.cat([data.train.images, data.test.images])]
-    if data.unlabeled is not None and config.bank:
-        parts.append(data.unlabeled.images)
-    return parts
+    return run_data(config, data) if dataset is None else dataset, images
 
 
 def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: torch.device) -> Config:
@@ -248,18 +267,25 @@ def _backend(name: str, device: torch.device) -> str:
     return chosen
 
 
-def _folder(config: Config, *, resume: bool, processes: Ranks) -> Path:
-    """The run folder, made by the first process."""
-    made, failure = None, None
+def _begin(config: Config, run: Begun | None, images: dict[str, Any] | None, processes: Ranks) -> Config:
+    """Make the run's folder and describe the run in it, by the first process.
+
+    Returns:
+        The configuration with the folder.
+    """
+    placed, failure = config, None
     if processes.first:
         try:
-            made = run_folder(config) if resume else open_run_folder(config)
+            with open_run_folder(config) if run is None else nullcontext(run.folder) as folder:
+                placed = replace(config, name=config.name or folder.name, out=str(folder), overwrite=False)
+                write_json(folder / DATA, images or {})
+                write_json(folder / CONFIG, placed.to_dict())
         except UserError as error:
             failure = str(error)
-    made, failure = processes.share((None if made is None else str(made), failure))
+    placed, failure = processes.share((placed, failure))
     if failure is not None:
         raise UserError(failure)
-    return Path(made)
+    return placed
 
 
 def _place(model: Method, config: Config, device: torch.device, processes: Ranks) -> None:

@@ -91,8 +91,9 @@ def name_of(source: str) -> str:
 
 
 def absolute(source: str) -> str:
-    """The same data set from any working folder: a name as it is, a path from the root on."""
-    return source if source in NAMES else os.path.abspath(user_path(source))
+    """The same data set from any working folder: a path that is there from the root on, anything else as it is."""
+    path = user_path(source)
+    return os.path.abspath(path) if source not in NAMES and os.path.exists(path) else source
 
 
 def is_folder(source: str) -> bool:

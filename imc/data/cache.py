@@ -25,6 +25,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imc.data.paths import new_folder
 from imc.environment import folder_of
 from imc.errors import UserError
 
@@ -69,14 +70,14 @@ def cached(
     shape, batches, content = build()
     temporary = folder / f"{stem}.{uuid.uuid4().hex}.tmp"
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(temporary, shape, batches)
-            os.replace(temporary, folder / f"{stem}.npy")
-            temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}), encoding="utf-8")
-            os.replace(temporary, folder / f"{stem}.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_folder(folder):
+            try:
+                _write(temporary, shape, batches)
+                os.replace(temporary, folder / f"{stem}.npy")
+                temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}), encoding="utf-8")
+                os.replace(temporary, folder / f"{stem}.json")
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"--data needs {np.prod(shape) / 1e9:.1f} GB in the folder of decoded images, {folder}: "

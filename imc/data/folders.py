@@ -273,6 +273,9 @@ def _build(
         for name, image in images:
             files.append(printable(name))
             yield image[None]
+        if not files:  # no entry is kept of nothing
+            skipped.reasons.update(before.reasons)
+            raise _nothing(folder, skipped)
 
     return (len(headers), size, size, channels), batches(), content
 

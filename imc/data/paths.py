@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -30,3 +33,30 @@ def meant(text: str) -> str | None:
         return None
     close = difflib.get_close_matches(path.name.casefold(), siblings, n=1, cutoff=0.75)
     return str(path.with_name(siblings[close[0]])) if close else None
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, taken: bool = True) -> Iterator[None]:
+    """Create a folder and those above it that are missing; where what is done with it fails, remove those made here.
+
+    Args:
+        folder: which.
+        taken: it may be there already.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    made: list[Path] = []
+    try:
+        for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            with contextlib.suppress(FileExistsError):  # another process was first
+                path.mkdir()
+                made.append(path)
+        if not folder.is_dir() or not (taken or folder in made):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+        yield
+    except BaseException:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # it holds more than was put there
+                path.rmdir()
+        raise

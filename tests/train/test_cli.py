@@ -104,7 +104,7 @@ def test_python_m_imc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: Config) -> None:
+    def interrupted(config: Config, **_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(imc.train, "train", interrupted)
@@ -119,7 +119,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def test_too_little_memory_is_one_line(
     allocate: Callable[[], object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imc.train, "train", lambda config: allocate())
+    monkeypatch.setattr(imc.train, "train", lambda config, **_: allocate())
     code, out, err = in_process(capsys, "train")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("imc train: there is not enough memory")
@@ -127,7 +127,7 @@ def test_too_little_memory_is_one_line(
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imc.train, "train", lambda config: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(imc.train, "train", lambda config, **_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main(["train"])
 

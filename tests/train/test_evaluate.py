@@ -238,8 +238,8 @@ def test_a_folder_is_read_at_the_size_of_the_training_on_any_machine(
         pixels = np.repeat(np.repeat(split_digits.train.images[index, :, :, 0].numpy(), 8, 0), 8, 1)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
     config = dataclasses.replace(load_run(trained).config, data=str(tmp_path / "photos"), device="cuda")
-    assert other_data(config, None, False).train.images.shape == (12, 8, 8, 1)
-    assert other_data(config, str(tmp_path / "photos"), False).train.images.shape == (12, 8, 8, 1)
+    assert other_data(tmp_path, config, None, False).train.images.shape == (12, 8, 8, 1)
+    assert other_data(tmp_path, config, str(tmp_path / "photos"), False).train.images.shape == (12, 8, 8, 1)
 
 
 @pytest.fixture

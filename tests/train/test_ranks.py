@@ -192,4 +192,4 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(
     from imc.distributed import Ranks
 
     with pytest.raises(UserError, match="--batch-size must be a multiple of 3, the ranks, got 64"):
-        Loop(imc.train.build_model(imc.train.plan(tiny, digits)), [digits.images], tiny, Path(), Ranks(0, 3))
+        Loop(imc.train.build_model(imc.train.plan(tiny, digits)), [digits.images], tiny, Ranks(0, 3))

@@ -224,7 +224,7 @@ def test_resume_without_a_checkpoint_starts_anew(
     tiny: Config, digits: Images, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(dataclasses.replace(tiny, resume=True), digits)
-    assert "holds no checkpoint: the run starts anew" in capsys.readouterr().err
+    assert "holds no run to continue: a new one starts" in capsys.readouterr().err
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
@@ -246,7 +246,8 @@ def fails_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imc.run_folder.os.fsync", fsync)
 
 
-@pytest.mark.parametrize("write", range(7))  # config, checkpoint, metrics, checkpoint, metrics, checkpoint, model
+# The images' fingerprint, config, checkpoint, metrics, checkpoint, metrics, checkpoint, model.
+@pytest.mark.parametrize("write", range(8))
 def test_a_full_disk_is_a_sentence_and_the_resumed_run_is_bitwise_the_whole(
     write: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,15 +282,15 @@ def stopped_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imc.run_folder.os.replace", replace_with_signal)
 
 
-# The first checkpoint, the first epoch's metrics and checkpoint, and those of the last, when the run has nothing left
-# to stop; the renames between them count too.
-@pytest.mark.parametrize("write", [2, 4, 5, 7, 8])
+# The images' fingerprint, config, the first checkpoint, the first epoch's metrics and checkpoint, and the last epoch's,
+# when the run has nothing left to stop; the renames between them count too.
+@pytest.mark.parametrize("write", [0, 2, 4, 6, 7, 9, 10])
 def test_a_signal_while_a_file_is_written_stops_and_the_resumed_run_is_bitwise_the_whole(
     write: int, tiny: Config, digits: Images, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stopped_at(write, patch)
-        with pytest.raises(StoppedError, match="continue with: imc train") if write < 7 else nullcontext():
+        with pytest.raises(StoppedError, match="continue with: imc train") if write < 9 else nullcontext():
             train(tiny, digits)
     assert not list(Path(tiny.out).glob("*.tmp"))
     train(dataclasses.replace(tiny, resume=True), digits)

@@ -16,7 +16,7 @@ from imc.cli import main
 from imc.config import Config
 from imc.errors import UserError
 from imc.run_files import read_clusters, read_json, read_metrics, read_torch_file
-from imc.run_folder import CHECKPOINT, METRICS, MODEL, load_run
+from imc.run_folder import CHECKPOINT, DATA, METRICS, MODEL, load_run
 from imc.run_places import CONFIG
 from imc.several_runs import clusters_of
 from imc.train import train
@@ -60,6 +60,7 @@ def test_a_checkpoint_of_another_program_is_refused(content: dict[str, object], 
 
 
 def test_a_checkpoint_without_what_a_run_needs_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_copy / DATA).unlink()  # of a part of the digits, where the command takes all
     checkpoint = torch.load(run_copy / CHECKPOINT, weights_only=True)
     for name, value in (("optimizer", {}), ("update", "soon"), ("random", [])):
         torch.save({**checkpoint, name: value}, run_copy / CHECKPOINT)
@@ -107,6 +108,7 @@ def test_sizes_that_are_not_the_saved_models_are_refused_before_anything_is_buil
         load_run(run_copy)
     assert main(["evaluate", str(run_copy)]) == 2
     assert main(["predict", str(run_copy), str(run_copy)]) == 2
+    (run_copy / DATA).unlink()  # of a part of the digits, where the command takes all
     checkpoint = torch.load(run_copy / CHECKPOINT, weights_only=True)
     torch.save({**checkpoint, "config": {**checkpoint["config"], **sizes}}, run_copy / CHECKPOINT)
     with pytest.raises(UserError, match=r"checkpoint\.pt does not fit its configuration: [^\n]+$"):

@@ -15,7 +15,7 @@ from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
 from imc.methods import build_model, misfit
-from imc.run_folder import FILES, load_run, open_run_folder
+from imc.run_folder import FILES, load_run, open_run_folder, require_free
 from imc.train import plan, train
 from imc_kernels import backends
 
@@ -141,22 +141,28 @@ def test_a_loss_that_diverges_stops_the_run(tiny: Config, digits: Images) -> Non
 
 
 def test_a_result_is_not_overwritten_unasked(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = open_run_folder(tiny)
-    (folder / "metrics.jsonl").write_text("of an interrupted run\n")
-    (folder / "notes.txt").touch()
-    assert open_run_folder(tiny) == folder
+    with open_run_folder(tiny) as folder:
+        (folder / "metrics.jsonl").write_text("of an interrupted run\n")
+        (folder / "notes.txt").touch()
+    with open_run_folder(tiny) as again:
+        assert again == folder
     assert not (folder / "metrics.jsonl").exists()
     (folder / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds a result; give another --out or --name, or pass --overwrite"):
-        open_run_folder(tiny)
-    open_run_folder(dataclasses.replace(tiny, overwrite=True))
-    assert not (folder / "result.json").exists()
+    for function in (require_free, lambda config: open_run_folder(config).__enter__()):
+        with pytest.raises(UserError, match="already holds a result; give another --out or --name, or pass --overwr"):
+            function(tiny)
+    with open_run_folder(dataclasses.replace(tiny, overwrite=True)):
+        assert not (folder / "result.json").exists()
     assert (folder / "notes.txt").exists()
 
     monkeypatch.chdir(tmp_path)
-    names = [str(open_run_folder(Config())) for _ in range(3)]
+    names = []
+    for _ in range(3):
+        with open_run_folder(Config()) as made:
+            names.append(str(made))
     assert names == ["runs/digits", "runs/digits-2", "runs/digits-3"]
-    assert str(open_run_folder(Config(name="mine"))) == "runs/mine"
+    with open_run_folder(Config(name="mine")) as made:
+        assert str(made) == "runs/mine"
 
 
 def test_an_automatic_choice_is_reported_by_name_and_saved_as_automatic(tiny: Config, digits: Images) -> None:

@@ -35,9 +35,10 @@ from imc.data.cache import cached
 from imc.data.decode import UnreadableError, decode, read_header
 from imc.data.formats import FORMATS
 from imc.errors import UserError
+from imc.fingerprint import read_record
 from imc.pretrained import load_pretrained
 from imc.run_files import read_clusters, read_json, read_metrics
-from imc.run_folder import CHECKPOINT, METRICS, MODEL, load_run, read_config
+from imc.run_folder import CHECKPOINT, DATA, METRICS, MODEL, load_run, read_config
 from imc.run_places import CONFIG
 from imc.train import train
 
@@ -262,6 +263,7 @@ READERS = {
     "encoder-npz": encoder_reader("weights.npz", as_npz),
     "checkpoint": run_reader(CHECKPOINT, read_checkpoint),
     "config": run_reader(CONFIG, read_config),
+    "data-record": run_reader(DATA, read_record),
     "model": run_reader(MODEL, load_run),
     "metrics": run_reader(METRICS, lambda folder: read_metrics(folder / METRICS)),
     "labels": run_reader("labels.csv", lambda folder: read_clusters(folder / "labels.csv")),
