@@ -49,11 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a run that failed; 2 for a user's mistake; 130 for Ctrl-C; 141 where the output is a
         pipe that nobody reads any more.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with second_interrupt_ends():
+        return _exit_code(list(sys.argv[1:] if argv is None else argv))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run a command, and say in one line what ended it before its end."""
     program = f"imc {arguments[0]}" if arguments and arguments[0] in COMMANDS else "imc"
     try:
-        with second_interrupt_ends():
-            _run(arguments)
+        _run(arguments)
     except Error as error:
         say(f"{program}: {' '.join(str(error).split())}")
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,6 +29,7 @@ def second_interrupt_ends() -> Iterator[None]:
 
     def first(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, lambda *_: None)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # while Python tears itself down
         raise KeyboardInterrupt
 
     receiver, sender = socket.socketpair()

@@ -1,15 +1,21 @@
-"""What a command shows: on terminals that lack characters, in logs, into pipes that end."""
+"""What a command shows: on terminals that lack characters, in logs, into pipes that end; and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
 import io
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
@@ -98,3 +104,71 @@ def test_k_means_start_by_start_is_that_of_all_starts_in_one_call() -> None:
         pixels = images.flatten(1).numpy().astype(np.float32) / np.float32(255)
         expected = KMeans(10, n_init=10, random_state=3).fit(pixels).predict(pixels)
     assert (kmeans_on_pixels(images, 10, 3) == expected).all()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough pictures, large enough, that decoding them takes longer than a test waits."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(256, size=(600, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "0.png", compress_level=0)
+    for index in range(1, 4000):
+        os.link(folder / "0.png", folder / f"{index}.png")
+    return folder
+
+
+def interrupt(
+    command: list[str], environment: dict[str, str], ready: Callable[[str], bool], times: int
+) -> tuple[int, str]:
+    """Run a command on a terminal of its own, press Ctrl-C there so many times, and give its exit code and output."""
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+                               start_new_session=True)  # fmt: skip
+    os.close(terminal)
+    shown, pressed = "", 0
+    while True:
+        try:
+            shown += os.read(main, 4096).decode("utf-8", "replace")
+        except OSError:  # the terminal's other end is closed
+            break
+        if pressed == 0 and ready(shown):
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.05)
+                pressed += 1
+    os.close(main)
+    return process.wait(timeout=60), shown
+
+
+@pytest.mark.parametrize(("command", "times"), [("train", 2), ("predict", 1)])
+def test_ctrl_c_while_decoding_ends_in_one_line_and_leaves_no_half_file(
+    command: str, times: int, photos: Path, run_copy: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "train": ["--data", str(photos), "--clusters", "2", "--out", str(tmp_path / "new")],
+        "predict": [
+            str(run_copy),
+            str(photos),
+            "--out",
+            str(tmp_path / "out.csv"),
+            "--sort-into",
+            str(tmp_path / "sorted"),
+        ],
+    }[command]
+    environment = {**os.environ, "IMC_CACHE": str(tmp_path / "cache")}
+    before = set(tmp_path.rglob("*"))
+    code, shown = interrupt([*IMC, command, *arguments], environment, lambda text: "image" in text, times)
+    assert code == 130
+    assert "Traceback" not in shown
+    left = {path for path in set(tmp_path.rglob("*")) - before if path.is_file() and path.name != ".imc-output"}
+    assert not left
+
+
+def test_a_second_ctrl_c_ends_training_at_once(tmp_path: Path) -> None:
+    command = [*IMC, "train", "--epochs", "500", "--out", str(tmp_path / "run")]
+    code, shown = interrupt(command, dict(os.environ), lambda text: re.search(r" [1-9]\d*/", text) is not None, 2)
+    assert code == 130
+    assert "finishing this step, then saving a checkpoint; a second Ctrl-C ends at once" in shown
+    assert "Traceback" not in shown
+    assert not list((tmp_path / "run").glob("*.tmp"))
