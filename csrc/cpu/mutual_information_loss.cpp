@@ -35,12 +35,15 @@ double entropy_and_log(T* x, int64_t n, T scale) {
   });
 }
 
-// gradient = softmax backward of dp at p, times scale
+// gradient = softmax backward of dp at p, times scale. The mean of dp under p is taken twice, the second time of what the
+// first leaves: where p is 1 in one entry, the gradient there is what remains of dp less its mean, below the last digit
+// of both, and p sums to 1 but for rounding.
 template <typename T>
 void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) {
   const T along = static_cast<T>(dot(p, dp, n));
+  const T rest = static_cast<T>(sum_of<T>(n, [=](int64_t i) { return p[i] * (dp[i] - along); }));
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * (dp[i] - along) * scale;
+  for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * ((dp[i] - along) - rest) * scale;
 }
 
 // Prototypes to a panel of U: whole tiles of rows for every instruction set, whole cache lines for every element type.

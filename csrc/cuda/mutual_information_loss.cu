@@ -211,14 +211,26 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (threadIdx.x == 0) entropies[pair] = whole.term(sizes, entropy);
 }
 
-// write(k, scale * the softmax's gradient), from that of its values p.
+// write(k, scale * the softmax's gradient), from that of its values p. The mean of dp under p is taken from dp at the
+// largest p: where that is 1, its gradient is what remains of dp less the mean, below the last digit of both.
 template <typename Write>
 __device__ __forceinline__ void softmax_backward(const float* __restrict__ p, const float* __restrict__ dp, int length,
                                                  float scale, Write write) {
-  float along = 0;
-  sweep(p, length, [&](int k, float x) { along += x * dp[k]; });
-  along = warp_sum(along);
-  sweep(p, length, [&](int k, float x) { write(k, scale * x * (dp[k] - along)); });
+  float high = 0, centre = 0, mass = 0, rest = 0;  // rest: the sum of p (dp - centre)
+  sweep(p, length, [&](int k, float x) {
+    const float d = dp[k];
+    if (x > high) {
+      rest += mass * (centre - d);
+      centre = d;
+      high = x;
+    }
+    rest += x * (d - centre);
+    mass += x;
+  });
+  const auto larger = [](float a, float b) { return fmaxf(a, b); };
+  const float peak = warp_reduce(high, larger), at_peak = warp_reduce(high == peak ? centre : -INFINITY, larger);
+  const float mean = warp_sum(rest + mass * (centre - at_peak)) / warp_sum(mass);
+  sweep(p, length, [&](int k, float x) { write(k, scale * x * ((dp[k] - at_peak) - mean)); });
 }
 
 template <typename T, typename G>

@@ -15,20 +15,19 @@ def load_rows(x, rows, at, count, k: tl.constexpr):
 
 @triton.jit
 def row_log_sums(x, rows, count, k: tl.constexpr, block: tl.constexpr, scale):
-    """The maxima of rows of scale x, and their natural log-sums above them; NaN for a row that holds an infinity."""
+    """The maxima of rows of x, and the natural log-sums of scale x above them; NaN for a row with an infinity."""
     at = tl.arange(0, block)
     s, inside = load_rows(x, rows, at, count, k)
-    s *= scale
     high = tl.max(tl.where(inside, s, -float("inf")), axis=1)
     poison = tl.sum(s * 0.0, axis=1)
     for first in range(block, k, block):
         more, more_inside = load_rows(x, rows, first + at, count, k)
-        high = tl.maximum(high, tl.max(tl.where(more_inside, more * scale, -float("inf")), axis=1))
+        high = tl.maximum(high, tl.max(tl.where(more_inside, more, -float("inf")), axis=1))
         poison += tl.sum(more * 0.0, axis=1)
-    total = tl.sum(tl.where(inside, tl.exp(s - high[:, None]), 0.0), axis=1)
+    total = tl.sum(tl.where(inside, tl.exp((s - high[:, None]) * scale), 0.0), axis=1)
     for first in range(block, k, block):
         more, more_inside = load_rows(x, rows, first + at, count, k)
-        total += tl.sum(tl.where(more_inside, tl.exp(more * scale - high[:, None]), 0.0), axis=1)
+        total += tl.sum(tl.where(more_inside, tl.exp((more - high[:, None]) * scale), 0.0), axis=1)
     return high, tl.log(total) + poison
 
 
@@ -37,7 +36,7 @@ def rows_kernel(
     logits,  # [views batch, clusters]
     scores,  # [views batch, k]
     predictions,  # P [views batch, clusters] float32
-    log_sums,  # [views batch, 2] float32: maximum of a row of scores, log-sum above it
+    log_sums,  # [views batch, 2] float32: maximum of a row of scores; log-sum, over the temperature, above it
     guards,  # [programs] float32: the rows' part of the guard
     count,  # views batch
     inverse_temperature,
@@ -73,7 +72,7 @@ def assignments_tile(scores, log_sums, view, b, kk, batch, k: tl.constexpr, inve
     s = tl.load(scores + row * k + kk[None, :], mask=inside, other=0.0).to(tl.float32)
     high = tl.load(log_sums + 2 * row, mask=b[:, None] < batch, other=0.0)
     log_total = tl.load(log_sums + 2 * row + 1, mask=b[:, None] < batch, other=0.0)
-    return tl.where(inside, tl.exp(s * inverse_temperature - high - log_total), 0.0)
+    return tl.where(inside, tl.exp((s - high) * inverse_temperature - log_total), 0.0)
 
 
 @triton.jit
@@ -257,7 +256,8 @@ def logits_gradient_kernel(
         d += log_mean[None, :] * marginal_weight
     at = (view * batch + b[:, None]) * clusters + c[None, :]
     p = tl.load(predictions + at, mask=inside, other=0.0)
-    d = p * (d - tl.sum(p * d, axis=1)[:, None])
+    d -= tl.sum(p * d, axis=1)[:, None]
+    d = p * (d - tl.sum(p * d, axis=1)[:, None])  # twice: where p is 1, d less its mean is below the last digit of both
     x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
     d += tl.where(x > limit, guard_weight, tl.where(x < -limit, -guard_weight, 0.0))
     tl.store(gradient + at, rounded(d, gradient.dtype.element_ty), mask=inside)
@@ -307,16 +307,24 @@ def scores_gradient_kernel(
 ):
     view = tl.program_id(0) % views
     b = tl.program_id(0) // views * sample_block + tl.arange(0, sample_block)
-    along = tl.zeros((sample_block,), tl.float32)
+    # The mean of d under u, from d at the largest u: where that is 1, d less its mean is below the last digit of both.
+    high = tl.zeros((sample_block,), tl.float32)
+    centre, mass, rest = high, high, high  # rest: the sum of u (d - centre)
     for first in range(0, k, prototype_block):
         kk = first + tl.arange(0, prototype_block)
         u = assignments_tile(scores, log_sums, view, b, kk, batch, k, inverse_temperature)
         d = assignments_gradient(predictions, logarithms, view, b, kk, batch, views, clusters, k, cluster_block)
-        along += tl.sum(u * d, axis=1)
+        peak = tl.max(u, axis=1)
+        at_peak = tl.max(tl.where(u == peak[:, None], d, -float("inf")), axis=1)
+        moved = tl.where(peak > high, at_peak, centre)
+        rest += mass * (centre - moved) + tl.sum(u * (d - moved[:, None]), axis=1)
+        mass += tl.sum(u, axis=1)
+        centre, high = moved, tl.maximum(high, peak)
+    mean = rest / mass
     for first in range(0, k, prototype_block):
         kk = first + tl.arange(0, prototype_block)
         u = assignments_tile(scores, log_sums, view, b, kk, batch, k, inverse_temperature)
         d = assignments_gradient(predictions, logarithms, view, b, kk, batch, views, clusters, k, cluster_block)
-        d = u * (d - along[:, None]) * weight
+        d = u * ((d - centre[:, None]) - mean[:, None]) * weight
         at = gradient + (view * batch.to(tl.int64) + b[:, None]) * k + kk[None, :]
         tl.store(at, rounded(d, gradient.dtype.element_ty), mask=(b[:, None] < batch) & (kk[None, :] < k))
