@@ -87,6 +87,16 @@ def test_a_second_derivative_is_refused_when_it_is_asked_for(
 
 
 @each_boundary_case
+def test_a_reentrant_checkpoint_gives_the_gradients(operation: Operation, backend: str) -> None:
+    """It calls the operation without gradients, and again in the backward."""
+    leaves = leaves_of(operation)
+    expected = torch.autograd.grad(operation(*leaves, backend=backend).square().sum(), grown(leaves))
+    checkpoint(lambda *x: operation(*x, backend=backend), *leaves, use_reentrant=True).square().sum().backward()
+    for leaf, value in zip(grown(leaves), expected, strict=True):
+        assert torch.equal(leaf.grad, value)
+
+
+@each_boundary_case
 def test_functions_of_second_derivatives_are_refused(operation: Operation, backend: str) -> None:
     leaves = leaves_of(operation)
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imc_kernels import draw_crop_parameters, multi_crop, sinkhorn, swapped_prediction_loss
+from imc_kernels import draw_crop_parameters, multi_crop, per_view_batch_norm, sinkhorn, swapped_prediction_loss
 
 SIZES = Sizes(2, 5, 7, 3, 4)
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
@@ -244,6 +244,46 @@ def test_targets_that_were_made_in_inference_mode() -> None:
     (gradient,) = torch.autograd.grad(swapped_prediction_loss(scores, targets), scores)
     (expected,) = torch.autograd.grad(swapped_prediction_loss(scores, targets.clone()), scores)
     assert torch.equal(gradient, expected)
+
+
+def statistics_inputs() -> tuple[Tensor, ...]:
+    """Input, weight, bias and running statistics of a batch normalisation."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((6, 4, 3), (4,), (4,)))
+    return x, weight, bias, torch.zeros(4), torch.ones(4)
+
+
+def with_statistics(*inputs: Tensor, backend: str | None = None) -> Tensor:
+    *given, mean, variance = inputs
+    return per_view_batch_norm(*given, views=2, running_mean=mean, running_var=variance, backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("record", [trace, fx, symbolic, export], ids=lambda record: record.__name__)
+@pytest.mark.parametrize("backend", all_backends("per_view_batch_norm"))
+def test_recorded_running_statistics(backend: str, record: Callable[..., Any]) -> None:
+    """They move with every call of the recording, by the values of that call."""
+    recorded = record(lambda *x: with_statistics(*x, backend=backend), statistics_inputs())
+    ours, expected = ((x + 1, *rest) for x, *rest in (statistics_inputs(), statistics_inputs()))
+    assert torch.equal(recorded(*ours), with_statistics(*expected, backend=backend))
+    assert all(torch.equal(x, y) for x, y in zip(ours, expected, strict=True))
+    assert not torch.equal(ours[3], torch.zeros(4))
+
+
+@pytest.mark.parametrize("backend", all_backends("per_view_batch_norm"))
+def test_running_statistics_of_fake_and_meta_tensors(backend: str) -> None:
+    def gradients(*inputs: Tensor, name: str | None) -> list[Tensor]:
+        leaves = [x.requires_grad_() for x in inputs[:3]]
+        result = with_statistics(*inputs, backend=name)
+        return [result, *torch.autograd.grad(result.sum(), leaves)]
+
+    expected = gradients(*statistics_inputs(), name=backend)
+    with FakeTensorMode() as mode:
+        fake = gradients(*map(mode.from_tensor, statistics_inputs()), name=backend)
+    meta = gradients(*(x.to("meta") for x in statistics_inputs()), name=None)  # the backend that serves them
+    for results in (fake, meta):
+        for result, value in zip(results, expected, strict=True):
+            assert (result.shape, result.dtype) == (value.shape, value.dtype)
 
 
 def crop_inputs() -> tuple[Tensor, Tensor, Tensor]:

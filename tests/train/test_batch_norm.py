@@ -228,3 +228,13 @@ def test_processes_of_unequal_batches_equal_one_process(name: str, of_processes:
         for key, buffer in exact.named_buffers():
             torch.testing.assert_close(of_rank[key].to(buffer.dtype), buffer, rtol=max(bound, 1e-6), atol=1e-6, msg=key)
             assert torch.equal(of_rank[key], buffers[0][key])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_the_meta_device(training: bool) -> None:
+    layer = PerViewBatchNorm(4).to("meta").train(training)
+    x = torch.randn(6, 4, 3, device="meta", requires_grad=True)
+    result = layer(x, views=2, relu=True)
+    gradients = torch.autograd.grad(result.sum(), [x, *layer.parameters()])
+    assert result.is_meta
+    assert [gradient.shape for gradient in (result, *gradients)] == [x.shape, x.shape, (4,), (4,)]
