@@ -104,9 +104,9 @@ def row_step_kernel(
 def column_exponents(scores, h, rows, b, kk, batch, k: tl.constexpr, scale):
     """S + a_t-1 of these rows and columns; a_0 = 0."""
     s = exponents(scores, h, b, kk, batch, k, scale)
-    if rows is None:
-        return s
-    return s + tl.load(rows + b, mask=b < batch, other=0.0)[:, None]
+    if rows is not None:  # no early return: Triton compiles what follows one
+        s += tl.load(rows + b, mask=b < batch, other=0.0)[:, None]
+    return s
 
 
 @triton.jit(do_not_specialize=["batch", "tiles", "iteration"])
