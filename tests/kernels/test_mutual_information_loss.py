@@ -149,7 +149,7 @@ def test_the_gradient_of_saturated_rows_is_as_exact_as_eager(
             error, rivals, norm = (float(x.norm()) for x in (ours - exact, rival - exact, exact))
             # Logarithms of order 1, rounded, whose differences count by p (1 - p): below that nothing is exact. Eager
             # rounds them at p = 1 too, and so loses a gradient of 1e-20 in float64 that a kernel keeps in float32.
-            p = (sharpness * (logits, scores)[at].double()).softmax(dim=-1)
+            p = (sharpness * (logits, scores)[at].detach().double()).softmax(dim=-1)
             terms = float((p * (1 - p)).norm()) * sharpness / (views * batch)
             rounding = torch.finfo(torch.float32).eps * (16 * norm + terms) + torch.finfo(torch.float64).eps * sharpness
             assert error <= 3 * rivals + rounding, (at, scale, temperature, error, rivals, norm, terms)
