@@ -17,6 +17,7 @@ from kernels.test_multi_crop import options
 from kernels.test_multi_crop_gpu_backends import few
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imc_kernels import (
@@ -278,11 +279,12 @@ def test_the_losses_of_an_imc_swav_step_take_at_most_12_launches() -> None:
     assert launches() - before == 1
     swapped_prediction_loss(scores, assignments, backend="cuda").backward()
     assert launches() - before == 3
-    with Operators() as operators:
+    with profile() as profiled:  # a mode of torch's would see the operator, not the products in it
         mutual_information_loss(logits, scores.detach(), logit_limit=25.0, backend="cuda").backward()
+    products = sum(event.name == "aten::mm" for event in profiled.events())
     assert launches() - before == 7
-    assert operators.counts["mm"] == 2
-    assert launches() - before + operators.counts["mm"] + 2 <= 12
+    assert products == 2
+    assert launches() - before + products + 2 <= 12
 
 
 def test_the_losses_of_a_crlc_step_take_one_launch() -> None:
