@@ -95,7 +95,9 @@ void scale(const Problem<T>& p, T* assignments, T* partial, int64_t iterations) 
 
 // The same on logarithms, a = log u and c = log v. They may be thousands and cancel against S: sums of the three are
 // taken in double, their exponentials in T. So a row or a column with all its mass in one entry is scaled to 1 there
-// exactly, which the gradient needs: what it keeps of a and c is always from here. Here, the logarithms of the column sums of u E, from a.
+// exactly, which the gradient needs: what it keeps of a and c is always from here.
+
+// The logarithms of the column sums of u E, from a.
 template <typename T>
 void log_column_sums(const Problem<T>& p, const double* a, double* log_sums) {
   const int64_t n = p.prototypes;

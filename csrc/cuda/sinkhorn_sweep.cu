@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!row.inside) return;
   const int lane = threadIdx.x % kWarp;
   const double shift = earlier_rows ? earlier_rows[row.row] : 0;
+  const float factor = earlier_rows ? 1 : inverse_epsilon;
   float sum = 0;
   for (int k = lane; k < p.prototypes; k += kWarp) {
     const int64_t at = row.first + k, column = row.problem * p.prototypes + k;
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
     const double log_share = marginals ? log(double(marginals[k])) : -log(double(p.prototypes));
     const double logarithm = (shift + columns[column] - log_share) * kLog2e;
     const float d = gradient[at] - p.scaled(row.problem, at, logarithm) * columns_gradient[column];
-    gradient[at] = earlier_rows ? d : d * inverse_epsilon;
+    gradient[at] = d * factor;
     sum += d;
   }
   sum = warp_sum(sum);
