@@ -24,7 +24,9 @@ Passed = TypeVar("Passed")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if (missing := message.removeprefix(MISSING)) != message:
-            message = f"{missing} is missing in: {self.usage}{newest() if RUN in missing.split(', ') else ''}"
+            names = missing.split(", ")
+            verb = "is" if len(names) == 1 else "are"
+            message = f"{missing} {verb} missing in: {self.usage}{newest() if RUN in names else ''}"
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
     def _print_message(self, message: str, file: object = None) -> None:

@@ -38,6 +38,7 @@ from imc.errors import UserError
 from imc.evaluation import embeddings, evenly_spaced, outputs
 from imc.metrics import SCORES
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.run_data import clustered
 from imc.run_folder import LoadedRun, load_run, write_json
 from imc.run_places import RUNS
@@ -96,7 +97,7 @@ def clusters_sweep(options: Options, config: Config | None = None) -> dict[str, 
     check(options)
     if not options.clusters:
         raise UserError("--clusters must list the numbers to try, such as --clusters 5 10 15 20")
-    out = RUNS / shortened(name_of(options.data), "-clusters") if options.out is None else Path(options.out)
+    out = RUNS / shortened(name_of(options.data), "-clusters") if options.out is None else user_path(options.out)
     config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
     configs = [
         replace(config, clusters=clusters, seed=seed, out=str(out / f"clusters-{clusters}-seed-{seed}"))

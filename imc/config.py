@@ -28,7 +28,9 @@ class Config:
 
     method: str = option("imc-swav", "run", "the method", choices=METHODS)
     data: str = option("digits", "run", "data set by name, or a path: a folder of images, an .npy or an .npz")
-    data_root: str | None = option(None, "run", "folder in which named data sets lie; default: data")
+    data_root: str | None = option(
+        None, "run", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc"
+    )
     download: bool = option(False, "run", "download a named data set that is not there")
     image_size: int | None = option(None, "run", "side to which the images of a folder are resized, pixels", at_least=4)
     pixel_bits: int | None = option(

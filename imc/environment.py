@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from imc.data.paths import user_path
 from imc.errors import UserError
+from imc.paths import user_path
 
 
 def variable(name: str) -> str | None:

@@ -36,6 +36,7 @@ from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.model_images import fit_for_model
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.run_data import other_data, run_data
 from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         summary = summarise(results)
         show(summary_table(summary))
         if options.out is not None:
-            write_summary(Path(options.out), summary, results)
+            write_summary(user_path(options.out), summary, results)
 
 
 @turn()
@@ -102,7 +103,7 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
     Raises:
         UserError: the folder holds no trained run, or the data set does not fit it.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     options = Options(runs=(str(folder),)) if options is None else options
     check(options)
     run = load_run(folder, choose_device(options.device))

@@ -41,11 +41,11 @@ from torch.nn import functional
 from imc import __version__, arguments, cli
 from imc.config import Config
 from imc.data import views
-from imc.data.paths import user_path
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
 from imc.evaluation import evenly_spaced
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.run_data import other_data
 from imc.run_folder import LoadedRun, load_run
 from imc.terminal import Stages, show
@@ -98,12 +98,12 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
     formats = tuple(FILES) if options.format == "both" else (options.format,)
     if "onnx" in formats:
         _require_onnx()
-    run = load_run(Path(options.run), "cpu", encoder)
+    run = load_run(user_path(options.run), "cpu", encoder)
     out = user_path(options.run if options.out is None else options.out)
     for path in (out / FILES[name] for name in formats):
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise UserError(f"{path} exists already; give another --out, or pass --overwrite to replace a file")
-    images, checked = _test_batch(Path(options.run), run.config, options.check)
+    images, checked = _test_batch(user_path(options.run), run.config, options.check)
     model = ExportedModel(run).eval()
     with torch.no_grad():
         expected = model(images)

@@ -72,7 +72,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     record = read_json(path)
     texts = all(isinstance(record.get(name), str) for name in ("content", "members"))
     shape = record.get("shape")
-    sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in [*shape])
+    sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape)
     if not (texts and sizes and type(record.get("images")) is int and "labels" in record):
         raise UserError(f"{path} is damaged: it does not describe the images of a run; remove it to go on without")
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import signal
@@ -21,15 +20,19 @@ def second_interrupt_ends() -> Iterator[None]:
 
     Python hears a signal between two of its own instructions only, and one operation on a large batch can take a
     minute: so a thread waits for the second one. Where Ctrl-C is ignored (nohup) or handled (a notebook), it stays so.
+    A process that was interrupted ignores all further ones.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
+    interrupted = False
+
     def first(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, lambda *_: None)
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # while Python tears itself down
         raise KeyboardInterrupt
 
     receiver, sender = socket.socketpair()
@@ -44,7 +47,8 @@ def second_interrupt_ends() -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Interrupted, the process is to end: a further Ctrl-C would be a traceback while Python tears itself down.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else signal.default_int_handler)
         sender.close()
         watcher.join()
         receiver.close()

@@ -9,7 +9,7 @@ from imc.data import Dataset, Images
 from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.resize import resized
 from imc.errors import UserError
-from imc.terminal import say
+from imc.terminal import warn
 
 KINDS = {1: "grey images", 3: "images in colour"}
 
@@ -36,7 +36,7 @@ def fit_for_model(config: Config, data: Dataset) -> Dataset:
 
     side = config.side
     sentence = f"{data.name} has images of {width}x{height} pixels, and the run takes {side}x{side}: they are resized"
-    say(f"warning: {sentence}")
+    warn(sentence)
     return replace(
         data,
         train=fitting(data.train),

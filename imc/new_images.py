@@ -16,10 +16,10 @@ from imc.data.arrays import read_npy
 from imc.data.converted import Converted
 from imc.data.dataset import Dataset
 from imc.data.folders import Skipped, decode_files, decode_folder
-from imc.data.paths import meant, user_path
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
 from imc.model_images import fit_for_model
+from imc.paths import meant, user_path
 
 FOLDER, PICTURE, ARRAY = "folder", "picture", "array"
 

@@ -35,16 +35,16 @@ from imc.csv_files import Rows
 from imc.data.converted import Converted
 from imc.data.folders import Skipped
 from imc.data.ignored import mark_output
-from imc.data.paths import user_path
 from imc.distributed import DEVICES, choose_device
 from imc.errors import RunError, UserError
 from imc.evaluation import outputs
 from imc.model_images import bits_of_files
 from imc.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.run_folder import LoadedRun, load_run
 from imc.run_places import is_run
-from imc.terminal import say, show
+from imc.terminal import say, show, warn
 from imc.text import shell_word, shortened, visible
 from imc.torch_state import turn
 from imc.whole_files import replacing
@@ -93,11 +93,11 @@ def predict(options: Options) -> dict[str, Any]:
     """
     check(options)
     paths = sources(options.images)
-    if not is_run(Path(options.run)) and is_run(paths[0]):
+    if not is_run(user_path(options.run)) and is_run(paths[0]):
         swapped = f"imc predict {shell_word(options.images[0])} {shell_word(options.run)}"
         raise UserError(f"{options.run} is not the folder of a run, and {paths[0]} is; did you mean {swapped}?")
     targets = _targets(options, paths)
-    run = load_run(Path(options.run), choose_device(options.device))
+    run = load_run(user_path(options.run), choose_device(options.device))
     skipped, converted = _Skipped(), Converted(run.config.side, run.config.channels)
     bits = bits_of_files(run.config)
     images = read_new_images(paths, run.config, skipped, converted, bits)
@@ -112,7 +112,7 @@ def predict(options: Options) -> dict[str, Any]:
     if total == 0:
         raise UserError(_nothing(options.images, paths, skipped))
     for sentence in converted.sentences:
-        say(f"warning: {sentence}")
+        warn(sentence)
     return {
         "images": total,
         "clusters": sizes.tolist(),
@@ -127,7 +127,9 @@ def report(result: dict[str, Any]) -> str:
     """What was predicted, as text."""
     sizes = result["clusters"]
     lines = [f"{visible(name)}: cluster {cluster}, confidence {sure:.3f}" for name, cluster, sure in result["pictures"]]
-    lines = lines or [f"{result['images']:,} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
+    if not lines:
+        images = f"{result['images']:,} image{'s' * (result['images'] != 1)}"
+        lines = [f"{images} in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
     if result["note"]:
         lines.append(visible(result["note"]))
     return "\n".join([*lines, *map(visible, result["files"])])
@@ -152,7 +154,7 @@ def _nothing(given: Sequence[str], paths: Sequence[Path], skipped: Skipped) -> s
 
 def _targets(options: Options, paths: Sequence[Path]) -> dict[str, Path]:
     """Where the outputs go, each checked to be free."""
-    default = Path(options.run) / shortened(f"predictions-{title(paths)}", ".csv")
+    default = user_path(options.run) / shortened(f"predictions-{title(paths)}", ".csv")
     targets = {"csv": default if options.out is None else user_path(options.out)}
     if options.embeddings is not None:
         targets["embeddings"] = user_path(options.embeddings)

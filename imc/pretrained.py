@@ -18,8 +18,11 @@ from imc.config import Config, flag
 from imc.errors import UserError
 from imc.models.resnet import BLOCKS, ResNet
 from imc.models.spellings import unwrapped, usual
-from imc.run_folder import CHECKPOINT, CONFIG, MODEL, read_config
+from imc.paths import user_path
+from imc.run_folder import CHECKPOINT, MODEL, read_config
+from imc.run_places import CONFIG
 from imc.tensor_files import StoredTensor, read_tensors
+from imc.text import visible
 
 COUNTER = "num_batches_tracked"  # which nothing here reads, and many files lack
 # Words in a prefix, of which several encoders that fit are told apart: taken is what the methods' authors evaluate.
@@ -165,7 +168,7 @@ class _Fit:
 
 def _file(path: Path) -> Path:
     """The file of a run's folder that holds its model."""
-    path = path.expanduser()
+    path = user_path(path)
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"--init {path} is not there; accepted are a run's folder, .pt, .pth, .safetensors, .npz")
@@ -279,7 +282,7 @@ def _options(own: Mapping[str, tuple[str, Tensor]], found: Stored, prefix: str) 
 
 def _differences(path: Path, config: Config | None) -> list[str]:
     """What makes the encoder of a run another one than this configuration's."""
-    folder = path.expanduser()
+    folder = user_path(path)
     if config is None or not (folder / CONFIG).is_file():
         return []
     before = read_config(folder)
@@ -296,6 +299,6 @@ def _value(config: Config, name: str) -> str:
 
 def _listed(names: Iterable[str], last: str = "", count: int = SHOWN) -> str:
     """The first of the names; with ``last`` the word before the last one."""
-    texts = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in names]
+    texts = [visible(name) for name in names]
     shown = texts[:count] + (["..."] if len(texts) > count else [])
     return f"{', '.join(shown[:-1])} {last} {shown[-1]}" if last and len(shown) > 1 else ", ".join(shown)

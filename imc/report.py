@@ -26,6 +26,7 @@ from imc.figures import most_and_least_certain
 from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.model_images import fit_for_model
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.run_data import clustered, other_data, run_data
 from imc.run_figures import (
     Drawn,
@@ -82,7 +83,7 @@ def report(options: Options, data: Dataset | None = None) -> Path:
         UserError: the folder holds no trained run, or its data set is not there.
     """
     check(options)
-    folder = Path(options.run)
+    folder = user_path(options.run)
     run = load_run(folder, choose_device(options.device))
     if data is None:
         data = other_data(folder, run.config, options.data, options.labels_from_folders)

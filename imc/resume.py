@@ -12,10 +12,10 @@ from typing import Any
 from imc.checkpoint import read_checkpoint
 from imc.config import Config
 from imc.data import absolute, is_folder
-from imc.data.paths import meant
 from imc.errors import UserError
 from imc.fingerprint import difference, read_record
 from imc.options import flag
+from imc.paths import meant
 from imc.run_data import require_there
 from imc.run_folder import CHECKPOINT, MODEL, read_config, run_folder
 from imc.run_places import CONFIG, is_run, newest

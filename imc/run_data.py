@@ -12,13 +12,13 @@ from torch import Tensor
 
 from imc.config import Config
 from imc.data import NAMES, Dataset, Images, absolute, is_folder, load
-from imc.data.paths import user_path
 from imc.data.statistics import channel_statistics
 from imc.distributed import choose_device
 from imc.errors import UserError
 from imc.fingerprint import difference, fingerprint, read_record
 from imc.model_images import bits_of_files, fit_for_model
-from imc.terminal import say
+from imc.paths import user_path
+from imc.terminal import warn
 
 SIDE_WITHOUT_GPU = 32
 
@@ -138,7 +138,7 @@ def other_data(folder: Path, config: Config, source: str | None, labels_from_fol
         if labelled and record is not None and not _difference(record, config, data):
             data = run_data(replace(other, labels_from_folders=True))
     if own and record is not None and (changed := _difference(record, config, data)):
-        say(f"warning: the images of {config.data} have changed since the training: {changed}")
+        warn(f"the images of {config.data} have changed since the training: {changed}")
     return fit_for_model(config, data)
 
 

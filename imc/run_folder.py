@@ -17,10 +17,10 @@ from safetensors.torch import load, save
 
 from imc.config import Config
 from imc.data import name_of, views
-from imc.data.paths import new_folder, user_path
 from imc.errors import RunError, UserError
 from imc.methods import load_model, misfit
 from imc.methods.method import Method
+from imc.paths import new_folder, user_path
 from imc.run_files import read_json
 from imc.run_places import CONFIG, RUNS, is_run, newest
 from imc.text import shortened
@@ -143,7 +143,7 @@ def load_run(
     Raises:
         UserError: no such run, or its files do not fit together.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = read_config(folder)
     try:
         state = load((folder / MODEL).read_bytes())  # not load_file, for which a path must be UTF-8

@@ -23,6 +23,7 @@ from imc.data import name_of
 from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate
 from imc.options import argument, check, option
+from imc.paths import user_path
 from imc.run_places import RUNS
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.summary import SUMMARY, summarise, summary_table, write_summary
@@ -66,7 +67,7 @@ def seeds(options: Options, config: Config | None = None) -> dict[str, Any]:
         StoppedError: a signal.
     """
     check(options)
-    out = RUNS / shortened(name_of(options.data), "-seeds") if options.out is None else Path(options.out)
+    out = RUNS / shortened(name_of(options.data), "-seeds") if options.out is None else user_path(options.out)
     config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
     configs = [replace(config, seed=seed, out=str(out / f"seed-{seed}")) for seed in dict.fromkeys(options.seeds)]
     data = load_once(config)

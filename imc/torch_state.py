@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from imc.models.convolution import one_thread
+from imc.threads import one_thread
 
 # The convolutions of cuDNN are not among them: in a new process they round to TF32 too.
 PRODUCTS: list[Any] = [*(getattr(torch.backends.mkldnn, x) for x in ("matmul", "conv")), torch.backends.cuda.matmul]
@@ -90,8 +90,7 @@ def _matmul_precision() -> str:
 @contextlib.contextmanager
 def turn(device: torch.device | None = None) -> Iterator[None]:
     """As :func:`as_in_a_new_process`, for what seeds torch's generators or sets what all threads share: one thread at a
-    time. Afterwards the generators, the number of threads and the environment's
-    variables are as they were.
+    time. Afterwards the generators, the number of threads and the environment's variables are as they were.
 
     Args:
         device: of a run that draws from its generator.

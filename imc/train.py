@@ -17,7 +17,7 @@ The run folder holds
     metrics.jsonl       one line per epoch: loss terms, use of prototypes and clusters, learning rate at its end, speed
     checkpoint.pt       what --resume continues from
     model.safetensors   the trained model
-    labels.csv          index, cluster, confidence and, where there are labels, label
+    labels.csv          index, cluster, confidence and, where there are such, file and label
     confusion.png       classes against clusters, where there are labels
     gallery.png         the most and least certain images of each cluster
     result.json         ACC, NMI, ARI beside those of k-means on the pixels, time, backend, seed, versions
@@ -54,6 +54,7 @@ from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.models.convolution import make_thread_independent
 from imc.monitor import scarcity_warnings
+from imc.paths import user_path
 from imc.pretrained import load_pretrained
 from imc.results import table, write_results
 from imc.resume import Begun, begun
@@ -152,7 +153,7 @@ def train(
         seed_generators(config.seed, device)
         model = build_model(config, encoder)
         if config.init is not None and (run is None or run.checkpoint is None):
-            matched = load_pretrained(model.encoder, Path(config.init), config.init_prefix, config)
+            matched = load_pretrained(model.encoder, user_path(config.init), config.init_prefix, config)
             if processes.first:
                 say(f"--init {config.init}: {matched}")
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
@@ -278,7 +279,8 @@ def _begin(config: Config, run: Begun | None, images: dict[str, Any] | None, pro
         try:
             with open_run_folder(config) if run is None else nullcontext(run.folder) as folder:
                 placed = replace(config, name=config.name or folder.name, out=str(folder), overwrite=False)
-                write_json(folder / DATA, images or {})
+                assert images is not None
+                write_json(folder / DATA, images)
                 write_json(folder / CONFIG, placed.to_dict())
         except UserError as error:
             failure = str(error)

@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 
 from imc.data.dataset import Dataset, Images
-from imc.data.paths import meant, user_path
 from imc.errors import UserError
+from imc.paths import meant, user_path
 
 __all__ = ["NAMES", "Dataset", "Images", "absolute", "load", "name_of"]
 
 NAMES = ("digits", "cifar10", "cifar20", "cifar100", "stl10", "tiny-imagenet", "mnist", "fashion-mnist", "imagenette")
 ARRAYS = (".npy", ".npz")
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 MIN_SIDE, MAX_SIDE = 4, 1024
 
 
@@ -152,8 +151,9 @@ def _from_path(source: str, image_size: int | None, labels_from_folders: bool, p
             raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
         train, test, found = _read_arrays(name, path, pixel_bits)
     elif is_file:
-        packed = path.suffix.lower() in ARCHIVES
-        advice = "; unpack it, and give the folder" if packed else ""
+        from imc.data.formats import ARCHIVES, reason_by_suffix
+
+        advice = "; unpack it, and give the folder" if reason_by_suffix(path.suffix) == ARCHIVES else ""
         raise UserError(f"--data cannot use {source!r}: of files, .npy and .npz are accepted{advice}")
     else:
         close = meant(source) or next(iter(difflib.get_close_matches(source.rstrip("/").lower(), NAMES, n=1)), None)

@@ -12,8 +12,9 @@ import torch
 
 from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
-from imc.data.folders import FolderImages, has_image_suffix, natural_order, printable, read_folder
+from imc.data.folders import FolderImages, has_image_suffix, natural_order, read_folder
 from imc.data.ignored import is_hidden
+from imc.text import printable
 
 TRAIN = "train"
 TRAINING = ("train", "training")

@@ -10,7 +10,7 @@ import statistics
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,9 @@ from imc.data.converted import Converted
 from imc.data.decode import Kind, UnreadableError, decode, read_header, read_kind
 from imc.data.files import refusal
 from imc.data.formats import SUFFIXES, reason_by_suffix
-from imc.data.ignored import HIDDEN, OUTPUT, RUN_CONFIG, is_hidden, is_output, is_output_figure
+from imc.data.ignored import HIDDEN, OUTPUT, is_hidden, is_output, is_output_figure
 from imc.data.pixel_bits import PixelBits
+from imc.run_places import CONFIG
 from imc.terminal import progress
 from imc.text import printable
 
@@ -48,6 +49,11 @@ class Skipped:
     def add(self, name: str, reason: str, count: int = 1) -> None:
         before, first = self.reasons.get(reason, (0, name))
         self.reasons[reason] = (before + count, first)
+
+    def add_all(self, reasons: Mapping[str, tuple[int, str]]) -> None:
+        """Count in what another one counted."""
+        for reason, (count, name) in reasons.items():
+            self.add(name, reason, count)
 
     @property
     def count(self) -> int:
@@ -109,8 +115,7 @@ def read_folder(
 
     variant = f"{image_size} {within} {pixel_bits}"
     images, content = cached(folder, variant, f"{VERSION} {digest.hexdigest()}", build)
-    for reason, (count, name) in content["skipped"].items():
-        skipped.add(name, reason, count)
+    skipped.add_all(content["skipped"])
     files = tuple(content["files"])
     if not files:
         raise _nothing(folder, skipped)
@@ -167,7 +172,7 @@ def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tupl
     Raises:
         UserError: the folder is that of a run.
     """
-    if is_output(folder, [RUN_CONFIG]):
+    if is_output(folder, [CONFIG]):
         raise refusal(folder, "it is the folder of a run, whose figures are no images to train on or to predict")
     found = (entry for part in within for entry in _walk(folder, part, skipped))
     return sorted(found, key=lambda entry: natural_order(entry[0]))
@@ -248,8 +253,7 @@ def _build(
     skipped = Skipped()
     headers = dict(_in_threads(lambda name: read_header(folder / name), names, "read sizes", skipped))
     if not headers:
-        for reason, (count, name) in before.reasons.items():
-            skipped.add(name, reason, count)
+        skipped.add_all(before.reasons)
         raise _nothing(folder, skipped)
     width = statistics.median_low(header.width for header in headers.values())
     height = statistics.median_low(header.height for header in headers.values())
@@ -274,7 +278,7 @@ def _build(
             files.append(printable(name))
             yield image[None]
         if not files:  # no entry is kept of nothing
-            skipped.reasons.update(before.reasons)
+            skipped.add_all(before.reasons)
             raise _nothing(folder, skipped)
 
     return (len(headers), size, size, channels), batches(), content

@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from imc.run_places import CONFIG
+
 # Folders that systems and programs keep beside a user's files, by their names in lower case. Nearly all others begin
 # with a dot. Not a rule on the first character: #sunset and @home are classes that people have.
 SYSTEM = frozenset(
@@ -27,7 +29,6 @@ HIDDEN = "hidden or system files and folders, read only where one is itself what
 OUTPUT = "of imc's own output"
 OUTPUT_FIGURES = {"accuracy-by-images.png": "summary.json", "clusters-sweep.png": "clusters-sweep.json"}
 OUTPUT_MARK = ".imc-output"
-RUN_CONFIG = "config.json"
 RUN_FIELDS = frozenset(("method", "data", "seed", "large_crops", "small_crops", "entropy_weight"))
 CONFIG_LIMIT = 1 << 20  # bytes; a run's has 3 kB
 
@@ -45,7 +46,7 @@ def is_output_figure(name: str, names: Collection[str]) -> bool:
 
 def is_output(folder: str | os.PathLike[str], names: Collection[str]) -> bool:
     """Whether a folder that holds these names is a run's, or another that this package filled with images."""
-    return OUTPUT_MARK in names or (RUN_CONFIG in names and _is_run_config(Path(folder) / RUN_CONFIG))
+    return OUTPUT_MARK in names or (CONFIG in names and _is_run_config(Path(folder) / CONFIG))
 
 
 def mark_output(folder: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from imc.threads import one_thread
 
 
 class Convolution(nn.Conv2d):
@@ -68,14 +68,3 @@ class _WeightGradientOnOneThread(torch.autograd.Function):
         with one_thread():
             weight_gradient = gradients(False, True)[1] if needs_weight else None
         return input_gradient, weight_gradient, None, None
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

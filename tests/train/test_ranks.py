@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
+from processes import running
 from train.conftest import crlc_config, tiny_config
 
 import imc.train
@@ -154,20 +156,22 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
         "raise SystemExit(main(['train', '--threads', '1', '--epochs', '3', '--out', 'run']))\n"
     )
     port = str(free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    _, message = ranks[0].communicate(timeout=200)
-    ranks[1].wait(timeout=10)
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                running(
+                    [sys.executable, "-c", code],
+                    cwd=tmp_path,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
+            for rank in (0, 1)
+        ]
+        _, message = ranks[0].communicate(timeout=200)
+        ranks[1].wait(timeout=10)
     assert ranks[0].returncode == 1
     assert "rank 0 of 2: another rank ended or did not answer" in message
     assert "continue from the last checkpoint with --resume" in message

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import running
 from torch import Tensor
 from train.conftest import crlc_config, tiny_config
 
@@ -154,15 +155,13 @@ def split(digits: Images) -> Dataset:
 def test_kill_9_leaves_a_checkpoint_that_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "imc.train", "--out", str(tmp_path / "run"), "--threads", "1", "--epochs", "2"]
     small = ["--widths", "4", "8", "--pool-after", "1", "--small-crops", "0", "--checkpoint-minutes", "1e-9"]
-    process = subprocess.Popen([*command, *small], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     update = 0
-    while update < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-        if (tmp_path / "run" / CHECKPOINT).exists():
-            update = read_checkpoint(tmp_path / "run")["update"]  # at any moment a whole file
-    process.kill()
-    process.wait()
+    with running([*command, *small], stderr=subprocess.DEVNULL):
+        while update < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if (tmp_path / "run" / CHECKPOINT).exists():
+                update = read_checkpoint(tmp_path / "run")["update"]  # at any moment a whole file
     saved = read_checkpoint(tmp_path / "run")
     assert saved["update"] >= 2
     resumed = train(Config(out=str(tmp_path / "run"), resume=True, threads=1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """The path, with ~ as the home folder; of a user that there is none of, as it is written."""
     try:
         return Path(text).expanduser()
