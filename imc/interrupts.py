@@ -27,18 +27,14 @@ def second_interrupt_ends() -> Iterator[None]:
         yield
         return
 
-    interrupted = False
-
     def first(_number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
         signal.signal(signal.SIGINT, lambda *_: None)
         raise KeyboardInterrupt
 
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(receiver, ended), daemon=True)
+    pressed, ended = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(receiver, pressed, ended), daemon=True)
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, first)
     watcher.start()
@@ -47,17 +43,19 @@ def second_interrupt_ends() -> Iterator[None]:
     finally:
         ended.set()
         signal.set_wakeup_fd(before)
-        # Interrupted, the process is to end: a further Ctrl-C would be a traceback while Python tears itself down.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else signal.default_int_handler)
         sender.close()
         watcher.join()
         receiver.close()
+        # Interrupted, the process is to end: a further Ctrl-C would be a traceback while Python tears itself down.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if pressed.is_set() else signal.default_int_handler)
 
 
-def _watch(receiver: socket.socket, ended: threading.Event) -> None:
+def _watch(receiver: socket.socket, pressed: threading.Event, ended: threading.Event) -> None:
     """Read the numbers of the signals that Python's own handler passes on."""
     count = 0
     while content := receiver.recv(1):
-        count += content[0] == signal.SIGINT
+        if content[0] == signal.SIGINT:
+            count += 1
+            pressed.set()
         if count == 2 and not ended.wait(GRACE):
             os._exit(INTERRUPTED)
