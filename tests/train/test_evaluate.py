@@ -92,6 +92,14 @@ def test_every_command_clusters_by_the_same_form_of_the_model(
         assert "batch normalisation as training left it" in text
 
 
+def test_a_run_is_found_from_the_home_folder(
+    run_copy: Path, split_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(run_copy.parent))
+    evaluate("~/run", Options(runs=("~/run",), skip_probes=True, skip_figures=True), split_digits)
+    assert (run_copy / "evaluation.json").exists()
+
+
 def test_images_without_a_label_are_left_out_of_all_scores(run_copy: Path, split_digits: Dataset) -> None:
     test = split_digits.test
     assert test is not None
