@@ -118,7 +118,8 @@ def number(operation: str, name: str, value: Any, accepted: Range) -> float:
     """
     if type(value) is not float:
         value = _scalar(operation, name, value)
-        if isinstance(value, Tensor) and value.dim() == 0 and value.dtype not in (torch.bool, *COMPLEX):
+        held = isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta
+        if held and value.dtype not in (torch.bool, *COMPLEX):
             return value.to("cpu", torch.float64)  # type: ignore[return-value]
         if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
             raise TypeError(f"{operation}: {name} must be {accepted.words}, got {_kind(value)}")
@@ -187,7 +188,7 @@ def _scalar(operation: str, name: str, value: Any) -> Any:
     """A tensor, array or NumPy scalar without dimensions as Python has it; while torch.compile traces, a tensor."""
     if isinstance(value, Tensor):
         _no_derivative(operation, name, value)
-        return value if value.dim() or torch.compiler.is_compiling() else value.item()
+        return value if value.dim() or value.is_meta or torch.compiler.is_compiling() else value.item()
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -200,4 +201,7 @@ def _no_derivative(operation: str, name: str, value: Tensor) -> None:
 
 
 def _kind(value: object) -> str:
-    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    without = ", which has no value on the device meta" if value.is_meta else ""
+    return f"a tensor {list(value.shape)} of {value.dtype}{without}"

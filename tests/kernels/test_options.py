@@ -138,6 +138,7 @@ def test_what_is_a_number(option: Option, backend: str) -> None:
 
 WRONG = [True, np.True_, "0.5", b"1", 1j, np.complex64(1), torch.tensor(1j), Decimal("0.5"), [0.5], (0.5,), {}, object]
 WRONG += [np.ones(1), torch.ones(1), torch.ones(2), torch.tensor(True), np.datetime64("2020")]
+WITHOUT_VALUE = (torch.tensor(0.5, device="meta"), torch.tensor(1, device="meta"), torch.tensor(True, device="meta"))
 
 
 @of_each_backend(NUMBERS)
@@ -152,6 +153,14 @@ def test_what_is_no_number(option: Option, backend: str) -> None:
                 call(option, backend, form)
     with pytest.raises(ValueError, match=rf"^{begin}.*, got -?inf$"):
         call(option, backend, -(10**400))
+
+
+@of_each_backend([option for option in NUMBERS + INTEGERS + FLAGS if option.name != "step"])  # which may be traced
+def test_a_tensor_that_has_no_value_is_no_option(option: Option, backend: str) -> None:
+    for value in WITHOUT_VALUE:
+        expected = rf"^{option.operation}: {option.name} must be .*, got a tensor \[\] of [^\n]* on the device meta$"
+        with pytest.raises(TypeError, match=expected):
+            call(option, backend, value)
 
 
 @of_each_backend(NUMBERS)
