@@ -112,8 +112,10 @@ def _splits(folder: Path) -> tuple[tuple[str, ...], list[str]]:
     folders, images = _sub_folders(folder), sum(has_image_suffix(name) for name in _visible(folder))
     train = [name for name in folders if name.lower() in TRAINING]
     held_out = sorted((name for name in folders if name.lower() in HELD_OUT), key=lambda x: HELD_OUT.index(x.lower()))
-    if not train or not (held_out or (len(folders) == 1 and not images)):
+    if not train:
         return (), []
+    if not (held_out or (len(folders) == 1 and not images)):
+        return (), [f"read {train[0]!r} as any other folder, since none beside it is named {', '.join(HELD_OUT)}"]
     parts = (*train[:1], *held_out[:1])
     twice = train if len(train) > 1 else [name for name in held_out if name.lower() == held_out[0].lower()]
     if len(twice) > 1:

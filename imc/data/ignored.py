@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from imc.run_places import CONFIG
 # with a dot. Not a rule on the first character: #sunset and @home are classes that people have.
 SYSTEM = frozenset(
     (
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "thumbs.db"),  # Windows
-        *("__macosx", "lost+found", "lost.dir"),  # macOS's archives, Linux, Android
-        *("@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin", "@sharesnap"),  # Synology
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "thumbs.db", "config.msi"),  # Windows
+        *("$winreagent", "$sysreset", "$extend", "$windows.~bt", "$windows.~ws", "msdownld.tmp"),
+        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS
+        *("lost+found", "lost.dir"),  # Linux, Android
+        *("@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin", "@sharesnap", "@appstore"),  # Synology
         *("@recycle", "@recently-snapshot", "~snapshot", "files_trashbin", "files_versions"),  # QNAP, NetApp, Nextcloud
-        *("__pycache__", "node_modules"),
+        *("__pycache__", "node_modules", "site-packages", "dist-packages"),
     )
 )
+RECOVERED = re.compile(r"found\.\d{3}")  # of Windows' check of a disk, numbered
 # Libraries and previews of other programs: folders that hold each picture several times, at several sizes.
 BUNDLES = (
     *(".photoslibrary", ".photolibrary", ".aplibrary", ".migratedphotolibrary", ".app"),  # macOS
@@ -36,7 +40,7 @@ CONFIG_LIMIT = 1 << 20  # bytes; a run's has 3 kB
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or kept by a system or a program for itself."""
     lower = name.lower()
-    return lower.startswith(".") or lower in SYSTEM or lower.endswith(BUNDLES)
+    return lower.startswith(".") or lower in SYSTEM or lower.endswith(BUNDLES) or bool(RECOVERED.fullmatch(lower))
 
 
 def is_output_figure(name: str, names: Collection[str]) -> bool:

@@ -24,9 +24,14 @@ HIDDEN = (
     *(".ipynb_checkpoints", ".thumbnails", ".Trash-1000", ".Trashes", ".git", ".dtrash", ".picasaoriginals", "._x.png"),
     *("@eaDir", "@EADIR", "#recycle", "#Recycle", "$RECYCLE.BIN", "$Recycle.Bin", "RECYCLER", "__MACOSX", "lost+found"),
     *("System Volume Information", "LOST.DIR", ".@__thumb", "@Recently-Snapshot", ".AppleDouble", "FOUND.000"),
+    *("FOUND.013", "found.999", "Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder", "Config.Msi"),
+    *("$WinREAgent", "$SysReset", "$Extend", "$Windows.~BT", "msdownld.tmp", "@appstore", "site-packages"),
     *("Photos Library.photoslibrary", "Catalog Previews.lrdata", "Catalog Smart Previews.lrdata", "x.app"),
 )
-KEPT = ("#sunset", "@home", "$cash", "recycle", "MACOSX", "lost", "trash", "_private", "a.b", "images", "~old", "run")
+KEPT = (
+    *("#sunset", "@home", "$cash", "recycle", "MACOSX", "lost", "trash", "_private", "a.b", "images", "~old", "run"),
+    *("found.1", "found.0000"),
+)
 
 
 @pytest.fixture

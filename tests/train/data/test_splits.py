@@ -76,6 +76,13 @@ def test_without_both_splits_every_folder_is_read(names: tuple[str, ...], tmp_pa
     assert "took" not in data.note
 
 
+@pytest.mark.parametrize("beside", ["unlabeled/b", "tset/b", "evaluation/b", "cat/b", "b"])
+def test_a_train_folder_that_is_no_split_is_said(beside: str, tmp_path: Path) -> None:
+    data = load(str(folder_with(tmp_path / "x", "Train/a", beside)))
+    assert files(data) == ({"Train/a.png", f"{beside}.png"}, None)
+    assert "read 'Train' as any other folder, since none beside it is named test, testing, val, valid" in data.note
+
+
 @pytest.mark.parametrize("name", ["train", "Training"])
 def test_a_train_folder_alone_holds_the_classes(name: str, tmp_path: Path) -> None:
     data = load(str(folder_with(tmp_path / "x", f"{name}/cat/a", f"{name}/dog/b")), labels_from_folders=True)
