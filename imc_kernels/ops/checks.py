@@ -59,13 +59,18 @@ def together(operation: str, **tensors: Tensor | None) -> torch.dtype:
     Raises:
         ValueError: they do not.
     """
-    (first, a), *others = ((name, x) for name, x in tensors.items() if x is not None)
-    promoted = a.dtype
-    for second, b in others:
-        if a.device != b.device:
-            raise ValueError(f"{operation}: {first} is on {a.device} and {second} on {b.device}; move one")
-        if b.dtype != promoted:
-            promoted = torch.promote_types(promoted, b.dtype)
+    first = device = promoted = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if promoted is None:
+            first, device, promoted = name, tensor.device, tensor.dtype
+            continue
+        if tensor.device != device:
+            raise ValueError(f"{operation}: {first} is on {device} and {name} on {tensor.device}; move one")
+        if tensor.dtype != promoted:
+            promoted = torch.promote_types(promoted, tensor.dtype)
+    assert promoted is not None
     return promoted
 
 
@@ -139,15 +144,15 @@ def integer(operation: str, name: str, value: Any, least: int | None = None) -> 
         TypeError: it is none of these. A boolean is no integer, nor is a float, of whatever value.
         ValueError: it is below ``least``.
     """
-    words = "an integer" if least is None else f"an integer of at least {least}"
     if type(value) is not int:
         value = _scalar(operation, name, value)
         if not isinstance(value, torch.SymInt):
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                words = "an integer" if least is None else f"an integer of at least {least}"
                 raise TypeError(f"{operation}: {name} must be {words}, got {_kind(value)}")
             value = int(value)
     if least is not None and value < least:
-        raise ValueError(f"{operation}: {name} must be {words}, got {value}")
+        raise ValueError(f"{operation}: {name} must be an integer of at least {least}, got {value}")
     return value
 
 
