@@ -74,7 +74,7 @@ def other_forms(rank: int, world: int, backend: str) -> dict[str, Any]:
     marginals = torch.arange(1.0, 7, dtype=scores.dtype)
     poisoned = own.clone()
     poisoned[0, 0, 0] = torch.inf if rank == world - 1 else 0.5
-    saved = {
+    saved: dict[str, Any] = {
         "queue": sinkhorn(own, marginals=marginals, queue=queue, group=group, backend=backend),
         "poisoned": sinkhorn(poisoned, group=group, backend=backend),
         "half": sinkhorn(own.bfloat16(), group=group, backend=backend),
@@ -102,6 +102,27 @@ def other_forms(rank: int, world: int, backend: str) -> dict[str, Any]:
     return saved
 
 
+def derivatives(rank: int, world: int, backend: str) -> dict[str, Any]:
+    """Whether a lazily negated upstream gradient gives what it says, and how a second derivative is refused."""
+    saved: dict[str, Any] = {}
+    for operation in (operation for operation, name in forms() if name == backend):
+        inputs = operation.inputs(SIZES, dtype_of(backend))
+        own = [x.split(PARTS[world], dim=-2)[rank].clone().requires_grad_() for x in inputs]
+        result = operation.function(*own, **operation.options, group=dist.group.WORLD, backend=backend)
+        upstream = weights(result).to(result.dtype)
+        lazy = torch.complex(torch.zeros_like(upstream), -upstream).conj().imag
+        expected = torch.autograd.grad(result, own, upstream, retain_graph=True)
+        same = all(map(torch.equal, torch.autograd.grad(result, own, lazy, retain_graph=True), expected))
+        gradients = torch.autograd.grad(result, own, upstream, create_graph=True)
+        try:
+            torch.autograd.grad(torch.stack([x.square().sum() for x in gradients]).sum(), own)
+            said = ""
+        except NotImplementedError as error:
+            said = str(error)
+        saved[str(operation)] = same, said
+    return saved
+
+
 def memory(rank: int, world: int, backend: str) -> dict[str, int]:
     """Bytes by which the peak of this process grows at N = 16,384 rows, whose N x N form takes a GiB."""
     if backend != "cpu":
@@ -120,7 +141,7 @@ def memory(rank: int, world: int, backend: str) -> dict[str, int]:
 def process(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    works = (every_operation, other_forms, memory) if world == 2 else (every_operation,)
+    works = (every_operation, other_forms, derivatives, memory) if world == 2 else (every_operation,)
     saved = {(work.__name__, backend): work(rank, world, backend) for backend in BACKENDS for work in works}
     torch.save(saved, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -199,6 +220,16 @@ def test_the_compiler_breaks_its_graph_or_says_why_it_cannot(backend: str, resul
     whole = torch.cat([of_rank["fullgraph=False"] for of_rank in saved], dim=1)
     torch.testing.assert_close(whole, sinkhorn(scores, backend="eager"))
     assert all("an operation with group= exchanges numbers" in of_rank["fullgraph=True"] for of_rank in saved)
+
+
+@pytest.mark.parametrize(("operation", "backend"), forms(), ids=str)
+def test_derivatives(operation: Operation, backend: str, results: dict[int, list[Any]]) -> None:
+    """No second derivative of a kernel is lost without a word; eager has it."""
+    for saved in results[2]:
+        same, said = saved["derivatives", backend][str(operation)]
+        assert same
+        sentence = f'{operation.name}: its kernels have first derivatives only; for second ones pass backend="eager"'
+        assert said == ("" if backend == "eager" else sentence)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")

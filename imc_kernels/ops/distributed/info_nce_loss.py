@@ -59,7 +59,7 @@ def info_nce_loss(
             return loss, (None,)
         return loss, (phases.backward(everybody, statistics, samples, temperature, normalise),)
 
-    return distributed_loss(run, group, at_least_single(embeddings))
+    return distributed_loss("info_nce_loss", run, group, at_least_single(embeddings))
 
 
 def _cpu_forward(embeddings: Tensor, samples: range, temperature: float, normalise: bool) -> tuple[Tensor, Tensor]:

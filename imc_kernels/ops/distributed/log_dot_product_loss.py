@@ -77,7 +77,7 @@ def log_dot_product_loss(
         quotients = _add_pairs(everybody[:, heads:].unflatten(1, (heads, clusters, 2)))
         return loss, (phases.differentiate(x, sums, samples, quotients, *options),)
 
-    return distributed_loss(run, group, at_least_single(logits))
+    return distributed_loss("log_dot_product_loss", run, group, at_least_single(logits))
 
 
 def _add_pairs(parts: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from imc_kernels.ops.autograd import anchor, only_first_derivative
 from imc_kernels.ops.distributed.collectives import sum_over
 from imc_kernels.ops.fused_loss import Needs, scaled
 
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 Run = Callable[[Sequence[Tensor], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
 
 
-def distributed_loss(run: Run, group: ProcessGroup, *inputs: Tensor) -> Tensor:
+def distributed_loss(operation: str, run: Run, group: ProcessGroup, *inputs: Tensor) -> Tensor:
     """The loss, with its gradients attached to the inputs that require one."""
     needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in inputs)
     if any(needs):
-        return _DistributedLoss.apply(run, group, needs, *inputs)
+        return _DistributedLoss.apply(operation, run, group, needs, *inputs)[0]
     return run(inputs, needs)[0]
 
 
 class _DistributedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, group: ProcessGroup, needs: Needs, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, operation: str, run: Run, group: ProcessGroup, needs: Needs, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss, gradients = run(inputs, needs)
-        ctx.save_for_backward(*gradients)
-        ctx.group = group
-        return loss
+        end = anchor(loss)
+        ctx.save_for_backward(end, *gradients)
+        ctx.operation, ctx.group = operation, group
+        return loss, end
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    @only_first_derivative
+    def backward(ctx: Any, saved: Sequence[Tensor | None], grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # All processes have the same loss, and each what it multiplies its own with.
         factor = sum_over(grad_output.clone(memory_format=torch.contiguous_format), ctx.group)
-        return None, None, None, *(None if g is None else scaled(g, factor, g.dtype) for g in ctx.saved_tensors)
+        return None, None, None, None, *(None if g is None else scaled(g, factor, g.dtype) for g in saved[1:])

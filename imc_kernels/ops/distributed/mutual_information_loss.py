@@ -63,7 +63,7 @@ def mutual_information_loss(
         sum_over(sums, group)
         return phases.finish(y, u, kept, temperature, entropy_weight, limit, symmetric, needs)
 
-    return distributed_loss(run, group, at_least_single(logits), at_least_single(scores))
+    return distributed_loss("mutual_information_loss", run, group, at_least_single(logits), at_least_single(scores))
 
 
 def _cpu_sums(

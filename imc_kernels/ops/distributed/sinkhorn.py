@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from imc_kernels import backends, eager, native
+from imc_kernels.ops.autograd import memory, only_first_derivative
 from imc_kernels.ops.distributed.collectives import gather, not_compiled, sum_over
 from imc_kernels.ops.precision import at_least_single, specification
 
@@ -91,17 +91,17 @@ class _Sinkhorn(torch.autograd.Function):
             if not last:
                 column = log_share - gather(log_sums, group).logsumexp(dim=0)
         ctx.save_for_backward(scores, extremes, marginals, assignments, *rows, *columns)
-        ctx.phases, ctx.epsilon, ctx.group = phases, epsilon, group
+        ctx.operation, ctx.phases, ctx.epsilon, ctx.group = "sinkhorn", phases, epsilon, group
         return assignments
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scores, extremes, marginals, assignments, *potentials = ctx.saved_tensors
+    @only_first_derivative
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        scores, extremes, marginals, assignments, *potentials = saved
         iterations = len(potentials) // 2
         earlier = list(zip(potentials[:iterations], potentials[iterations:], strict=True))
         gradient = torch.empty_like(scores)
-        given = (scores, extremes, marginals, assignments, grad_output.contiguous())
+        given = (scores, extremes, marginals, assignments, memory(grad_output))
         sweep = ctx.phases.backward_sweep
         sums = sweep(*given, earlier[-1][1], earlier[-1], None, gradient, ctx.epsilon)
         for t in range(iterations - 1, -1, -1):
