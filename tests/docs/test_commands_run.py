@@ -27,6 +27,7 @@ SHORT = ("--epochs", "1")
 ELSEWHERE = {  # dry-run by test_commands.py
     "make train": "installs a .venv of its own; imc train is run below",
     "make test": "is this test and all others",
+    "make test-instruction-sets": "is the kernels' tests several times over",
     "make bench": "takes four minutes",
     "make gpu-check": "needs a GPU",
     "make dev": "installs into the .venv that runs this test",
