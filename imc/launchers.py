@@ -9,7 +9,13 @@ from imc.errors import UserError
 
 # Launchers whose processes are of no run of this package unless torchrun's variables are there too: what tells how many
 # of them there are. Slurm's is that of srun alone; a batch script has other variables.
-OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+OTHERS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+}
 LARGEST_PORT = 65535
 
 

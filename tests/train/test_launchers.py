@@ -11,10 +11,9 @@ from imc.data.cache import cache_folder
 from imc.data.named import data_root
 from imc.environment import number, variable
 from imc.errors import UserError
-from imc.launchers import local_rank, world_size
+from imc.launchers import OTHERS, local_rank, world_size
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-OTHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +66,10 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_POR
         ({"MASTER_PORT": "port"}, "MASTER_PORT must be an integer from 0 to 65535, got 'port'"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT must be an integer from 0 to 65535, got '70000'"),
         ({"WORLD_SIZE": ""}, "RANK is 1, and WORLD_SIZE says that there is one process"),
-        ({"WORLD_SIZE": "", "RANK": "", "SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 processes"),
-        ({"WORLD_SIZE": "", "RANK": "", "OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes"),
+        *(
+            ({"WORLD_SIZE": "", "RANK": "", name: "4"}, f"{program} started 4 processes")
+            for name, program in OTHERS.items()
+        ),
     ],
 )
 def test_variables_that_do_not_fit_together_are_a_sentence(
