@@ -27,7 +27,7 @@ class EventFiles:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
         self.new_writer = SummaryWriter
 
-    def open(self, folder: Path) -> None:
+    def write_to(self, folder: Path) -> None:
         """Write into this run's folder from now on."""
         if self.new_writer is not None:
             self.writer = self.new_writer(str(folder / "tensorboard"))

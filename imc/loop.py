@@ -259,7 +259,7 @@ class Loop:
     def _begin(self, events: EventFiles, start: int) -> None:
         """Have the run's folder made; what is in it goes up to update ``start``."""
         self.config = self.begin()
-        events.open(self.folder)
+        events.write_to(self.folder)
         if self.ranks.first and (self.folder / METRICS).exists():
             keep_json_lines(self.folder / METRICS, start // self.steps)
         if start == 0:  # a disk too small for a checkpoint is found at once

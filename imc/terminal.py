@@ -153,7 +153,7 @@ class _Screen:
     def width(self) -> int:
         try:
             return os.get_terminal_size(self.fileno()).columns
-        except (OSError, ValueError):
+        except (AttributeError, OSError, ValueError):
             return 0
 
     def fileno(self) -> int:

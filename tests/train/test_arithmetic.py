@@ -15,6 +15,7 @@ from imc.checkpoint import read_checkpoint, write_checkpoint
 from imc.config import Config
 from imc.data import Images
 from imc.errors import StoppedError
+from imc.loop import Loop
 from imc.train import train
 from imc_kernels import native
 
@@ -28,6 +29,19 @@ def stopped(tiny: Config, digits: Images) -> Config:
         train(dataclasses.replace(tiny, threads=3, stop_after_epoch=1), digits)
     torch.set_num_threads(1)
     return Config(out=tiny.out, resume=True)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads with which runs train, each as it begins."""
+    numbers, run = [], Loop.run
+
+    def observed(loop: Loop) -> None:
+        numbers.append(torch.get_num_threads())
+        run(loop)
+
+    monkeypatch.setattr(Loop, "run", observed)
+    return numbers
 
 
 def warnings(text: str) -> list[str]:
@@ -46,21 +60,21 @@ def test_a_run_records_it(trained: Path) -> None:
 
 
 def test_a_resumed_run_takes_the_recorded_threads(
-    stopped: Config, digits: Images, capsys: pytest.CaptureFixture[str]
+    stopped: Config, digits: Images, used: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     train(stopped, digits, report=False)
-    assert torch.get_num_threads() == 3
+    assert used == [3]
     assert json.loads((Path(str(stopped.out)) / "config.json").read_text())["threads"] == 3
     assert warnings(capsys.readouterr().err) == []
 
 
 def test_other_threads_asked_for_are_taken_and_named(
-    stopped: Config, digits: Images, capsys: pytest.CaptureFixture[str]
+    stopped: Config, digits: Images, used: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     train(dataclasses.replace(stopped, threads=2), digits, report=False)
-    assert torch.get_num_threads() == 2
+    assert used == [2]
     (sentence,) = warnings(capsys.readouterr().err)
     assert "began with threads 3 and goes on with threads 2" in sentence
 
