@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.views import Batch
-from imc.distributed import Ranks
-from imc.loop import Loop
 from imc.methods import build_model
 from imc.methods.method import Step
 from imc.models.resnet import ResNet
 from imc.train import plan
+from imc.training.loop import Loop
+from imc.training.ranks import Ranks
 from imc_kernels import backends, prototype_scores
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

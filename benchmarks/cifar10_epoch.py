@@ -33,9 +33,9 @@ from torch import Tensor
 
 from imc.config import Config
 from imc.data import Dataset, Images, load
-from imc.distributed import Ranks
-from imc.loop import Loop
 from imc.train import plan
+from imc.training.loop import Loop
+from imc.training.ranks import Ranks
 from imc_kernels import backends
 
 WARMUP = 10

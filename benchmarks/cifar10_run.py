@@ -26,16 +26,16 @@ import torch
 from gpu_report import RESULTS
 from measure import machine
 
-from imc import arguments
-from imc.checkpoint import read_checkpoint
+from imc.command_line import arguments
 from imc.config import Config
 from imc.data import Dataset, load
 from imc.errors import StoppedError
-from imc.evaluation import outputs, recalibrate
 from imc.methods import build_model
-from imc.metrics import clustering_scores
-from imc.run_folder import LoadedRun
+from imc.runs.folder import LoadedRun
+from imc.scores.evaluation import outputs, recalibrate
+from imc.scores.metrics import clustering_scores
 from imc.train import train
+from imc.training.checkpoint import read_checkpoint
 
 PUBLISHED = {
     "imc-swav": "IMC-SwAV: ACC 89.1, NMI 81.1, ARI 79.0 after 500 epochs (mean of 15 runs)",

@@ -16,10 +16,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from imc.config import Config
 from imc.data.views import Batch
-from imc.distributed import Ranks
-from imc.loop import Loop
 from imc.methods import build_model
 from imc.methods.method import Step
+from imc.training.loop import Loop
+from imc.training.ranks import Ranks
 from imc_kernels import draw_crop_parameters, prototype_scores
 
 Losses = Callable[[Tensor, Tensor], Tensor]

@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from imc.command_line.interrupts import INTERRUPTED, second_interrupt_ends
+from imc.command_line.terminal import say, show
 from imc.errors import Error, RunError, UserError, out_of_memory
-from imc.interrupts import INTERRUPTED, second_interrupt_ends
-from imc.terminal import say, show
 from imc.text import shell_word
 
 COMMANDS = {

@@ -29,24 +29,26 @@ import torch
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from imc import arguments, cli, figures
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import show
 from imc.config import Config
-from imc.csv_files import Rows
 from imc.data import Images, name_of
-from imc.distributed import choose_device
 from imc.errors import UserError
-from imc.evaluation import embeddings, evenly_spaced, outputs
-from imc.metrics import SCORES
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.run_data import clustered
-from imc.run_folder import LoadedRun, load_run, write_json
-from imc.run_places import RUNS
-from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
-from imc.terminal import show
+from imc.files.csv import Rows
+from imc.files.paths import user_path
+from imc.files.run_places import RUNS
+from imc.files.whole import replacing
+from imc.machine.torch_state import turn
+from imc.pages import figures
+from imc.runs.data import clustered
+from imc.runs.folder import LoadedRun, load_run, write_json
+from imc.runs.several import SET_HERE, agreement, clusters_of, load_once, train_each
+from imc.scores.evaluation import embeddings, evenly_spaced, outputs
+from imc.scores.metrics import SCORES
 from imc.text import shortened, visible
-from imc.torch_state import turn
-from imc.whole_files import replacing
+from imc.training.ranks import choose_device
 
 SWEEP = "clusters-sweep"  # of the files
 SILHOUETTE_IMAGES = 2000  # evenly spaced; its cost grows with the square

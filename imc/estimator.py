@@ -20,17 +20,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from imc.command_line.terminal import silence
 from imc.config import Config
 from imc.data import Images
 from imc.data.cache import tensor_over
-from imc.distributed import choose_device
 from imc.errors import StoppedError, UserError
-from imc.evaluation import Outputs, outputs
-from imc.run_folder import MODEL, LoadedRun, load_run, save_model, write_json
-from imc.run_places import CONFIG
-from imc.terminal import silence
-from imc.torch_state import as_in_a_new_process
+from imc.files.run_places import CONFIG
+from imc.machine.torch_state import as_in_a_new_process
+from imc.runs.folder import MODEL, LoadedRun, load_run, save_model, write_json
+from imc.scores.evaluation import Outputs, outputs
 from imc.train import train
+from imc.training.ranks import choose_device
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would
 PAD = "pad"
@@ -115,7 +115,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         """Train, and cluster the images; ``y`` is ignored.
 
         Trains in this process, also where that is one of a distributed job, and in any state of torch
-        (:mod:`imc.torch_state`); fits of several threads take turns. What fails leaves the estimator as it was.
+        (:mod:`imc.machine.torch_state`); fits of several threads take turns. What fails leaves the estimator as it was.
         """
         before = dict(self.__dict__)
         try:

@@ -28,23 +28,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imc import arguments, cli
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import Stages, show
 from imc.data import Dataset, Images
-from imc.distributed import DEVICES, choose_device
+from imc.data.model_images import fit_for_model
 from imc.errors import UserError
-from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
-from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
-from imc.model_images import fit_for_model
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
-from imc.run_data import other_data, run_data
-from imc.run_figures import draw_confusion, draw_heatmaps, draw_plane
-from imc.run_folder import FIGURES, LoadedRun, load_run, write_json
-from imc.summary import summarise, summary_table, write_summary
-from imc.terminal import Stages, show
+from imc.files.paths import user_path
+from imc.machine.torch_state import turn
+from imc.pages.run_figures import draw_confusion, draw_heatmaps, draw_plane
+from imc.pages.summary import summarise, summary_table, write_summary
+from imc.runs.data import other_data, run_data
+from imc.runs.folder import FIGURES, LoadedRun, load_run, write_json
+from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
+from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
+from imc.scores.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.text import visible
-from imc.torch_state import turn
+from imc.training.ranks import DEVICES, choose_device
 
 EVALUATION = "evaluation.json"
 

@@ -38,19 +38,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imc import __version__, arguments, cli
+from imc import __version__, cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import Stages, show
 from imc.config import Config
 from imc.data import views
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
-from imc.evaluation import evenly_spaced
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.run_data import other_data
-from imc.run_folder import LoadedRun, load_run
-from imc.terminal import Stages, show
+from imc.files.paths import user_path
+from imc.machine.torch_state import turn
+from imc.runs.data import other_data
+from imc.runs.folder import LoadedRun, load_run
+from imc.scores.evaluation import evenly_spaced
 from imc.text import visible
-from imc.torch_state import turn
 
 FORMATS = ("torch", "onnx", "both")
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}

@@ -30,24 +30,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imc import arguments, cli
-from imc.csv_files import Rows
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import say, show, warn
 from imc.data.converted import Converted
 from imc.data.folders import Skipped
 from imc.data.ignored import mark_output
-from imc.distributed import DEVICES, choose_device
+from imc.data.model_images import bits_of_files
+from imc.data.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.errors import RunError, UserError
-from imc.evaluation import outputs
-from imc.model_images import bits_of_files
-from imc.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.run_folder import LoadedRun, load_run
-from imc.run_places import is_run
-from imc.terminal import say, show, warn
+from imc.files.csv import Rows
+from imc.files.paths import user_path
+from imc.files.run_places import is_run
+from imc.files.whole import replacing
+from imc.machine.torch_state import turn
+from imc.runs.folder import LoadedRun, load_run
+from imc.scores.evaluation import outputs
 from imc.text import shell_word, shortened, visible
-from imc.torch_state import turn
-from imc.whole_files import replacing
+from imc.training.ranks import DEVICES, choose_device
 
 BATCH = 256
 PRINTED = 20  # pictures whose clusters are printed

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imc import arguments, cli, page
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import Stages, show
 from imc.data import Dataset, Images
-from imc.distributed import DEVICES, choose_device
-from imc.evaluation import AS_TRAINED, BATCH, Outputs, outputs
-from imc.figures import most_and_least_certain
-from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
-from imc.model_images import fit_for_model
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.run_data import clustered, other_data, run_data
-from imc.run_figures import (
+from imc.data.model_images import fit_for_model
+from imc.files.paths import user_path
+from imc.files.whole import replacing
+from imc.machine.torch_state import turn
+from imc.pages import page
+from imc.pages.figures import most_and_least_certain
+from imc.pages.run_figures import (
     Drawn,
     class_of,
     describe,
@@ -39,12 +40,13 @@ from imc.run_figures import (
     draw_plane,
     prototype_winners,
 )
-from imc.run_files import read_json, read_metrics
-from imc.run_folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
-from imc.terminal import Stages, show
+from imc.runs.data import clustered, other_data, run_data
+from imc.runs.files import read_json, read_metrics
+from imc.runs.folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
+from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs
+from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.text import visible
-from imc.torch_state import turn
-from imc.whole_files import replacing
+from imc.training.ranks import DEVICES, choose_device
 
 PAGE = "report.html"
 PARTS = ("galleries", "embeddings", "evidence", "curves")  # as the progress bar calls them

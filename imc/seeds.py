@@ -17,17 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imc import arguments, cli
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.options import argument, check, option
+from imc.command_line.terminal import show
 from imc.config import Config
 from imc.data import name_of
 from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate
-from imc.options import argument, check, option
-from imc.paths import user_path
-from imc.run_places import RUNS
-from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
-from imc.summary import SUMMARY, summarise, summary_table, write_summary
-from imc.terminal import show
+from imc.files.paths import user_path
+from imc.files.run_places import RUNS
+from imc.pages.summary import SUMMARY, summarise, summary_table, write_summary
+from imc.runs.several import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
 
 
@@ -58,7 +59,7 @@ def seeds(options: Options, config: Config | None = None) -> dict[str, Any]:
         config: of the runs; its data set, seed and folder are set here.
 
     Returns:
-        The content of summary.json: :func:`imc.summary.summarise` of the runs, and ``agreement``, the mean
+        The content of summary.json: :func:`imc.pages.summary.summarise` of the runs, and ``agreement``, the mean
         adjusted Rand index over all pairs of runs (None for one seed).
 
     Raises:

@@ -38,32 +38,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from imc import arguments, cli, presets
-from imc.arithmetic import arithmetic, change
-from imc.checkpoint import require_fit
-from imc.config import Config
+from imc import cli
+from imc.command_line import arguments
+from imc.command_line.terminal import say, show, warn
+from imc.config import Config, presets
 from imc.data import Dataset, Images, absolute
+from imc.data.fingerprint import fingerprint
 from imc.data.views import unit_scale
-from imc.distributed import Ranks, choose_device, ranks, same_start
 from imc.errors import UserError
-from imc.evaluation import outputs
-from imc.fingerprint import fingerprint
-from imc.loop import Loop, compile_encoder
+from imc.files.paths import user_path
+from imc.files.run_places import CONFIG
+from imc.machine.arithmetic import arithmetic, change
+from imc.machine.threads import require_thread_independent, set_threads
+from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.models.convolution import make_thread_independent
-from imc.monitor import scarcity_warnings
-from imc.paths import user_path
-from imc.pretrained import load_pretrained
-from imc.results import table, write_results
-from imc.resume import Begun, begun
-from imc.run_data import clustered, fingerprint_of, require_apart, run_data, trained_parts
-from imc.run_folder import DATA, MODEL, LoadedRun, open_run_folder, require_free, run_folder, save_model, write_json
-from imc.run_places import CONFIG
-from imc.terminal import say, show, warn
-from imc.threads import require_thread_independent, set_threads
-from imc.torch_state import seed_generators, turn
+from imc.models.pretrained import load_pretrained
+from imc.pages.results import table, write_results
+from imc.runs.data import clustered, fingerprint_of, require_apart, run_data, trained_parts
+from imc.runs.folder import DATA, MODEL, LoadedRun, open_run_folder, require_free, run_folder, save_model, write_json
+from imc.runs.resume import Begun, begun
+from imc.scores.evaluation import outputs
+from imc.training.checkpoint import require_fit
+from imc.training.loop import Loop, compile_encoder
+from imc.training.monitor import scarcity_warnings
+from imc.training.ranks import Ranks, choose_device, ranks, same_start
 from imc_kernels import backends
 
 
@@ -105,11 +106,11 @@ def train(
     """Train, evaluate and write the run folder.
 
     What the caller has set in torch does not change the run, and is as before when it has ended: see
-    :mod:`imc.torch_state`. While it lasts, torch's global generators and number of threads are the run's, so another
-    thread's call waits. Under torchrun, and where torch.distributed is initialised, every process calls this.
+    :mod:`imc.machine.torch_state`. While it lasts, torch's global generators and number of threads are the run's, so
+    another thread's call waits. Under torchrun, and where torch.distributed is initialised, every process calls this.
 
     Args:
-        config: what to run; what it leaves open, :mod:`imc.presets` fills in.
+        config: what to run; what it leaves open, :mod:`imc.config.presets` fills in.
         data: the images to use instead of loading ``config.data``.
         encoder: a module from images [B, C, H, W] to features [B, F], instead of ``config.encoder``.
         report: False: end with the model, without evaluation and figures.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
-from imc.paths import meant, user_path
+from imc.files.paths import meant, user_path
 
 __all__ = ["NAMES", "Dataset", "Images", "absolute", "load", "name_of"]
 

@@ -18,7 +18,7 @@ from imc.data.dataset import Images
 from imc.data.files import is_unicode, refusal
 from imc.data.pixel_bits import PixelBits, Range, as_bytes
 from imc.errors import UserError
-from imc.machine_memory import machine_memory
+from imc.machine.memory import machine_memory
 
 # Names of the arrays in an .npz: images and labels to cluster, images and labels held out.
 TRAIN_IMAGES = ("images", "x", "x_train", "train_images")

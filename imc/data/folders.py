@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imc.command_line.terminal import progress
 from imc.data.cache import cached, stamp
 from imc.data.converted import Converted
 from imc.data.decode import Kind, UnreadableError, decode, read_header, read_kind
@@ -28,8 +29,7 @@ from imc.data.files import refusal
 from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, is_hidden, is_output, is_output_figure
 from imc.data.pixel_bits import PixelBits
-from imc.run_places import CONFIG
-from imc.terminal import progress
+from imc.files.run_places import CONFIG
 from imc.text import printable
 
 VERSION = 2  # of what an entry of the cache holds

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from imc.run_places import CONFIG
+from imc.files.run_places import CONFIG
 
 # Folders that systems and programs keep beside a user's files, by their names in lower case. Nearly all others begin
 # with a dot. Not a rule on the first character: #sunset and @home are classes that people have.

@@ -12,8 +12,8 @@ from imc.data.dataset import Images
 from imc.data.folder_sets import read_imagenette, read_tiny_imagenet
 from imc.data.idx import read_idx_folder
 from imc.data.stl10 import read_stl10
-from imc.environment import folder_of
 from imc.errors import UserError
+from imc.machine.environment import folder_of
 
 VARIABLE = "IMC_DATA"
 Splits = tuple[Images, Images, Images | None, str]  # train, test, unlabeled, and what else the note says

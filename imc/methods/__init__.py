@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imc.config import Config
 from imc.errors import UserError
-from imc.machine_memory import machine_memory
+from imc.machine.memory import machine_memory
 from imc.methods.method import Method
 from imc.models.encoders import build_encoder
 
@@ -20,7 +20,7 @@ def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
     """The untrained model of a resolved configuration.
 
     Args:
-        config: of :func:`imc.presets.resolve`.
+        config: of :func:`imc.config.presets.resolve`.
         encoder: any module from images to features, in place of the configuration's.
     """
     return _build(config, build_encoder(config, encoder))

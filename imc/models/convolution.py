@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from imc.threads import one_thread
+from imc.machine.threads import one_thread
 
 
 class Convolution(nn.Conv2d):

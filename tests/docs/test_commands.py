@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imc import arguments, cli
+from imc import cli
+from imc.command_line import arguments
 from imc.config import Config
 from imc.errors import UserError
 

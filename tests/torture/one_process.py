@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imc.checkpoint import read_checkpoint
 from imc.errors import UserError
-from imc.loop import Loop
-from imc.run_folder import CHECKPOINT
+from imc.runs.folder import CHECKPOINT
+from imc.training.checkpoint import read_checkpoint
+from imc.training.loop import Loop
 from torture.runs import UPDATES, Process, difference
 from torture.table import Bench, Row
 

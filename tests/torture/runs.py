@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import imc.loop
 import imc.train
+import imc.training.loop
 from imc import cli
-from imc.checkpoint import read_checkpoint, write_checkpoint
 from imc.data import load
-from imc.run_folder import CHECKPOINT, METRICS, RESULT
+from imc.runs.folder import CHECKPOINT, METRICS, RESULT
+from imc.training.checkpoint import read_checkpoint, write_checkpoint
 
 DIGITS, EPOCHS, UPDATES = 500, 3, 15
 COMMAND = [
@@ -173,7 +173,7 @@ def _record_checkpoints(end: int) -> None:
         write_checkpoint(folder, content)
         os.write(end, _RECORD.pack(content["update"]))
 
-    imc.loop.write_checkpoint = recording  # type: ignore[attr-defined]
+    imc.training.loop.write_checkpoint = recording  # type: ignore[attr-defined]
 
 
 def left_by(folder: Path) -> dict[str, Any]:

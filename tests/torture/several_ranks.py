@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imc.checkpoint import read_checkpoint
-from imc.run_folder import CHECKPOINT
+from imc.runs.folder import CHECKPOINT
+from imc.training.checkpoint import read_checkpoint
 from torture.runs import LIMIT, UPDATES, Ended, Process, left_by, torchrun
 from torture.table import Bench, Row
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imc.checkpoint import read_checkpoint
+from imc.training.checkpoint import read_checkpoint
 from torture.runs import Ended, Process, difference, left_by
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from imc.arithmetic import arithmetic, change
-from imc.checkpoint import read_checkpoint, write_checkpoint
 from imc.config import Config
 from imc.data import Images
 from imc.errors import StoppedError
-from imc.loop import Loop
+from imc.machine.arithmetic import arithmetic, change
 from imc.train import train
+from imc.training.checkpoint import read_checkpoint, write_checkpoint
+from imc.training.loop import Loop
 from imc_kernels import native
 
 CPU = torch.device("cpu")

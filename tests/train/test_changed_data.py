@@ -20,11 +20,11 @@ from train.conftest import tiny_config
 from imc.cli import main
 from imc.config import Config
 from imc.data import Images
+from imc.data.fingerprint import DATA, difference, fingerprint
 from imc.errors import StoppedError, UserError
-from imc.fingerprint import DATA, difference, fingerprint
-from imc.run_data import other_data, run_data
-from imc.run_folder import CHECKPOINT, CONFIG, read_config
-from imc.several_runs import train_each
+from imc.runs.data import other_data, run_data
+from imc.runs.folder import CHECKPOINT, CONFIG, read_config
+from imc.runs.several import train_each
 from imc.train import plan, train
 
 COUNT = 16

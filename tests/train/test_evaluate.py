@@ -15,14 +15,14 @@ from imc.data import Dataset, Images
 from imc.data.resize import resized
 from imc.errors import UserError
 from imc.evaluate import Options, evaluate, table
-from imc.evaluation import outputs, plane, recalibrate
 from imc.export import ExportedModel
+from imc.pages.summary import summarise, summary_table, write_summary
 from imc.report import Options as ReportOptions
 from imc.report import report
-from imc.run_data import other_data, run_data
-from imc.run_files import read_clusters, read_json
-from imc.run_folder import DATA, load_run
-from imc.summary import summarise, summary_table, write_summary
+from imc.runs.data import other_data, run_data
+from imc.runs.files import read_clusters, read_json
+from imc.runs.folder import DATA, load_run
+from imc.scores.evaluation import outputs, plane, recalibrate
 from imc.train import train
 
 

@@ -15,10 +15,10 @@ from imc.cli import main
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError
-from imc.evaluation import outputs
 from imc.export import ExportedModel, Options, traced
 from imc.methods import build_model
-from imc.run_folder import LoadedRun, load_run
+from imc.runs.folder import LoadedRun, load_run
+from imc.scores.evaluation import outputs
 from imc.train import plan
 
 SCRIPT = """

@@ -19,8 +19,8 @@ from imc.cli import main
 from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError
-from imc.loop import Loop
 from imc.train import train
+from imc.training.loop import Loop
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from imc import figures
 from imc.data import Images
-from imc.evaluation import Outputs
-from imc.run_figures import describe, draw_confusion, draw_counts, draw_heatmaps, draw_plane
-from imc.run_folder import load_run
+from imc.pages import figures
+from imc.pages.run_figures import describe, draw_confusion, draw_counts, draw_heatmaps, draw_plane
+from imc.runs.folder import load_run
+from imc.scores.evaluation import Outputs
 
 
 @pytest.mark.parametrize(("clusters", "channels"), [(3, 1), (4, 3), (60, 1)])
@@ -121,7 +121,9 @@ def test_a_class_and_its_cluster_have_one_colour_and_no_other(
     assigned = np.arange(300) % clusters
     # Cluster c is that of class classes - 1 - c, as far as there are classes.
     images = some_images(classes, np.maximum(classes - 1 - assigned, 0))
-    monkeypatch.setattr("imc.run_figures.plane", lambda features, seed: features.numpy()[:, :2])  # t-SNE takes seconds
+    monkeypatch.setattr(
+        "imc.pages.run_figures.plane", lambda features, seed: features.numpy()[:, :2]
+    )  # t-SNE takes seconds
     features, probabilities = torch.randn(300, 3), torch.eye(clusters)[torch.from_numpy(assigned)]
     draw_plane(Path("x"), images, Outputs(features, probabilities, torch.empty(300, 0)), seed=0)
     by_cluster, by_class = (colours_by_name(axes) for axes in drawn[0].axes)

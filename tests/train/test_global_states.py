@@ -29,9 +29,9 @@ from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate
 from imc.export import Options as ExportOptions
 from imc.export import export
+from imc.machine.torch_state import as_in_a_new_process, turn
 from imc.methods import build_model
-from imc.run_folder import load_run
-from imc.torch_state import as_in_a_new_process, turn
+from imc.runs.folder import load_run
 from imc.train import plan, train
 
 pytestmark = pytest.mark.filterwarnings(
@@ -132,7 +132,7 @@ def test_every_command_gives_the_same_as_a_function_in_any_state(
     split_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "imc.figures._save", lambda _figure, path: Image.new("L", (4, 4)).save(path)
+        "imc.pages.figures._save", lambda _figure, path: Image.new("L", (4, 4)).save(path)
     )  # most of the time
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from imc.heatmaps import heatmaps
+from imc.pages.heatmaps import heatmaps
 
 
 class Model(nn.Module):

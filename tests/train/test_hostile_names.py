@@ -19,24 +19,24 @@ import pytest
 import torch
 from PIL import Image
 
-from imc import figures, page
 from imc.cli import main
-from imc.csv_files import Rows, read_rows
 from imc.data import Dataset, Images
 from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate, table
 from imc.export import Options as ExportOptions
 from imc.export import export
-from imc.figure_text import LONGEST_NAME, drawable
+from imc.files.csv import Rows, read_rows
+from imc.files.whole import replacing
+from imc.pages import figures, page
+from imc.pages.figure_text import LONGEST_NAME, drawable
+from imc.pages.results import table as results_table
+from imc.pages.results import write_results
 from imc.predict import Options as PredictOptions
 from imc.predict import predict
 from imc.report import Options as ReportOptions
 from imc.report import report
-from imc.results import table as results_table
-from imc.results import write_results
-from imc.run_folder import load_run
+from imc.runs.folder import load_run
 from imc.text import printable, shell_word, shortened, visible
-from imc.whole_files import replacing
 
 HOSTILE = (
     *("$x", "$\\frac{1}", "$x_$y", "_hidden", "a_b^c", "\\alpha", "%s%d%", "{0}{name}", "{", "*[a-z]?", "(", "(?P<x>"),

@@ -8,7 +8,7 @@ import torch
 
 from imc.errors import RunError
 from imc.methods.method import Step
-from imc.monitor import EpochMonitor, collapse_warnings, scarcity_warnings
+from imc.training.monitor import EpochMonitor, collapse_warnings, scarcity_warnings
 
 
 def make_step(swapped: float = 1.0, information: float = -2.0) -> Step:

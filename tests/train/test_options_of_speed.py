@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import imc.event_files
+import imc.training.events
 from imc.config import Config
 from imc.data import Images
 from imc.errors import UserError
@@ -92,4 +92,4 @@ def test_tensorboard_gets_the_terms(tiny: Config, digits: Images) -> None:
 def test_tensorboard_that_is_not_installed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
-        imc.event_files.EventFiles(True)
+        imc.training.events.EventFiles(True)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from imc import presets
-from imc.config import Config
+from imc.config import Config, presets
 from imc.errors import UserError
-from imc.optimizer import learning_rate
+from imc.training.optimizer import learning_rate
 
 
 def resolved(method: str, data: str, side: int, channels: int = 3, **given: Any) -> Config:

@@ -16,9 +16,9 @@ from imc.config import Config
 from imc.data import Images
 from imc.errors import UserError
 from imc.models.encoders import CustomEncoder, DigitsEncoder
+from imc.models.pretrained import Matched, load_pretrained
 from imc.models.resnet import ResNet
-from imc.pretrained import Matched, load_pretrained
-from imc.run_folder import load_run
+from imc.runs.folder import load_run
 from imc.train import train
 
 State = dict[str, Tensor]

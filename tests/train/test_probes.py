@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from imc.data import Images
-from imc.probes import knn_accuracy, linear_probe_accuracy
+from imc.scores.probes import knn_accuracy, linear_probe_accuracy
 
 
 def blobs(count: int, seed: int, spread: float = 0.3) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,11 @@ from train.conftest import crlc_config, tiny_config
 
 import imc.train
 from imc import ImageClusterer
-from imc.checkpoint import read_checkpoint
 from imc.config import Config
 from imc.data import Dataset, Images, load
 from imc.errors import StoppedError, UserError
-from imc.loop import Loop
+from imc.training.checkpoint import read_checkpoint
+from imc.training.loop import Loop
 
 # 60 divides into 2 and 3; synchronised, the statistics are those of one process. SGD, since Adam makes a whole step of
 # the rounding error in a gradient of 0 (that of a bias before a normalisation).
@@ -146,12 +146,12 @@ def torchrun(*arguments: str, world: int) -> list[str]:
 
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
     code = (
-        "import os, imc.loop\n"
-        "step = imc.loop.Loop.train_step\n"
+        "import os, imc.training.loop\n"
+        "step = imc.training.loop.Loop.train_step\n"
         "def dying(self, *arguments):\n"
         "    step(self, *arguments)\n"
         "    if self.ranks.rank == 1 and self.update == 3: os.kill(os.getpid(), 9)\n"
-        "imc.loop.Loop.train_step = dying\n"
+        "imc.training.loop.Loop.train_step = dying\n"
         "from imc.cli import main\n"
         "raise SystemExit(main(['train', '--threads', '1', '--epochs', '3', '--out', 'run']))\n"
     )
@@ -193,7 +193,7 @@ def test_torchrun_writes_one_run(tmp_path: Path) -> None:
 def test_a_batch_that_the_ranks_cannot_share_is_refused(
     tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imc.distributed import Ranks
+    from imc.training.ranks import Ranks
 
     with pytest.raises(UserError, match="--batch-size must be a multiple of 3, the ranks, got 64"):
         Loop(imc.train.build_model(imc.train.plan(tiny, digits)), [digits.images], tiny, Ranks(0, 3))

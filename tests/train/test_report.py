@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imc import page
 from imc.cli import main
 from imc.data import Dataset
-from imc.evaluation import Outputs, outputs
+from imc.pages import page
 from imc.report import Options, report
+from imc.scores.evaluation import Outputs, outputs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

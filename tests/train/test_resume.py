@@ -20,14 +20,14 @@ from processes import running
 from torch import Tensor
 from train.conftest import crlc_config, tiny_config
 
-import imc.loop
-from imc.checkpoint import read_checkpoint
+import imc.training.loop
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError, UserError
-from imc.loop import Loop
-from imc.run_folder import CHECKPOINT
+from imc.runs.folder import CHECKPOINT
 from imc.train import train
+from imc.training.checkpoint import read_checkpoint
+from imc.training.loop import Loop
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +227,7 @@ def test_resume_without_a_checkpoint_starts_anew(
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
-    with imc.loop.StopSignals() as signals:
+    with imc.training.loop.StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received
         with pytest.raises(KeyboardInterrupt):
@@ -242,7 +242,7 @@ def fails_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if next(count) >= write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("imc.run_folder.os.fsync", fsync)
+    monkeypatch.setattr("imc.runs.folder.os.fsync", fsync)
 
 
 # The images' fingerprint, config, checkpoint, metrics, checkpoint, metrics, checkpoint, model.
@@ -277,8 +277,8 @@ def stopped_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
         replace(*arguments)
         terminate(next(count) == write + 1)
 
-    monkeypatch.setattr("imc.run_folder.os.fsync", fsync_with_signal)
-    monkeypatch.setattr("imc.run_folder.os.replace", replace_with_signal)
+    monkeypatch.setattr("imc.runs.folder.os.fsync", fsync_with_signal)
+    monkeypatch.setattr("imc.runs.folder.os.replace", replace_with_signal)
 
 
 # The images' fingerprint, config, the first checkpoint, the first epoch's metrics and checkpoint, and the last epoch's,

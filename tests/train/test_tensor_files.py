@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from imc.tensor_files import read_tensors
+from imc.files.tensors import read_tensors
 
 
 class Options(dict):  # type: ignore[type-arg]

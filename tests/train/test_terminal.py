@@ -20,9 +20,9 @@ from processes import running
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from imc.command_line.terminal import Stages, progress, say, show
 from imc.data import load
-from imc.evaluation import kmeans_on_pixels
-from imc.terminal import Stages, progress, say, show
+from imc.scores.evaluation import kmeans_on_pixels
 
 IMC = [sys.executable, "-m", "imc"]
 

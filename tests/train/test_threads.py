@@ -13,7 +13,7 @@ from torture.threads import batch_norm, differing
 
 from imc.config import Config
 from imc.errors import UserError
-from imc.threads import require_thread_independent
+from imc.machine.threads import require_thread_independent
 
 UNSET = ("MKL_CBWR", "OMP_NUM_THREADS", "IMC_BACKEND")
 without_mkl = pytest.mark.skipif(
@@ -53,7 +53,7 @@ GRADIENTS = """
 import torch
 from imc.models.convolution import make_thread_independent
 from imc.models.resnet import ResNet
-from imc.threads import set_threads
+from imc.machine.threads import set_threads
 
 def gradients(threads):
     set_threads(threads)
@@ -96,7 +96,7 @@ import torch
 product = torch.rand(64, 64) @ torch.rand(64, 64)
 from imc.config import Config
 from imc.errors import UserError
-from imc.threads import _products_depend_on_threads, require_thread_independent, set_threads
+from imc.machine.threads import _products_depend_on_threads, require_thread_independent, set_threads
 set_threads(2)
 if not _products_depend_on_threads():
     print("independent")

@@ -15,7 +15,7 @@ from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
 from imc.methods import build_model, misfit
-from imc.run_folder import FILES, load_run, open_run_folder, require_free
+from imc.runs.folder import FILES, load_run, open_run_folder, require_free
 from imc.train import plan, train
 from imc_kernels import backends
 

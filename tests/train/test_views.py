@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imc import presets
-from imc.config import Config
+from imc.config import Config, presets
 from imc.data.pixels import ResidentPixels, StreamedPixels, open_pixels
 from imc.data.views import AffineViews, Batch, CropViews, as_float, epoch_order, prepare, resize
 from imc.errors import UserError

@@ -28,19 +28,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from imc.checkpoint import read_checkpoint
 from imc.config import Config
 from imc.data import load
 from imc.data.cache import cached
 from imc.data.decode import UnreadableError, decode, read_header
+from imc.data.fingerprint import read_record
 from imc.data.formats import FORMATS
 from imc.errors import UserError
-from imc.fingerprint import read_record
-from imc.pretrained import load_pretrained
-from imc.run_files import read_clusters, read_json, read_metrics
-from imc.run_folder import CHECKPOINT, DATA, METRICS, MODEL, load_run, read_config
-from imc.run_places import CONFIG
+from imc.files.run_places import CONFIG
+from imc.models.pretrained import load_pretrained
+from imc.runs.files import read_clusters, read_json, read_metrics
+from imc.runs.folder import CHECKPOINT, DATA, METRICS, MODEL, load_run, read_config
 from imc.train import train
+from imc.training.checkpoint import read_checkpoint
 
 SECONDS = 5.0  # of processor time that a reader may take for a small file
 ROOT = Path(tempfile.gettempdir()) / f"imc-readers-{os.getpid()}"

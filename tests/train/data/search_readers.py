@@ -22,7 +22,7 @@ LIMITS = ["-rss_limit_mb=4096", "-timeout=20", "-max_len=20000", "-print_final_s
 
 def search(name: str, seconds: int) -> None:
     """Does not return."""
-    with atheris.instrument_imports(include=["imc.data", "imc.run_files", "imc.config", "pickletools", "tarfile"]):
+    with atheris.instrument_imports(include=["imc.data", "imc.runs.files", "imc.config", "pickletools", "tarfile"]):
         import readers
 
         reader = readers.READERS[name]

@@ -285,7 +285,7 @@ def test_arrays_with_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_npz_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imc.machine_memory.os.sysconf", lambda _: 1000)
+    monkeypatch.setattr("imc.machine.memory.os.sysconf", lambda _: 1000)
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(1_000_000))
     monkeypatch.setattr(np, "load", None)

@@ -17,7 +17,7 @@ from imc.data.folders import Skipped, decode_folder
 from imc.data.ignored import is_hidden, mark_output
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
-from imc.run_data import require_apart
+from imc.runs.data import require_apart
 
 PIXELS, _ = layouts.draw(3, 32, 3, 1)
 HIDDEN = (

@@ -1,0 +1,107 @@
+"""Options as the fields of a dataclass: one field, one default, one line of help, and the bounds of its value.
+
+A command's flags (:mod:`imc.command_line.arguments`) and the check of values that come from Python both read them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from imc.errors import UserError
+
+
+def option(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    method: str | None = None,
+) -> Any:
+    """A flag: its default, its group and line in ``--help``, the bounds of its value or the texts accepted, and the
+    method that alone has it.
+
+    A default of None stands for what is chosen later; the field's type is then that of the choice.
+    """
+    bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
+    return field(
+        default=default,
+        metadata={
+            "group": group,
+            "help": f"{method}: {help}" if method else help,
+            "method": method,
+            "bounds": {k: v for k, v in bounds.items() if v is not None},
+            "choices": choices,
+        },
+    )
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A positional argument: text, or one or more texts where the field is a tuple. It has no default."""
+    return field(metadata={"metavar": metavar, "help": help, "bounds": {}, "choices": ()})
+
+
+def check(options: Any) -> None:
+    """Accept the values of an options dataclass.
+
+    Raises:
+        UserError: the first value that is not accepted, with what is.
+    """
+    hints = get_type_hints(type(options))
+    for entry in fields(options):
+        name, value = flag(entry.name), getattr(options, entry.name)
+        choices = entry.metadata["choices"]
+        if value is None and entry.default is None:
+            continue
+        if choices and value not in choices:
+            raise UserError(f"{name} {value!r} is not known; accepted are {', '.join(choices)}")
+        if "metavar" not in entry.metadata:
+            _check(name, value, hints[entry.name], entry.metadata["bounds"])
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
+    members = get_args(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple) or not value:
+            raise UserError(f"{name} must be one or more numbers, got {value!r}")
+        for member in value:
+            _check(name, member, members[0], bounds)
+        if Ellipsis not in members and (len(value) != len(members) or value[0] > value[-1]):
+            raise UserError(f"{name} must be {len(members)} numbers, the smaller first, got {value}")
+        return
+    accepted = members or (hint,)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool):
+        accepted = (*accepted, int)
+    wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)
+    wrong = wrong or (isinstance(value, str) and not is_text(value))
+    if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and _within(value, bounds))):
+        kind = "a number" if float in accepted else "an integer" if int in accepted else "a text that is not empty"
+        kind = "True or False" if bool in accepted else kind
+        limits = " and ".join(f"{relation} {limit:g}" for relation, limit in bounds.items())
+        raise UserError(f"{name} must be {kind}{' ' * bool(limits)}{limits}, got {value!r}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is text that a command line can hold and a file system can have as a name."""
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _within(value: float, bounds: dict[str, float]) -> bool:
+    holds = {
+        "of at least": lambda limit: value >= limit,
+        "above": lambda limit: value > limit,
+        "of at most": lambda limit: value <= limit,
+        "below": lambda limit: value < limit,
+    }
+    return all(holds[relation](limit) for relation, limit in bounds.items())

@@ -1,0 +1,54 @@
+"""Whether images are of the kind that a trained model takes, and how their pixels become those."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from imc.command_line.terminal import warn
+from imc.config import Config
+from imc.data import Dataset, Images
+from imc.data.pixel_bits import MAX_BITS, PixelBits
+from imc.data.resize import resized
+from imc.errors import UserError
+
+KINDS = {1: "grey images", 3: "images in colour"}
+
+
+def fit_for_model(config: Config, data: Dataset) -> Dataset:
+    """The images at the size that a run's model takes; of another size they are cut square and resized, with a warning.
+
+    Args:
+        config: of the run, resolved.
+        data: the images.
+
+    Raises:
+        UserError: they are in colour where the run's are grey, or the other way round.
+    """
+    channels = data.train.images.shape[-1]
+    if channels != config.channels:
+        raise UserError(f"{data.name} has {_kind(channels)}, and the run was trained on {_kind(config.channels)}")
+    height, width = data.train.images.shape[1:3]
+    if min(height, width) == config.side:
+        return data
+
+    def fitting(split: Images) -> Images:
+        return replace(split, images=resized(split.images, config.side))
+
+    side = config.side
+    sentence = f"{data.name} has images of {width}x{height} pixels, and the run takes {side}x{side}: they are resized"
+    warn(sentence)
+    return replace(
+        data,
+        train=fitting(data.train),
+        test=None if data.test is None else fitting(data.test),
+        note="; ".join(filter(None, [data.note, sentence])),
+    )
+
+
+def bits_of_files(config: Config) -> PixelBits:
+    """By what a run scales the pixels of over 8 bits of further files: as in training; all 16 bits if it saw none."""
+    return PixelBits(config.pixel_bits or MAX_BITS)
+
+
+def _kind(channels: int) -> str:
+    return KINDS.get(channels, f"images of {channels} channels")

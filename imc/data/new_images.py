@@ -1,0 +1,116 @@
+"""The images that `imc predict` is given: folders, pictures and arrays, one after another as a run takes them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imc.config import Config
+from imc.data.arrays import read_npy
+from imc.data.converted import Converted
+from imc.data.dataset import Dataset
+from imc.data.folders import Skipped, decode_files, decode_folder
+from imc.data.model_images import fit_for_model
+from imc.data.pixel_bits import PixelBits
+from imc.errors import UserError
+from imc.files.paths import meant, user_path
+
+FOLDER, PICTURE, ARRAY = "folder", "picture", "array"
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """One image.
+
+    Attributes:
+        name: in the CSV: relative to the folder where one is all that was given, else as it was given; of an array its
+            name and the row.
+        pixels: uint8 [side, side, C]; of an array [H, W, C], the shorter of both the side.
+        path: the file; None: a row of an array.
+        place: where a copy of the file goes below a folder of its cluster.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    path: Path | None = None
+    place: str = ""
+
+
+def sources(given: Sequence[str]) -> list[Path]:
+    """The folders and files that a user names.
+
+    Raises:
+        UserError: one is not there.
+    """
+    paths = [user_path(text) for text in given]
+    for text, path in zip(given, paths, strict=True):
+        if not (os.path.isdir(path) or os.path.isfile(path)):
+            close = meant(text)
+            hint = f"; did you mean {close}?" if close else ""
+            there = "is no folder and no file" if os.path.exists(path) else "is not there"
+            raise UserError(f"{text!r} {there}; accepted are folders of images, pictures and .npy files{hint}")
+    return paths
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a source is one image."""
+    return _kind(path) == PICTURE
+
+
+def holds_arrays(paths: Sequence[Path]) -> bool:
+    """Whether some of the images are no files."""
+    return any(_kind(path) == ARRAY for path in paths)
+
+
+def title(paths: Sequence[Path]) -> str:
+    """A name for what is predicted: of a folder its own, of a file its own without the suffix."""
+    first = paths[0].resolve().name if paths[0].is_dir() else paths[0].stem
+    return (first or "images") + (f"-and-{len(paths) - 1}-more" if len(paths) > 1 else "")
+
+
+def read_new_images(
+    paths: Sequence[Path], config: Config, skipped: Skipped, converted: Converted, bits: PixelBits
+) -> Iterator[NewImage]:
+    """The images of all the sources, in their order, a bounded number of those in files in memory.
+
+    Args:
+        paths: of :func:`sources`.
+        config: of the run, resolved.
+        skipped: takes the files that cannot be read.
+        converted: takes the kinds of the images in files.
+        bits: what scales pixels of over 8 bits in files; meets their largest value.
+
+    Raises:
+        UserError: a folder that is a run, or an array that is none of images, or of other channels than the run's.
+    """
+    into = (config.side, config.channels, skipped, converted, bits)
+    for kind, group in itertools.groupby(paths, _kind):
+        if kind == PICTURE:  # those that follow one another together, so that they are decoded in threads
+            for name, pixels in decode_files(Path(), [str(path) for path in group], *into):
+                yield NewImage(name, pixels, Path(name), Path(name).name)
+            continue
+        for path in group:
+            if kind == ARRAY:
+                yield from _rows(path, config)
+                continue
+            for name, pixels in decode_folder(path, *into):
+                one = len(paths) == 1
+                place = name if one else os.path.join(path.resolve().name, name)
+                yield NewImage(name if one else str(path / name), pixels, path / name, place)
+
+
+def _kind(path: Path) -> str:
+    return FOLDER if path.is_dir() else ARRAY if path.suffix.lower() == ".npy" else PICTURE
+
+
+def _rows(path: Path, config: Config) -> Iterator[NewImage]:
+    images, _, note = read_npy(str(path), path, config.pixel_bits)
+    data = Dataset(str(path), images, test=None, unlabeled=None, mean=(), std=(), note=note)
+    for row, pixels in enumerate(fit_for_model(config, data).train.images):
+        yield NewImage(f"{path}[{row}]", pixels.numpy())

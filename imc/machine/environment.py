@@ -1,0 +1,48 @@
+"""What the environment says: variables. One that is empty or blank counts as not set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from imc.errors import UserError
+from imc.files.paths import user_path
+
+
+def variable(name: str) -> str | None:
+    """The text of an environment variable; None where it is not set, empty or blank."""
+    return os.environ.get(name, "").strip() or None
+
+
+def number(name: str, default: int, *, at_least: int = 0, at_most: int | None = None) -> int:
+    """The integer of an environment variable.
+
+    Raises:
+        UserError: it is none, or beyond the bounds.
+    """
+    text = variable(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = at_least - 1
+    if value < at_least or (at_most is not None and value > at_most):
+        bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise UserError(f"the environment variable {name} must be an integer {bounds}, got {text!r}")
+    return value
+
+
+def folder_of(name: str, *default: str) -> Path:
+    """The folder that an environment variable names, or else one in ``~/.cache/imc``.
+
+    Raises:
+        UserError: it is not set, and the user has no home.
+    """
+    text = variable(name)
+    if text is not None:
+        return user_path(text)
+    home = user_path("~")
+    if not home.is_absolute():  # a container's user without an entry among the users
+        raise UserError(f"there is no home to keep data in; set the environment variable {name} to a folder")
+    return home.joinpath(".cache", "imc", *default)

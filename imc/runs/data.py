@@ -1,0 +1,158 @@
+"""The data set that a configuration names, and the images in it whose clusters the run reports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imc.command_line.terminal import warn
+from imc.config import Config
+from imc.data import NAMES, Dataset, Images, absolute, is_folder, load
+from imc.data.fingerprint import difference, fingerprint, read_record
+from imc.data.model_images import bits_of_files, fit_for_model
+from imc.data.statistics import channel_statistics
+from imc.errors import UserError
+from imc.files.paths import user_path
+from imc.training.ranks import choose_device
+
+SIDE_WITHOUT_GPU = 32
+
+
+def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
+    """``data`` as a data set, or the one that the configuration names.
+
+    Raises:
+        UserError: it is not there, cannot be read, or has labels that are none of its classes.
+    """
+    if isinstance(data, Images):
+        mean, std = channel_statistics(data.images)
+        data = Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
+    if data is not None:
+        test = None if data.test is None else _labelled(data.test)
+        return replace(data, train=_labelled(data.train), test=test)
+    return load(
+        config.data,
+        root=None if config.data_root is None else user_path(config.data_root),
+        image_size=_image_size(config),
+        labels_from_folders=config.labels_from_folders,
+        download=config.download,
+        pixel_bits=config.pixel_bits,
+    )
+
+
+def _labelled(images: Images) -> Images:
+    """Images given from Python: labels that are all below 0 are no labels."""
+    labels, count = images.labels, len(images.class_names)
+    if labels is None:
+        return images
+    if labels.dim() != 1 or len(labels) != len(images.images) or labels.is_floating_point():
+        raise UserError(
+            f"the labels of {images.name} must be whole numbers, one for each of {len(images.images)} images"
+        )
+    highest = int(labels.max()) if len(labels) else -1
+    if highest >= count:
+        raise UserError(f"the labels of {images.name} go up to {highest}, and it names {count} classes")
+    return replace(images, labels=labels.long() if highest >= 0 else None)
+
+
+def _image_size(config: Config) -> int | None:
+    """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
+    if config.image_size is not None or not is_folder(config.data):
+        return config.image_size
+    if config.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
+        return config.side
+    return SIDE_WITHOUT_GPU if choose_device(config.device).type == "cpu" else None
+
+
+def require_apart(out: Path, source: str, data: Dataset) -> None:
+    """What a run writes does not come to lie among the images it reads, to be read with them the next time.
+
+    Raises:
+        UserError: the run's folder is that of the images, or holds some of them.
+    """
+    files = [name for split in (data.train, data.test) if split is not None for name in split.files or ()]
+    root, own = user_path(source).resolve(), out.resolve()
+    if files and own.is_relative_to(root) and any((root / name).is_relative_to(own) for name in files):
+        raise UserError(f"--out {out} holds images of --data {source}; give another --out, such as {out / 'run'}")
+
+
+def clustered(config: Config, data: Dataset) -> Images:
+    """The train split, or with ``train_on`` "train+test" both in one."""
+    if config.train_on == "train" or data.test is None:
+        return data.train
+    labels = None
+    if data.train.labels is not None and data.test.labels is not None:
+        labels = torch.cat([data.train.labels, data.test.labels])
+    files = None if data.train.files is None or data.test.files is None else data.train.files + data.test.files
+    images = torch.cat([data.train.images, data.test.images])
+    return Images(data.name, images, labels, data.train.class_names, files, data.train.pixel_bits)
+
+
+def trained_parts(config: Config, data: Dataset) -> list[Tensor]:
+    """The images that are trained on, those that are clustered first.
+
+    Raises:
+        UserError: there is no test split to train on.
+    """
+    if config.train_on == "train+test" and data.test is None:
+        raise UserError(f"--train-on train+test: {data.name} has no test split")
+    parts = [clustered(config, data).images]
+    if data.unlabeled is not None and config.bank:
+        parts.append(data.unlabeled.images)
+    return parts
+
+
+def fingerprint_of(config: Config, data: Dataset) -> dict[str, Any]:
+    """What tells whether a run of this configuration sees these images; see :mod:`imc.data.fingerprint`."""
+    return fingerprint(trained_parts(config, data), clustered(config, data).labels)
+
+
+def other_data(folder: Path, config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
+    """The data set to evaluate a trained run on, fit for its model.
+
+    Args:
+        folder: of the run.
+        config: of the run, resolved.
+        source: a data set by name or path; None: the run's own. Where it holds the run's images, moved, it is read as
+            the run read them.
+        labels_from_folders: take the sub-folders of a folder as labels, whatever the training did.
+
+    Raises:
+        UserError: it is not there, or its images are not of the kind that the model takes.
+    """
+    record, own = read_record(folder), source is None or absolute(source) == absolute(config.data)
+    if source is None or own:
+        require_there(config.data, folder)
+        data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
+    else:
+        other = replace(config, data=source, download=False, labels_from_folders=labels_from_folders)
+        if is_folder(other.data):
+            other = replace(other, pixel_bits=bits_of_files(config).chosen)
+        data = run_data(other)
+        labelled = config.labels_from_folders and not labels_from_folders and is_folder(other.data)
+        if labelled and record is not None and not _difference(record, config, data):
+            data = run_data(replace(other, labels_from_folders=True))
+    if own and record is not None and (changed := _difference(record, config, data)):
+        warn(f"the images of {config.data} have changed since the training: {changed}")
+    return fit_for_model(config, data)
+
+
+def _difference(record: dict[str, Any], config: Config, data: Dataset) -> str:
+    if config.train_on == "train+test" and data.test is None:
+        return "there is no test split, on which it was trained too"
+    return difference(record, fingerprint_of(config, data))
+
+
+def require_there(source: str, folder: Path) -> None:
+    """The images of a run are where it found them.
+
+    Raises:
+        UserError: they are not, with how to say where they are.
+    """
+    if source not in NAMES and not os.path.exists(user_path(source)):
+        raise UserError(f"the images of the run in {folder} are no longer at {source!r}; give --data, where they are")

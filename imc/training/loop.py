@@ -1,0 +1,276 @@
+"""The training loop: steps, metrics, checkpoints, and how a run ends before its last epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imc.command_line.terminal import progress, warn
+from imc.config import Config
+from imc.data.pixels import open_pixels
+from imc.data.views import Batch, epoch_order, make_views
+from imc.errors import RunError, StoppedError, UserError
+from imc.machine.arithmetic import arithmetic
+from imc.methods.method import LabelledRows, Method, Step
+from imc.runs.folder import METRICS, append_json_line, keep_json_lines, run_folder
+from imc.text import shell_word
+from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
+from imc.training.cuda_graph import GraphedStep
+from imc.training.events import EventFiles
+from imc.training.monitor import EpochMonitor, collapse_warnings
+from imc.training.optimizer import build_optimizer, set_learning_rates
+from imc.training.ranks import Agreement, Ranks, StopSignals, average_gradients
+
+SAVE, STOP = 1, 2  # what ranks agree on after a step
+
+
+class Loop:
+    """One run's training.
+
+    Args:
+        model: on its device.
+        parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones.
+        config: resolved.
+        ranks: the processes of the run.
+        begin: makes the run's folder and returns the configuration with it. Called after the first update, so that a
+            start that fails leaves no trace. None: the folder of ``config`` is there.
+        signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
+
+    Attributes:
+        config: with the folder, once that is made.
+        update: number of updates made.
+        seconds: wall time of training, of earlier parts of a resumed run too.
+    """
+
+    def __init__(
+        self,
+        model: Method,
+        parts: Sequence[Tensor],
+        config: Config,
+        ranks: Ranks,
+        begin: Callable[[], Config] | None = None,
+        *,
+        signals: bool = True,
+    ) -> None:
+        self.model, self.config, self.ranks = model, config, ranks
+        self.begin = begin or (lambda: config)
+        self.signals = signals
+        self.device = next(model.parameters()).device
+        self.count = sum(map(len, parts))
+        self.labelled = len(parts[0])
+        self.steps = self.count // config.batch_size
+        if config.batch_size % ranks.world:
+            raise UserError(f"--batch-size must be a multiple of {ranks.world}, the ranks, got {config.batch_size}")
+        self.per_rank = config.batch_size // ranks.world
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, config, self.device)
+        self.pixels = open_pixels(parts, self.device, config.device_data)
+        self.views = make_views(config, self.device)
+        self.graph = GraphedStep(self) if config.cuda_graph else None
+        self.prototypes = config.prototypes if config.method == "imc-swav" else 0
+        self.update = 0
+        self.seconds = 0.0
+        self.monitor = self._new_monitor()
+
+    def run(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            StoppedError: a signal, or ``stop_after_epoch``; there is a checkpoint.
+            RunError: a loss term or a parameter is not finite; the last checkpoint stays.
+        """
+        total = self.config.epochs * self.steps
+        self._clock = time.perf_counter()
+        self._saved = time.monotonic()
+        agreement = Agreement(self.ranks.host)
+        events = EventFiles(self.ranks.first and self.config.tensorboard)
+        start, begun = self.update, False
+        bar = progress(total, "train", "step", done=start, delay=0, shown=self.ranks.first)
+        with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
+            if start == total:
+                self._begin(events, start)
+            while self.update < total:
+                stop = False
+                with contextlib.closing(self._rest_of_epoch()) as batches:
+                    for batch, labelled in batches:
+                        self.train_step(batch, labelled)
+                        if not begun:
+                            self._begin(events, start)
+                            begun = True
+                        bar.update()
+                        agreed = agreement.ask(self._wish(signals))
+                        if self.update % self.config.log_every == 0:
+                            newest = self.monitor.read()
+                            bar.set_postfix(loss=f"{newest['loss']:.3f}", refresh=False)
+                            events.add(newest, self.update)
+                        if agreed == STOP:
+                            stop = True
+                            break
+                        if agreed == SAVE and self.update % self.steps:
+                            self._save()
+                ended = self.update // self.steps if self.update % self.steps == 0 else None
+                if ended is not None:
+                    self._end_epoch(ended, events)
+                    stop = stop or (ended == self.config.stop_after_epoch and ended < self.config.epochs)
+                if stop or (ended is not None and self._due(ended)):
+                    self._save()
+                if stop:
+                    raise StoppedError(self._how_to_resume())
+        self.seconds += time.perf_counter() - self._clock
+
+    @property
+    def folder(self) -> Path:
+        """Where metrics and checkpoints go."""
+        return run_folder(self.config)
+
+    def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
+        """One update. Does not wait for the device."""
+        set_learning_rates(self.optimizer, self.update, self.config, self.steps)
+        if self.graph is not None and self.graph.ready(self.update):
+            step = self.graph(batch)
+        else:
+            step = self.compute(self.views(batch, self.update), labelled)
+        self.monitor.update(step, self.update)
+        self.update += 1
+
+    def compute(self, crops: list[Tensor], labelled: LabelledRows | None = None) -> Step:
+        """Loss, gradients and the optimiser's step on these crops."""
+        step: Step = self.model(crops, labelled)
+        self.optimizer.zero_grad()
+        step.loss.backward()
+        if self.update < self.config.freeze_updates:
+            self.model.freeze_prototypes()
+        average_gradients(self.parameters, self.ranks.group)
+        self.optimizer.step()
+        return step
+
+    def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
+        """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""
+        epoch, done = divmod(self.update, self.steps)
+        if done == 0:
+            self.model.begin_epoch(epoch)
+            self.monitor = self._new_monitor()
+        self._epoch_clock, self._epoch_update = time.perf_counter(), self.update
+        whole = epoch_order(self.config, self.count, epoch)[: self.steps * self.config.batch_size]
+        batches = whole.split(self.config.batch_size)[done:]
+        start = self.ranks.rank * self.per_rank
+        rows = [batch[start : start + self.per_rank] for batch in batches]
+        with contextlib.closing(self.pixels.batches(rows, start, self.config.batch_size)) as loaded:
+            for batch, all_samples in zip(loaded, batches, strict=True):
+                yield batch, self._labelled(all_samples) if self.config.bank else None
+
+    def _labelled(self, samples: Tensor) -> LabelledRows:
+        """Which of a batch's samples, int64 [B] on the host, belong to the clustered split."""
+        parts = (samples < self.labelled).split(self.per_rank)
+        local = parts[self.ranks.rank].nonzero()[:, 0].to(self.device, non_blocking=True)
+        return LabelledRows(local, tuple(int(part.sum()) for part in parts))
+
+    def _new_monitor(self) -> EpochMonitor:
+        return EpochMonitor(self.prototypes, self.config.clusters, self.device, self.ranks)
+
+    def _end_epoch(self, epoch: int, events: EventFiles) -> None:
+        """Write the line of an epoch, counted from 1, and warn of a collapse."""
+        summary = self.monitor.summary()
+        seconds = time.perf_counter() - self._epoch_clock
+        speed = (self.update - self._epoch_update) * self.config.batch_size / seconds
+        line = {"epoch": epoch, **summary, "lr": float(self.optimizer.param_groups[0]["lr"])}
+        if self.ranks.first:
+            timing = {"images_per_second": round(speed, 1), "seconds": round(seconds, 4)}
+            append_json_line(self.folder / METRICS, {**line, **timing})
+            events.add({f"epoch/{name}": value for name, value in line.items()}, self.update)
+            late = self.update > max(self.config.warmup_updates, self.config.freeze_updates)
+            if late and epoch in (self.config.epochs // 2, self.config.epochs):
+                for sentence in collapse_warnings(summary, self.prototypes):
+                    warn(f"epoch {epoch}: {sentence}")
+
+    def _wish(self, signals: StopSignals) -> int:
+        if signals.received:
+            return STOP
+        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        return SAVE if self.ranks.first and late else 0
+
+    def _due(self, epoch: int) -> bool:
+        every = self.config.checkpoint_every
+        return epoch == self.config.epochs or bool(every and epoch % every == 0)
+
+    def _save(self) -> None:
+        """Write a checkpoint. Every rank must call this."""
+        monitor = self.monitor.state()
+        random = self.ranks.gather(random_state())
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        if self.ranks.first:
+            self._require_finite()
+            write_checkpoint(
+                self.folder,
+                {
+                    "config": self.config.to_dict(),
+                    "arithmetic": arithmetic(self.device),
+                    "update": self.update,
+                    "seconds": self.seconds,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "training": self.model.training_state(),
+                    "monitor": monitor,
+                    "random": random,
+                },
+            )
+        self._saved = time.monotonic()
+
+    def _require_finite(self) -> None:
+        """Keep a checkpoint from being replaced by one that no run could continue from."""
+        floating = {name: x for name, x in self.model.state_dict().items() if x.is_floating_point()}
+        finite = torch.stack([x.isfinite().all() for x in floating.values()]).cpu()
+        if not finite.all():
+            name = list(floating)[int(finite.int().argmin())]
+            raise RunError(
+                f"{name} became NaN or infinite before update {self.update}; "
+                "a lower --lr or a longer --warmup-updates usually helps"
+            )
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from what a checkpoint holds.
+
+        Raises:
+            UserError: it is not that of this configuration.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.model.load_training_state(checkpoint["training"])
+            self.monitor.load(checkpoint["monitor"])
+            self.update, self.seconds = int(checkpoint["update"]), float(checkpoint["seconds"])
+            restore_random_state(checkpoint["random"], self.ranks.rank)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise unfit(self.folder, reason) from None
+        made = -(-self.update // self.steps)
+        if made > self.config.epochs:
+            raise UserError(f"--epochs must be at least {made}, as {self.folder} has made, got {self.config.epochs}")
+        if self.ranks.first and self.update == self.config.epochs * self.steps:
+            warn(f"{self.folder} has made all its {made} epochs: its results are written again; --epochs takes more")
+
+    def _begin(self, events: EventFiles, start: int) -> None:
+        """Have the run's folder made; what is in it goes up to update ``start``."""
+        self.config = self.begin()
+        events.write_to(self.folder)
+        if self.ranks.first and (self.folder / METRICS).exists():
+            keep_json_lines(self.folder / METRICS, start // self.steps)
+        if start == 0:  # a disk too small for a checkpoint is found at once
+            self._save()
+
+    def _how_to_resume(self) -> str:
+        epoch, done = divmod(self.update, self.steps)
+        where = f"after epoch {epoch}" + (f" and {done} of {self.steps} updates" if done else "")
+        return f"stopped {where}; continue with: imc train --out {shell_word(self.folder)} --resume"
+
+
+def compile_encoder(encoder: nn.Module) -> None:
+    """``torch.compile`` in place, which leaves the names of parameters alone; one graph for each size of crops."""
+    encoder.compile(dynamic=False)
