@@ -121,9 +121,8 @@ def test_a_class_and_its_cluster_have_one_colour_and_no_other(
     assigned = np.arange(300) % clusters
     # Cluster c is that of class classes - 1 - c, as far as there are classes.
     images = some_images(classes, np.maximum(classes - 1 - assigned, 0))
-    monkeypatch.setattr(
-        "imc.pages.run_figures.plane", lambda features, seed: features.numpy()[:, :2]
-    )  # t-SNE takes seconds
+    # t-SNE takes seconds.
+    monkeypatch.setattr("imc.pages.run_figures.plane", lambda features, seed: features.numpy()[:, :2])
     features, probabilities = torch.randn(300, 3), torch.eye(clusters)[torch.from_numpy(assigned)]
     draw_plane(Path("x"), images, Outputs(features, probabilities, torch.empty(300, 0)), seed=0)
     by_cluster, by_class = (colours_by_name(axes) for axes in drawn[0].axes)
