@@ -31,7 +31,7 @@ from imc.config import Config
 from imc.data import Dataset, load
 from imc.errors import StoppedError
 from imc.methods import build_model
-from imc.runs.folder import LoadedRun
+from imc.runs.model import LoadedRun
 from imc.scores.evaluation import outputs, recalibrate
 from imc.scores.metrics import clustering_scores
 from imc.train import train

@@ -84,7 +84,7 @@ def _run(arguments: list[str]) -> None:
     if command in HELP:
         show(usage())
     elif command in VERSION:
-        from imc import __version__
+        from imc_kernels.version import __version__
 
         show(f"imc {__version__}")
     elif command in COMMANDS:

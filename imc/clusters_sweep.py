@@ -37,18 +37,19 @@ from imc.config import Config
 from imc.data import Images, name_of
 from imc.errors import UserError
 from imc.files.csv import Rows
+from imc.files.json import write_json
 from imc.files.paths import user_path
 from imc.files.run_places import RUNS
 from imc.files.whole import replacing
+from imc.machine.device import choose_device
 from imc.machine.torch_state import turn
 from imc.pages import figures
 from imc.runs.data import clustered
-from imc.runs.folder import LoadedRun, load_run, write_json
+from imc.runs.model import LoadedRun, load_run
 from imc.runs.several import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.scores.evaluation import embeddings, evenly_spaced, outputs
 from imc.scores.metrics import SCORES
 from imc.text import shortened, visible
-from imc.training.ranks import choose_device
 
 SWEEP = "clusters-sweep"  # of the files
 SILHOUETTE_IMAGES = 2000  # evenly spaced; its cost grows with the square

@@ -25,12 +25,13 @@ from imc.config import Config
 from imc.data import Images
 from imc.data.cache import tensor_over
 from imc.errors import StoppedError, UserError
-from imc.files.run_places import CONFIG
+from imc.files.json import write_json
+from imc.files.run_places import CONFIG, MODEL
+from imc.machine.device import choose_device
 from imc.machine.torch_state import as_in_a_new_process
-from imc.runs.folder import MODEL, LoadedRun, load_run, save_model, write_json
+from imc.runs.model import LoadedRun, load_run, save_model
 from imc.scores.evaluation import Outputs, outputs
 from imc.train import train
-from imc.training.ranks import choose_device
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would
 PAD = "pad"

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imc import __version__, cli
+from imc import cli
 from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
@@ -49,9 +49,10 @@ from imc.errors import RunError, UserError
 from imc.files.paths import user_path
 from imc.machine.torch_state import turn
 from imc.runs.data import other_data
-from imc.runs.folder import LoadedRun, load_run
+from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import evenly_spaced
 from imc.text import visible
+from imc_kernels.version import __version__
 
 FORMATS = ("torch", "onnx", "both")
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}

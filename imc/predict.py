@@ -44,11 +44,11 @@ from imc.files.csv import Rows
 from imc.files.paths import user_path
 from imc.files.run_places import is_run
 from imc.files.whole import replacing
+from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
-from imc.runs.folder import LoadedRun, load_run
+from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import outputs
 from imc.text import shell_word, shortened, visible
-from imc.training.ranks import DEVICES, choose_device
 
 BATCH = 256
 PRINTED = 20  # pictures whose clusters are printed

@@ -24,8 +24,11 @@ from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
 from imc.data import Dataset, Images
 from imc.data.model_images import fit_for_model
+from imc.files.json import read_json
 from imc.files.paths import user_path
+from imc.files.run_places import FIGURES, METRICS, RESULT
 from imc.files.whole import replacing
+from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
 from imc.pages import page
 from imc.pages.figures import most_and_least_certain
@@ -41,12 +44,11 @@ from imc.pages.run_figures import (
     prototype_winners,
 )
 from imc.runs.data import clustered, other_data, run_data
-from imc.runs.files import read_json, read_metrics
-from imc.runs.folder import FIGURES, METRICS, RESULT, LoadedRun, load_run
+from imc.runs.files import read_metrics
+from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs
 from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.text import visible
-from imc.training.ranks import DEVICES, choose_device
 
 PAGE = "report.html"
 PARTS = ("galleries", "embeddings", "evidence", "curves")  # as the progress bar calls them

@@ -46,9 +46,11 @@ from imc.data import Dataset, Images, absolute
 from imc.data.fingerprint import fingerprint
 from imc.data.views import unit_scale
 from imc.errors import UserError
+from imc.files.json import write_json
 from imc.files.paths import user_path
-from imc.files.run_places import CONFIG
+from imc.files.run_places import CONFIG, DATA, MODEL
 from imc.machine.arithmetic import arithmetic, change
+from imc.machine.device import choose_device
 from imc.machine.threads import require_thread_independent, set_threads
 from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
@@ -58,13 +60,14 @@ from imc.models.convolution import make_thread_independent
 from imc.models.pretrained import load_pretrained
 from imc.pages.results import table, write_results
 from imc.runs.data import clustered, fingerprint_of, require_apart, run_data, trained_parts
-from imc.runs.folder import DATA, MODEL, LoadedRun, open_run_folder, require_free, run_folder, save_model, write_json
+from imc.runs.folder import open_run_folder, require_free, run_folder
+from imc.runs.model import LoadedRun, save_model
 from imc.runs.resume import Begun, begun
 from imc.scores.evaluation import outputs
 from imc.training.checkpoint import require_fit
 from imc.training.loop import Loop, compile_encoder
 from imc.training.monitor import scarcity_warnings
-from imc.training.ranks import Ranks, choose_device, ranks, same_start
+from imc.training.ranks import Ranks, ranks, same_start
 from imc_kernels import backends
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from imc.errors import UserError
-from imc.runs.files import read_json
-from imc.runs.folder import DATA
+from imc.files.json import read_json
+from imc.files.run_places import DATA
 
 DIGEST = 16  # bytes
 CHUNK = 1024  # images

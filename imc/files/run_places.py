@@ -1,4 +1,4 @@
-"""Where runs lie, so that a message can name those that somebody may have meant."""
+"""Where runs lie and what their files are called, so that a message can name those that somebody may have meant."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from imc.text import shell_word
 
 RUNS = Path("runs")
 CONFIG = "config.json"
+RESULT = "result.json"
+FIGURES = "figures"  # a folder
+METRICS, MODEL, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.pt"
+LABELS = "labels.csv"
+DATA = "data.json"  # the fingerprint of the images
+FILES = (CONFIG, DATA, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
 NAMED = 3  # runs in a message
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from imc.files.inert_pickle import Name, Object, Reference, read_pickle
-from imc.runs.files import ARCHIVE, require_plain
+from imc.files.torch_archive import ARCHIVE, require_plain
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file of torch before 1.6
 REPEATED = 1 << 20  # bytes that a tensor may take beyond its storage

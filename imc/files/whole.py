@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from imc.errors import RunError
 from imc.text import shortened
 
 
@@ -22,3 +23,35 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that at any moment, also of a power cut, it holds the old content or the new.
+
+    Raises:
+        RunError: the disk does not take it; the file holds the old content.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with written(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn what the disk objects to while a file of a run is written into a sentence.
+
+    Raises:
+        RunError: the disk is full, gone or read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} could not be written: {reason}; --resume continues from the last checkpoint") from None

@@ -18,11 +18,11 @@ from imc.command_line.options import flag
 from imc.config import Config
 from imc.errors import UserError
 from imc.files.paths import user_path
-from imc.files.run_places import CONFIG
+from imc.files.run_places import CHECKPOINT, CONFIG, MODEL
 from imc.files.tensors import StoredTensor, read_tensors
 from imc.models.resnet import BLOCKS, ResNet
 from imc.models.spellings import unwrapped, usual
-from imc.runs.folder import CHECKPOINT, MODEL, read_config
+from imc.runs.folder import read_config
 from imc.text import visible
 
 COUNTER = "num_batches_tracked"  # which nothing here reads, and many files lack

@@ -13,17 +13,18 @@ import sklearn
 import torch
 from numpy.typing import NDArray
 
-from imc import __version__
 from imc.config import Config
 from imc.data import Images
 from imc.files.csv import Rows
-from imc.files.whole import replacing
+from imc.files.json import write_json
+from imc.files.run_places import FILES, RESULT
+from imc.files.whole import replacing, written
 from imc.machine.arithmetic import arithmetic, processor
 from imc.pages.run_figures import draw_confusion, draw_gallery
-from imc.runs.folder import FILES, RESULT, write_json, written
 from imc.scores.evaluation import kmeans_on_pixels
 from imc.scores.metrics import SCORES, clustering_scores
 from imc.text import shell_word, visible
+from imc_kernels.version import __version__
 
 
 def write_results(

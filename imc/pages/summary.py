@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imc.files.json import write_json
 from imc.pages import figures
-from imc.runs.folder import write_json
 from imc.scores.metrics import mean_and_deviation
 
 SUMMARY = "summary.json"

@@ -18,7 +18,7 @@ from imc.data.model_images import bits_of_files, fit_for_model
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
 from imc.files.paths import user_path
-from imc.training.ranks import choose_device
+from imc.machine.device import choose_device
 
 SIDE_WITHOUT_GPU = 32
 

@@ -15,9 +15,9 @@ from imc.data import absolute, is_folder
 from imc.data.fingerprint import difference, read_record
 from imc.errors import UserError
 from imc.files.paths import meant
-from imc.files.run_places import CONFIG, is_run, newest
+from imc.files.run_places import CHECKPOINT, CONFIG, MODEL, is_run, newest
 from imc.runs.data import require_there
-from imc.runs.folder import CHECKPOINT, MODEL, read_config, run_folder
+from imc.runs.folder import read_config, run_folder
 from imc.training.checkpoint import read_checkpoint
 
 # What a resumed run may be told anew: how long, where and how fast it runs, not what it computes.

@@ -18,10 +18,12 @@ from imc.config import Config
 from imc.data import Dataset
 from imc.data.fingerprint import difference, read_record
 from imc.errors import RunError, StoppedError, UserError
+from imc.files.json import read_json
+from imc.files.run_places import CHECKPOINT, LABELS, RESULT
 from imc.machine.launchers import world_size
 from imc.runs.data import fingerprint_of, run_data
-from imc.runs.files import read_clusters, read_json
-from imc.runs.folder import CHECKPOINT, LABELS, RESULT, read_config
+from imc.runs.files import read_clusters
+from imc.runs.folder import read_config
 from imc.train import plan, train
 
 # Fields of a run that a command for several sets itself, or that make no sense for it.

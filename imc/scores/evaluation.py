@@ -17,7 +17,7 @@ from torch import Tensor
 from imc.command_line.terminal import progress
 from imc.errors import RunError
 from imc.models.recalibration import recalibrate_batch_norm
-from imc.runs.folder import LoadedRun
+from imc.runs.model import LoadedRun
 
 BATCH = 1024  # bounds the memory of the activations; the result does not depend on it
 RECALIBRATION_BATCH = 256

@@ -11,9 +11,10 @@ from torch import nn
 
 from imc.config import Config
 from imc.errors import UserError
+from imc.files.run_places import CHECKPOINT
+from imc.files.torch_archive import read_torch_file
+from imc.files.whole import write_file
 from imc.methods import misfit
-from imc.runs.files import read_torch_file
-from imc.runs.folder import CHECKPOINT, write_file
 
 FORMAT = 1
 

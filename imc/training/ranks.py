@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imc.errors import RunError, UserError
+from imc.errors import RunError
 from imc.machine import launchers
 
 if TYPE_CHECKING:
@@ -70,25 +70,6 @@ class Ranks:
         if self.host is not None:
             dist.broadcast_object_list(values, src=0, group=self.host)
         return values[0]
-
-
-DEVICES = ("auto", "cpu", "cuda")
-
-
-def choose_device(choice: str) -> torch.device:
-    """The device of this process by the choice "auto", "cpu" or "cuda".
-
-    Raises:
-        UserError: there is no such device.
-    """
-    local = launchers.local_rank()
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this PyTorch sees no CUDA device")
-    if choice == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local >= torch.cuda.device_count():
-        raise UserError(f"rank {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
-    return torch.device("cuda", local)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imc.errors import UserError
-from imc.runs.folder import CHECKPOINT
+from imc.files.run_places import CHECKPOINT
 from imc.training.checkpoint import read_checkpoint
 from imc.training.loop import Loop
 from torture.runs import UPDATES, Process, difference

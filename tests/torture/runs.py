@@ -23,7 +23,7 @@ import imc.train
 import imc.training.loop
 from imc import cli
 from imc.data import load
-from imc.runs.folder import CHECKPOINT, METRICS, RESULT
+from imc.files.run_places import CHECKPOINT, METRICS, RESULT
 from imc.training.checkpoint import read_checkpoint, write_checkpoint
 
 DIGITS, EPOCHS, UPDATES = 500, 3, 15

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imc.runs.folder import CHECKPOINT
+from imc.files.run_places import CHECKPOINT
 from imc.training.checkpoint import read_checkpoint
 from torture.runs import LIMIT, UPDATES, Ended, Process, left_by, torchrun
 from torture.table import Bench, Row

@@ -22,8 +22,9 @@ from imc.config import Config
 from imc.data import Images
 from imc.data.fingerprint import DATA, difference, fingerprint
 from imc.errors import StoppedError, UserError
+from imc.files.run_places import CHECKPOINT
 from imc.runs.data import other_data, run_data
-from imc.runs.folder import CHECKPOINT, CONFIG, read_config
+from imc.runs.folder import CONFIG, read_config
 from imc.runs.several import train_each
 from imc.train import plan, train
 

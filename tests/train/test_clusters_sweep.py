@@ -17,7 +17,7 @@ from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError
 from imc.runs import several as several_runs
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.runs.several import agreement, train
 from imc.seeds import Options as SeedsOptions
 from imc.seeds import seeds

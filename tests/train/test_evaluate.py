@@ -16,12 +16,14 @@ from imc.data.resize import resized
 from imc.errors import UserError
 from imc.evaluate import Options, evaluate, table
 from imc.export import ExportedModel
+from imc.files.json import read_json
+from imc.files.run_places import DATA
 from imc.pages.summary import summarise, summary_table, write_summary
 from imc.report import Options as ReportOptions
 from imc.report import report
 from imc.runs.data import other_data, run_data
-from imc.runs.files import read_clusters, read_json
-from imc.runs.folder import DATA, load_run
+from imc.runs.files import read_clusters
+from imc.runs.model import load_run
 from imc.scores.evaluation import outputs, plane, recalibrate
 from imc.train import train
 

@@ -17,7 +17,7 @@ from imc.data import Dataset, Images
 from imc.errors import RunError
 from imc.export import ExportedModel, Options, traced
 from imc.methods import build_model
-from imc.runs.folder import LoadedRun, load_run
+from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import outputs
 from imc.train import plan
 

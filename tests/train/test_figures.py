@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from imc.data import Images
 from imc.pages import figures
 from imc.pages.run_figures import describe, draw_confusion, draw_counts, draw_heatmaps, draw_plane
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.scores.evaluation import Outputs
 
 

@@ -31,7 +31,7 @@ from imc.export import Options as ExportOptions
 from imc.export import export
 from imc.machine.torch_state import as_in_a_new_process, turn
 from imc.methods import build_model
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.train import plan, train
 
 pytestmark = pytest.mark.filterwarnings(

@@ -35,7 +35,7 @@ from imc.predict import Options as PredictOptions
 from imc.predict import predict
 from imc.report import Options as ReportOptions
 from imc.report import report
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.text import printable, shell_word, shortened, visible
 
 HOSTILE = (

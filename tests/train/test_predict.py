@@ -15,10 +15,10 @@ from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.ignored import OUTPUT_MARK
 from imc.errors import UserError
+from imc.files.json import read_json
 from imc.files.run_places import CONFIG
 from imc.predict import Options, predict
-from imc.runs.files import read_json
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.scores.evaluation import outputs
 from imc.train import train
 

@@ -18,7 +18,7 @@ from imc.errors import UserError
 from imc.models.encoders import CustomEncoder, DigitsEncoder
 from imc.models.pretrained import Matched, load_pretrained
 from imc.models.resnet import ResNet
-from imc.runs.folder import load_run
+from imc.runs.model import load_run
 from imc.train import train
 
 State = dict[str, Tensor]

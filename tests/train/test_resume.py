@@ -24,7 +24,7 @@ import imc.training.loop
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError, UserError
-from imc.runs.folder import CHECKPOINT
+from imc.files.run_places import CHECKPOINT
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
 from imc.training.loop import Loop
@@ -242,7 +242,7 @@ def fails_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if next(count) >= write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("imc.runs.folder.os.fsync", fsync)
+    monkeypatch.setattr("imc.files.whole.os.fsync", fsync)
 
 
 # The images' fingerprint, config, checkpoint, metrics, checkpoint, metrics, checkpoint, model.
@@ -277,8 +277,8 @@ def stopped_at(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
         replace(*arguments)
         terminate(next(count) == write + 1)
 
-    monkeypatch.setattr("imc.runs.folder.os.fsync", fsync_with_signal)
-    monkeypatch.setattr("imc.runs.folder.os.replace", replace_with_signal)
+    monkeypatch.setattr("imc.files.whole.os.fsync", fsync_with_signal)
+    monkeypatch.setattr("imc.files.whole.os.replace", replace_with_signal)
 
 
 # The images' fingerprint, config, the first checkpoint, the first epoch's metrics and checkpoint, and the last epoch's,

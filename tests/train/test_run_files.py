@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from imc.cli import main
 from imc.config import Config
 from imc.errors import UserError
-from imc.files.run_places import CONFIG
-from imc.runs.files import read_clusters, read_json, read_metrics, read_torch_file
-from imc.runs.folder import CHECKPOINT, DATA, METRICS, MODEL, load_run
+from imc.files.json import read_json
+from imc.files.run_places import CHECKPOINT, CONFIG, DATA, METRICS, MODEL
+from imc.files.torch_archive import read_torch_file
+from imc.runs.files import read_clusters, read_metrics
+from imc.runs.model import load_run
 from imc.runs.several import clusters_of
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
@@ -100,7 +102,7 @@ def never(*arguments: object) -> None:
 def test_sizes_that_are_not_the_saved_models_are_refused_before_anything_is_built(
     sizes: dict[str, object], run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imc.runs.folder.load_model", never)
+    monkeypatch.setattr("imc.runs.model.load_model", never)
     monkeypatch.setattr("imc.train.build_model", never)
     config = {**read_json(run_copy / CONFIG), **sizes}
     (run_copy / CONFIG).write_text(json.dumps(config))

@@ -14,8 +14,10 @@ from train.conftest import crlc_config
 from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
+from imc.files.run_places import FILES
 from imc.methods import build_model, misfit
-from imc.runs.folder import FILES, load_run, open_run_folder, require_free
+from imc.runs.folder import open_run_folder, require_free
+from imc.runs.model import load_run
 from imc.train import plan, train
 from imc_kernels import backends
 

@@ -35,10 +35,12 @@ from imc.data.decode import UnreadableError, decode, read_header
 from imc.data.fingerprint import read_record
 from imc.data.formats import FORMATS
 from imc.errors import UserError
-from imc.files.run_places import CONFIG
+from imc.files.json import read_json
+from imc.files.run_places import CHECKPOINT, CONFIG, DATA, METRICS, MODEL
 from imc.models.pretrained import load_pretrained
-from imc.runs.files import read_clusters, read_json, read_metrics
-from imc.runs.folder import CHECKPOINT, DATA, METRICS, MODEL, load_run, read_config
+from imc.runs.files import read_clusters, read_metrics
+from imc.runs.folder import read_config
+from imc.runs.model import load_run
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
 
