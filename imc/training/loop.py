@@ -16,12 +16,14 @@ from imc.config import Config
 from imc.data.pixels import open_pixels
 from imc.data.views import Batch, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
+from imc.files.json import append_json_line, keep_json_lines
+from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
 from imc.methods.method import LabelledRows, Method, Step
-from imc.runs.folder import METRICS, append_json_line, keep_json_lines, run_folder
+from imc.runs.folder import run_folder
 from imc.text import shell_word
 from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
-from imc.training.cuda_graph import GraphedStep
+from imc.training.cuda_graph import GraphedStep, require_capturable
 from imc.training.events import EventFiles
 from imc.training.monitor import EpochMonitor, collapse_warnings
 from imc.training.optimizer import build_optimizer, set_learning_rates
@@ -72,7 +74,7 @@ class Loop:
         self.optimizer = build_optimizer(model, config, self.device)
         self.pixels = open_pixels(parts, self.device, config.device_data)
         self.views = make_views(config, self.device)
-        self.graph = GraphedStep(self) if config.cuda_graph else None
+        self.graph = self._graphed() if config.cuda_graph else None
         self.prototypes = config.prototypes if config.method == "imc-swav" else 0
         self.update = 0
         self.seconds = 0.0
@@ -133,7 +135,7 @@ class Loop:
         """One update. Does not wait for the device."""
         set_learning_rates(self.optimizer, self.update, self.config, self.steps)
         if self.graph is not None and self.graph.ready(self.update):
-            step = self.graph(batch)
+            step = self.graph(batch, self.update)
         else:
             step = self.compute(self.views(batch, self.update), labelled)
         self.monitor.update(step, self.update)
@@ -149,6 +151,16 @@ class Loop:
         average_gradients(self.parameters, self.ranks.group)
         self.optimizer.step()
         return step
+
+    def _graphed(self) -> GraphedStep:
+        views = require_capturable(
+            device=self.device,
+            world=self.ranks.world,
+            remembers=self.config.bank or self.config.queue > 0,
+            views=self.views,
+            pixels=self.pixels,
+        )
+        return GraphedStep(self.compute, views, self.optimizer, self.config.freeze_updates)
 
     def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
         """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""
