@@ -26,10 +26,17 @@ SIZES = {
     "digits": Sizes(views=6, batch=256, prototypes=100, clusters=10, dim=64),
     "imc-swav-cifar10": Sizes(views=6, batch=256, prototypes=1000, clusters=10, dim=128),
     "crlc-cifar10": Sizes(views=2, batch=512, prototypes=100, clusters=10, dim=128, heads=10),
+    "temi-cifar10": Sizes(views=2, batch=1024, prototypes=100, clusters=10, dim=128, heads=16),
+    "temi-50-heads": Sizes(views=2, batch=512, prototypes=100, clusters=100, dim=128, heads=50),
     "imc-swav-tiny-imagenet": Sizes(views=6, batch=512, prototypes=1000, clusters=200, dim=128),
 }
-PAPERS = ("imc-swav-cifar10", "crlc-cifar10")  # an operation runs at one of these, where its rivals do
-OF_CRLC = ("log_dot_product_loss", "info_nce_loss")
+EVERY = ("small", "digits", "imc-swav-tiny-imagenet")
+# Where an operation's rivals run.
+PAPERS = {
+    "log_dot_product_loss": ("crlc-cifar10",),
+    "info_nce_loss": ("crlc-cifar10",),
+    "self_distillation_loss": ("temi-cifar10", "temi-50-heads"),
+}
 FORWARD_ONLY = ("sinkhorn",)  # no gradient passes through the assignments
 BOTH = ("forward", "forward+backward")
 PLAIN = [replace(o, options=OPTIONS.get(o.name, {})) for o in OPERATIONS if not o.label]
@@ -40,13 +47,14 @@ def rows() -> list[tuple[Operation, str, str, str]]:
     """(operation, size, direction, form) of every row."""
     made = []
     for operation in PLAIN:
-        paper = PAPERS[operation.name in OF_CRLC]
-        for size in (name for name in SIZES if name == paper or name not in PAPERS):
+        papers = PAPERS.get(operation.name, ("imc-swav-cifar10",))
+        for size in (name for name in SIZES if name in papers or name in EVERY):
             made += [
                 (operation, size, direction, name) for name in measured_backends(DEVICE.type) for direction in BOTH
             ]
         direction = BOTH[operation.name not in FORWARD_ONLY]
-        made += [(operation, paper, direction, form) for form in (*RIVALS[operation.name], "torch.compile")]
+        forms = (*RIVALS[operation.name], "torch.compile")
+        made += [(operation, paper, direction, form) for paper in papers for form in forms]
     return made
 
 

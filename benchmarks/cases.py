@@ -185,6 +185,25 @@ def _log_dot_product(heads: int, batch: int, clusters: int, size: str) -> Case:
     )
 
 
+def _self_distillation(heads: int, batch: int, clusters: int, size: str) -> Case:
+    shape, elements = (heads, 2, batch, clusters), heads * 2 * batch * clusters
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        source: dict[str, Any] = {"generator": generator, "device": device}
+        students, teachers = 0.2 * torch.randn(2, *shape, **source)
+        prior = torch.softmax(torch.randn(heads, clusters, **source), dim=-1)
+        return students.requires_grad_(), teachers, prior
+
+    return Case(
+        "self_distillation_loss",
+        f"{list(shape)} {size}",
+        make,
+        lambda students, teachers, prior: imc_kernels.self_distillation_loss(students, teachers, prior=prior),
+        rivals.RIVALS["self_distillation_loss"],
+        bytes=3 * 4 * elements,
+    )
+
+
 def _multi_crop(batch: int, side: int, crops: tuple[tuple[int, int, tuple[float, float]], ...], size: str) -> Case:
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         source: dict[str, Any] = {"generator": generator, "device": device}
@@ -241,7 +260,8 @@ def _crlc_step(heads: int, batch: int, clusters: int, dim: int, size: str) -> Ca
 
 def cases() -> list[Case]:
     """Everything the report measures."""
-    cifar, swav, crlc, sweep = "IMC-SwAV CIFAR-10", "SwAV ImageNet", "CRLC CIFAR-10", "sweep"
+    cifar, swav, crlc, temi = "IMC-SwAV CIFAR-10", "SwAV ImageNet", "CRLC CIFAR-10", "TEMI CIFAR-10"
+    sweep = "sweep"
     return [
         _imc_swav_step(6, 256, 10, 1000, cifar),
         _imc_swav_step(6, 512, 200, 1000, "IMC-SwAV Tiny-ImageNet"),
@@ -256,6 +276,8 @@ def cases() -> list[Case]:
         _swapped_prediction(8, 4096, 3000, swav),
         _mutual_information(6, 256, 10, 1000, cifar),
         _log_dot_product(10, 512, 10, crlc),
+        _self_distillation(16, 1024, 10, temi),
+        _self_distillation(50, 512, 100, "TEMI, 50 heads"),
         _info_nce(512, 128, crlc, torch.float32),
         _info_nce(4096, 128, sweep, torch.bfloat16),
         _info_nce(32768, 128, "N = 65,536", torch.bfloat16),
@@ -274,6 +296,7 @@ def tiny_cases() -> list[Case]:
         _swapped_prediction(3, 16, 12, "tiny"),
         _mutual_information(3, 16, 4, 12, "tiny"),
         _log_dot_product(2, 16, 4, "tiny"),
+        _self_distillation(2, 16, 4, "tiny"),
         _info_nce(16, 8, "tiny", torch.float32),
         _multi_crop(8, 12, ((2, 8, (0.2, 1.0)), (1, 6, (0.08, 0.4))), "tiny"),
     ]

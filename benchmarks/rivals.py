@@ -1,9 +1,10 @@
 """What the kernels are compared with, beside the eager specification.
 
 ``released_*`` restates the structure of the authors' code, without its logging: a loop over pairs of views, each of
-which computes its softmaxes, marginals and guard again; in CRLC a loop over sub-heads, each with its N x N critic. The
-losses of an IMC-SwAV step and their gradients are 2,310 operator calls that launch a kernel
-(``tests/benchmarks/test_rivals.py`` counts them); the authors' own were counted at 2,307.
+which computes its softmaxes, marginals and guard again; in CRLC a loop over sub-heads, each with its N x N critic; in
+TEMI two loops over heads, the first for the weights. The losses of an IMC-SwAV step and their gradients are 2,310
+operator calls that launch a kernel (``tests/benchmarks/test_rivals.py`` counts them); the authors' own were counted at
+2,307.
 
 ``batched_*`` is the best form we know in PyTorch: all pairs at once, the joint entropies as one matrix product. It is
 written for speed, with every shortcut that is exact, and is what ``torch.compile`` is given.
@@ -20,6 +21,7 @@ from torch.nn.functional import normalize
 
 EPSILON, ITERATIONS, TEMPERATURE, ENTROPY_WEIGHT, LOGIT_LIMIT = 0.05, 3, 0.1, 4.0, 5.0
 SMOOTHING, HEAD_ENTROPY_WEIGHT, HEAD_LOGIT_LIMIT = 0.01, 2.0, 25.0  # CRLC
+BETA = 0.6  # TEMI, at the same temperature
 
 Form = Callable[..., Tensor]
 
@@ -133,6 +135,23 @@ def released_log_dot_product(logits: Tensor) -> Tensor:
     return torch.stack([released_head(head) for head in logits])
 
 
+def released_self_distillation(students: Tensor, teachers: Tensor, prior: Tensor) -> Tensor:
+    """Logits [H, 2, B, C] and a prior [H, C] -> [H]: the teachers' softmax is taken for the weights and again."""
+    with torch.no_grad():
+        agreements = [
+            (t[0] * t[1]).sum(dim=-1) for t in (torch.softmax(head / TEMPERATURE, dim=-1) for head in teachers)
+        ]
+        weights = sum(agreements) / len(agreements)
+    losses = []
+    for student, teacher, mass in zip(students, teachers, prior, strict=True):
+        s = torch.softmax(student / TEMPERATURE, dim=-1)
+        with torch.no_grad():
+            t = torch.softmax(teacher / TEMPERATURE, dim=-1)
+        pairs = [-(weights * ((s[v] * t[w]) ** BETA / mass).sum(dim=-1).log()).mean() for w, v in ((0, 1), (1, 0))]
+        losses.append((pairs[0] + pairs[1]) / 2)
+    return torch.stack(losses)
+
+
 def batched_sinkhorn(scores: Tensor) -> Tensor:
     """All views [V, B, K]: scaling vectors only, each half iteration one matrix-vector product."""
     e = torch.exp((scores - scores.amax(dim=(-2, -1), keepdim=True)) / EPSILON)
@@ -200,6 +219,14 @@ def _unpaired(p: Tensor, logits: Tensor) -> Tensor:
     return guard - HEAD_ENTROPY_WEIGHT * h
 
 
+def batched_self_distillation(students: Tensor, teachers: Tensor, prior: Tensor) -> Tensor:
+    """All heads at once, by logarithms instead of powers."""
+    log_s, log_t = (torch.log_softmax(x / TEMPERATURE, dim=-1) for x in (students, teachers))
+    weights = (log_t[:, 0] + log_t[:, 1]).exp().sum(dim=-1).mean(dim=0)
+    joint = BETA * (log_s + log_t.flip(1)) - prior.log()[:, None, None]
+    return -(weights * torch.logsumexp(joint, dim=-1)).mean(dim=(1, 2))
+
+
 def batched_info_nce(embeddings: Tensor) -> Tensor:
     """Embeddings [2, B, D]: the N x N form that contrastive codes use."""
     z = embeddings.flatten(0, 1)
@@ -253,6 +280,7 @@ RIVALS: dict[str, dict[str, Form]] = {
         "N x N": quadratic_log_dot_product,
         "batched": batched_log_dot_product,
     },
+    "self_distillation_loss": {"released": released_self_distillation, "batched": batched_self_distillation},
     "info_nce_loss": {"released": released_info_nce, "batched": batched_info_nce},
 }
 OPTIONS: dict[str, dict[str, Any]] = {

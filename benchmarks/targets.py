@@ -59,12 +59,18 @@ class Target:
 STEP = ("losses of an IMC-SwAV step", "V6 B256 K1000 C10 IMC-SwAV CIFAR-10")
 SINKHORN = ("sinkhorn", "[2, 256, 1000] IMC-SwAV CIFAR-10")
 CRLC = ("log_dot_product_loss", "[10, 2, 512, 10] CRLC CIFAR-10")
+TEMI = ("self_distillation_loss", "[16, 2, 1024, 10] TEMI CIFAR-10")
+TEMI_HEADS = ("self_distillation_loss", "[50, 2, 512, 100] TEMI, 50 heads")
 CROPS = ("multi_crop", "B256 2x28 + 4x18 IMC-SwAV CIFAR-10")
 TARGETS = (
     Target("losses of an IMC-SwAV step imc-swav-cifar10", "forward+backward", "released", 40, STEP),
     Target("losses of an IMC-SwAV step imc-swav-cifar10", "forward+backward", "torch.compile", 2, STEP),
     Target("sinkhorn imc-swav-cifar10", "forward", "torch.compile", 2, SINKHORN),
     Target("log_dot_product_loss crlc-cifar10", "forward+backward", "N x N", 50, CRLC),
+    Target("self_distillation_loss temi-cifar10", "forward+backward", "released", 10, TEMI),
+    Target("self_distillation_loss temi-cifar10", "forward+backward", "torch.compile", 2, TEMI),
+    Target("self_distillation_loss temi-50-heads", "forward+backward", "released", 10, TEMI_HEADS),
+    Target("self_distillation_loss temi-50-heads", "forward+backward", "torch.compile", 2, TEMI_HEADS),
     Target("multi_crop imc-swav-cifar10", "one core", "released", 40, CROPS),
     Target("multi_crop imc-swav-cifar10", "one core", "kornia", 8, CROPS),
 )

@@ -161,6 +161,9 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE(log_dot_product_loss_parts,
              "logits[h 2 b c], sums[h c 4], samples[], whole_quotients[h c 2]?, losses[h], quotients[h c 2], "
              "gradient[h 2 b c]?whole_quotients, h, b, c, smoothing, entropy_weight, logit_limit");
+  IMC_DEFINE(self_distillation_loss,
+             "students[h 2 b c], teachers[h 2 b c], prior[h c]?, weights[b]?, loss[h], gradient[h 2 b c]?, h, b, c, "
+             "student_temperature, teacher_temperature, beta, entropy_weight, agreement");
   IMC_DEFINE(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
   IMC_DEFINE(info_nce_loss_rows,
              "embeddings[2 b d], loss[], statistics[2 2 n], b, d, first_sample f, n, temperature, normalise; "

@@ -18,6 +18,7 @@ from imc_kernels.ops.multi_crop import multi_crop
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
 from imc_kernels.ops.per_view_batch_norm import per_view_batch_norm
 from imc_kernels.ops.prototype_scores import prototype_scores
+from imc_kernels.ops.self_distillation_loss import self_distillation_loss
 from imc_kernels.ops.sinkhorn import sinkhorn
 from imc_kernels.ops.swapped_prediction_loss import swapped_prediction_loss
 from imc_kernels.version import __version__
@@ -32,6 +33,7 @@ __all__ = [
     "mutual_information_loss",
     "per_view_batch_norm",
     "prototype_scores",
+    "self_distillation_loss",
     "sinkhorn",
     "swapped_prediction_loss",
 ]

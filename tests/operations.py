@@ -68,7 +68,8 @@ class Sizes(NamedTuple):
 class Operation:
     """A public function, float64 inputs for given sizes, and which of them a gradient can reach.
 
-    A loss returns float32 for half-precision inputs, every other operation the dtype of its inputs.
+    A loss returns float32 for half-precision inputs, every other operation the dtype of its inputs. The last inputs are
+    passed by the names in ``keywords``, where there are any.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Operation:
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     is_loss: bool = False
+    keywords: tuple[str, ...] = ()
 
     @property
     def backends(self) -> list[str]:
@@ -85,7 +87,13 @@ class Operation:
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        return getattr(imc_kernels, self.name)
+        function, keywords = getattr(imc_kernels, self.name), self.keywords
+
+        def call(*inputs: Tensor, **options: Any) -> Tensor:
+            first = len(inputs) - len(keywords)
+            return function(*inputs[:first], **dict(zip(keywords, inputs[first:], strict=True)), **options)
+
+        return call if keywords else function
 
     def inputs(self, sizes: Sizes, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         seed = int.from_bytes(hashlib.sha256(f"{self.name} {sizes}".encode()).digest()[:4], "big")
@@ -123,6 +131,12 @@ def maps_and_affine(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, .
     maps = normal(2 * sizes.batch, sizes.dim, 3, 3, generator=generator)
     weight, bias, means = normal(3, sizes.dim, generator=generator)
     return (maps + 3 * means[:, None, None]).contiguous(memory_format=torch.channels_last), weight, bias
+
+
+def distilled(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Logits [H, 2, B, C] of students and teachers, as unsure of a cluster as in training at a temperature of 0.1."""
+    students, teachers = 0.2 * normal(2, sizes.heads, 2, sizes.batch, sizes.clusters, generator=generator)
+    return students, teachers
 
 
 OPERATIONS = [
@@ -188,6 +202,22 @@ OPERATIONS = [
         {"smoothing": 0.0, "entropy_weight": 2.0, "logit_limit": 5.0},
         label="log_dot_product_loss-guarded",
         is_loss=True,
+    ),
+    Operation(
+        "self_distillation_loss",
+        lambda s, g: (*distilled(s, g), torch.softmax(normal(s.heads, s.clusters, generator=g), dim=-1)),
+        (True, False, False),
+        is_loss=True,
+        keywords=("prior",),
+    ),
+    Operation(
+        "self_distillation_loss",
+        lambda s, g: (*distilled(s, g), torch.rand(s.batch, generator=g, dtype=torch.float64) + 0.5),
+        (True, False, False),
+        {"beta": 1.0, "student_temperature": 0.5, "teacher_temperature": 0.25, "entropy_weight": 2.0},
+        label="self_distillation_loss-weighted",
+        is_loss=True,
+        keywords=("weights",),
     ),
     Operation(
         "info_nce_loss",

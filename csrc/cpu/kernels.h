@@ -161,6 +161,19 @@ void log_dot_product_loss_parts(const T* logits,                // [heads, 2, ba
                                 int64_t heads, int64_t batch, int64_t clusters, double smoothing,
                                 double entropy_weight, double logit_limit, int threads);
 
+// Both views of sample b are a pair. agreement: the weights are the teachers'; without, null ones are 1. A null prior is
+// the teachers' mean.
+template <typename T>
+void self_distillation_loss(const T* students,  // [heads, 2, batch, clusters]
+                            const T* teachers,  // [heads, 2, batch, clusters]
+                            const T* prior,     // [heads, clusters]
+                            const T* weights,   // [batch]
+                            T* loss,            // [heads]
+                            T* gradient,        // [heads, 2, batch, clusters], of the students
+                            int64_t heads, int64_t batch, int64_t clusters, double student_temperature,
+                            double teacher_temperature, double beta, double entropy_weight, bool agreement,
+                            int threads);
+
 template <typename T>
 void info_nce_loss(const T* embeddings,  // [2, batch, dim]
                    T* loss,              // []

@@ -16,22 +16,14 @@
 #include "parallel.h"
 #include "peak_and_rest.h"
 #include "rows.h"
+#include "sample_blocks.h"
 
 namespace imc::IMC_ISA {
 
 namespace {
 
-constexpr int64_t kBlock = 32;
 constexpr int64_t kGroupLogits = int64_t(1) << 22;  // as many heads as fit; one at least
 constexpr double kGuardWeight = 0.01;
-
-template <typename T>
-double sum_block(const T* x) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < kBlock; ++i) sum += static_cast<double>(x[i]);
-  return sum;
-}
 
 template <typename T>
 T safe_log(T x) {
@@ -86,17 +78,6 @@ struct Block {
   const ClusterSums<T>* sums() const { return &problem.sums[head * problem.clusters]; }
   int64_t offset(int64_t view) const { return ((head * 2 + view) * problem.batch + first) * problem.clusters; }
 };
-
-// x = logits transposed, with zeros past the last sample.
-template <typename T>
-void load(const Block<T>& block, int64_t view, T* x) {
-  const int64_t clusters = block.problem.clusters;
-  const T* from = block.problem.logits + block.offset(view);
-  if (block.filled < kBlock)
-    for (int64_t i = 0; i < block.problem.matrix; ++i) x[i] = 0;
-  for (int64_t i = 0; i < block.filled; ++i)
-    for (int64_t c = 0; c < clusters; ++c) x[c * kBlock + i] = from[i * clusters + c];
-}
 
 // Sum of the squared excess of |x| over the limit, halved.
 template <typename T>
@@ -155,7 +136,7 @@ void predict(const Block<T>& block) {
   Problem<T>& problem = block.problem;
   double excess = 0;
   for (int64_t view = 0; view < 2; ++view) {
-    load(block, view, block.p(view));
+    load_block(problem.logits + block.offset(view), block.p(view), block.filled, problem.clusters);
     if (problem.guarded()) excess += guard(block.p(view), problem.matrix, static_cast<T>(problem.limit));
     softmax(block, block.p(view), block.q(view));
   }
@@ -237,8 +218,7 @@ void differentiate(const Block<T>& block, T* dp) {
       for (int64_t i = 0; i < kBlock; ++i) dp[c * kBlock + i] = p[c * kBlock + i] * (dp[c * kBlock + i] - along[i]);
     const T* logits = problem.logits + block.offset(view);
     T* out = problem.gradient + block.offset(view);
-    for (int64_t i = 0; i < block.filled; ++i)
-      for (int64_t c = 0; c < problem.clusters; ++c) out[i * problem.clusters + c] = dp[c * kBlock + i];
+    store_block(dp, out, block.filled, problem.clusters);
     if (!problem.guarded()) continue;
     for (int64_t i = 0; i < block.filled * problem.clusters; ++i) {
       const T above = logits[i] - limit, below = logits[i] + limit;

@@ -6,6 +6,7 @@ from imc_kernels.eager.multi_crop import multi_crop
 from imc_kernels.eager.mutual_information_loss import mutual_information_loss
 from imc_kernels.eager.per_view_batch_norm import per_view_batch_norm
 from imc_kernels.eager.prototype_scores import prototype_scores
+from imc_kernels.eager.self_distillation_loss import self_distillation_loss
 from imc_kernels.eager.sinkhorn import sinkhorn
 from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
 
@@ -16,6 +17,7 @@ __all__ = [
     "mutual_information_loss",
     "per_view_batch_norm",
     "prototype_scores",
+    "self_distillation_loss",
     "sinkhorn",
     "swapped_prediction_loss",
 ]

@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
         reads_half: whether it reads half precision itself.
     """
 
-    run: Callable[[Sequence[Tensor], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
+    run: Callable[[Sequence[Any], Sequence[Any], Needs], tuple[Tensor, tuple[Tensor | None, ...]]]
     reads_half: bool = False
 
 
@@ -40,7 +40,7 @@ class FusedLoss:
     Args:
         name: of the operation.
         kernels: backend -> kernel, the best first.
-        inputs: names of the tensors.
+        inputs: names of the tensors, with a question mark after one that may be None.
         options: what else the kernel takes: name -> the numbers accepted, or None for a boolean.
         constants: the inputs that have no gradient.
         loss_shape: the loss's shape, from the inputs; default: a scalar.
@@ -61,13 +61,14 @@ class FusedLoss:
         self.backends = (*kernels, "eager")
         self.count = len(inputs)
         self.options = options
-        self.differentiable = tuple(n not in constants for n in inputs)
+        names = [n.removesuffix("?") for n in inputs]
+        self.differentiable = tuple(n not in constants for n in names)
         self.loss_shape = loss_shape
         arguments = [
-            *(f"Tensor {n}" for n in inputs),
+            *(f"Tensor? {n[:-1]}" if n.endswith("?") else f"Tensor {n}" for n in inputs),
             *(f"bool {n}" if accepted is None else f"float? {n}" for n, accepted in options.items()),
             "Tensor? changing",  # the options that are None: ops/scheduled.py
-            *(f"bool of_{n}" for n in inputs),  # whose gradients are needed; torch.jit.trace takes no list of these
+            *(f"bool of_{n}" for n in names),  # whose gradients are needed; torch.jit.trace takes no list of these
             "str backend",
         ]
         # The operator returns the loss, then a gradient for each input, empty where it is not needed.
@@ -78,13 +79,13 @@ class FusedLoss:
         self.operator.register_fake(self._fake)
         self.operator.register_autograd(only_first_derivative(self._backward), setup_context=self._setup_context)
 
-    def __call__(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+    def __call__(self, backend: str, inputs: Sequence[Any], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
         kernel, recorded = self.kernels[backend], torch.is_grad_enabled()
         direct = is_direct(self.name, backend, *inputs)
-        needs = tuple([recorded and tensor.requires_grad for tensor in inputs])
+        needs = tuple([recorded and x is not None and x.requires_grad for x in inputs])
         if not kernel.reads_half:
-            inputs = [at_least_single(tensor) for tensor in inputs]
+            inputs = [None if x is None else at_least_single(x) for x in inputs]
         if not direct:
             needs = self.differentiable if is_traced() else needs
             return self.operator(*inputs, *scheduled.packed(options), *needs, backend)[0]
@@ -92,7 +93,7 @@ class FusedLoss:
             return _FusedLoss.apply(self.name, kernel, options, needs, *inputs)[0]
         return kernel.run(inputs, options, needs)[0]
 
-    def _parts(self, arguments: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Any], Tensor | None, Needs, str]:
+    def _parts(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Tensor | None, Needs, str]:
         """Inputs, options, those that change, needs and backend of the operator's arguments."""
         *rest, backend = arguments
         inputs, needs = rest[: self.count], tuple(rest[-self.count :])
@@ -119,7 +120,7 @@ class FusedLoss:
         check_recorded(self.name, ctx.needs_input_grad[: self.count], ctx.needs)
         ctx.operation = self.name
         ctx.arguments = len(inputs)
-        ctx.dtypes = [x.dtype for x in tensors]
+        ctx.dtypes = [None if x is None else x.dtype for x in tensors]
         ctx.save_for_backward(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -139,13 +140,13 @@ class FusedLoss:
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, operation: str, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Tensor
+        ctx: Any, operation: str, kernel: Kernel, options: Sequence[Any], needs: Needs, *inputs: Any
     ) -> tuple[Tensor, Tensor]:
         loss, gradients = kernel.run(inputs, options, needs)
         end = anchor(loss)
         ctx.save_for_backward(end, *gradients)
         ctx.set_materialize_grads(False)
-        ctx.operation, ctx.dtypes = operation, [x.dtype for x in inputs]
+        ctx.operation, ctx.dtypes = operation, [None if x is None else x.dtype for x in inputs]
         return loss, end
 
     @staticmethod

@@ -120,6 +120,51 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"backend 'cpu' cannot run log_dot_product_loss with critic='dot': .*eager",
     ),
+    "teachers": (
+        lambda: k.self_distillation_loss(S[None], S[None, :, :2]),
+        ValueError,
+        r"teachers \[H, 2, B, C\] must match students \[H, 2, B, C\], got \[1, 2, 2, 4\] for \[1, 2, 3, 4\]",
+    ),
+    "three views of students": (
+        lambda: k.self_distillation_loss(torch.rand(1, 3, 4, 5), torch.rand(1, 3, 4, 5)),
+        ValueError,
+        r"students \[H, 2, B, C\] must hold 2 views, got \[1, 3, 4, 5\]",
+    ),
+    "teachers with gradient": (
+        lambda: k.self_distillation_loss(S[None], S[None].clone().requires_grad_()),
+        ValueError,
+        r"self_distillation_loss: teachers are constants; pass teachers.detach\(\)",
+    ),
+    "prior's shape": (
+        lambda: k.self_distillation_loss(S[None], S[None], prior=torch.ones(4)),
+        ValueError,
+        r"prior must have the shape \[H, C\], got \[4\]",
+    ),
+    "prior of other heads": (
+        lambda: k.self_distillation_loss(S[None], S[None], prior=torch.ones(2, 4)),
+        ValueError,
+        r"prior \[H, C\] must match students \[H, 2, B, C\], got \[2, 4\] for \[1, 2, 3, 4\]",
+    ),
+    "prior with gradient": (
+        lambda: k.self_distillation_loss(S[None], S[None], prior=torch.ones(1, 4, requires_grad=True)),
+        ValueError,
+        r"self_distillation_loss: prior is a constant; pass prior.detach\(\)",
+    ),
+    "weights of other pairs": (
+        lambda: k.self_distillation_loss(S[None], S[None], weights=torch.ones(4)),
+        ValueError,
+        r"weights \[B\] must match students \[H, 2, B, C\], got \[4\] for \[1, 2, 3, 4\]",
+    ),
+    "weights' name": (
+        lambda: k.self_distillation_loss(S[None], S[None], weights="mean"),
+        ValueError,
+        r"weights must be a tensor \[B\], \"agreement\" or None, got 'mean'",
+    ),
+    "weights as a number": (
+        lambda: k.self_distillation_loss(S[None], S[None], weights=2.0),  # type: ignore[arg-type]
+        TypeError,
+        r"weights must be a torch.Tensor \[B\], got float",
+    ),
     "embeddings' rank": (
         lambda: k.info_nce_loss(S[0]),
         ValueError,

@@ -12,7 +12,7 @@ from operations import all_backends, device_of
 from torch import Tensor
 
 import imc_kernels
-from imc_kernels import backends, sinkhorn
+from imc_kernels import backends, self_distillation_loss, sinkhorn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -38,6 +38,21 @@ FORMS = {
     "prototype_scores": Form(imc_kernels.prototype_scores, ((2, 5, 6), (7, 6))),
     "swapped_prediction_loss": Form(
         imc_kernels.swapped_prediction_loss, ((3, 5, 7), (2, 5, 7)), (True, False), of_loss
+    ),
+    "self_distillation_loss": Form(
+        imc_kernels.self_distillation_loss, ((3, 2, 5, 7), (3, 2, 5, 7)), (True, False), of_loss
+    ),
+    "self_distillation_loss prior": Form(
+        lambda s, p, **where: self_distillation_loss(s, s.detach().flip(2), prior=p, **where),
+        ((3, 2, 5, 7), (3, 7)),
+        (True, False),
+        of_loss,
+    ),
+    "self_distillation_loss weights": Form(
+        lambda s, w, **where: self_distillation_loss(s, s.detach().flip(2), weights=w, **where),
+        ((3, 2, 5, 7), (5,)),
+        (True, False),
+        of_loss,
     ),
     "mutual_information_loss": Form(imc_kernels.mutual_information_loss, ((2, 5, 4), (2, 5, 7)), result=of_loss),
     "sinkhorn queue": Form(lambda s, q, **where: sinkhorn(s, epsilon=0.5, queue=q, **where), ((2, 5, 7), (2, 9, 7))),

@@ -5,6 +5,7 @@ Measured in processes of their own, each in a fork of its own, so that nothing o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -75,6 +76,18 @@ def log_dot_product_loss(heads: int, batch: int, clusters: int) -> tuple[Callabl
     return lambda: with_gradients(imc_kernels.log_dot_product_loss(logits, **CPU).sum(), logits), said
 
 
+def self_distillation_loss(heads: int, batch: int, clusters: int, given: bool) -> tuple[Callable[[], Any], int]:
+    students, teachers = (
+        torch.ones(heads, 2, batch, clusters, requires_grad=True),
+        torch.ones(heads, 2, batch, clusters),
+    )
+    prior = torch.ones(heads, clusters) if given else None
+    means = 0 if given else 24 * clusters * heads * -(-batch // 32)
+    said = 4 * (3 * heads * rounded(batch, 32) + 96 * clusters * torch.get_num_threads()) + means
+    call = functools.partial(imc_kernels.self_distillation_loss, students, teachers, prior=prior, **CPU)
+    return lambda: with_gradients(call(), students), said
+
+
 def info_nce_loss(batch: int, dim: int, needs: bool) -> tuple[Callable[[], Any], int]:
     embeddings = torch.full((2, batch, dim), dim**-0.5, requires_grad=needs)
     said = 4 * (2 * batch * dim * (2 if needs else 1) + 4 * 2 * batch) + 2**20
@@ -105,6 +118,8 @@ CASES: list[tuple[Callable[..., tuple[Callable[[], Any], int]], tuple[Any, ...]]
     (mutual_information_loss, (2**18, 16, 16, True, False)),
     (log_dot_product_loss, (100, 512, 64)),
     (log_dot_product_loss, (1, 2**16, 64)),
+    (self_distillation_loss, (64, 2**15, 2, True)),
+    (self_distillation_loss, (32, 256, 2**10, False)),
     (info_nce_loss, (512, 2**13, False)),
     (info_nce_loss, (512, 2**13, True)),
     (multi_crop, (2000, 1000)),

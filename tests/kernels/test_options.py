@@ -43,6 +43,7 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "swapped_prediction_loss": lambda **o: k.swapped_prediction_loss(SCORES, SCORES, **o),
     "mutual_information_loss": lambda **o: k.mutual_information_loss(SCORES, SCORES, **o),
     "log_dot_product_loss": lambda **o: k.log_dot_product_loss(SCORES[None], **o),
+    "self_distillation_loss": lambda **o: k.self_distillation_loss(SCORES[None], SCORES[None].flip(2), **o),
     "info_nce_loss": lambda **o: k.info_nce_loss(SCORES, **o),
     "multi_crop": crop,
     "draw_crop_parameters": draw,
@@ -71,6 +72,11 @@ NUMBERS = [
     Option("log_dot_product_loss", "smoothing", 0.25, (1, -0.5, NAN, INF)),
     Option("log_dot_product_loss", "entropy_weight", 2.0, (NAN, INF, -INF)),
     Option("log_dot_product_loss", "logit_limit", 0.5, (0, -1.0, NAN, INF)),
+    *(
+        Option("self_distillation_loss", n, 0.5, (0, -1.0, NAN, INF))
+        for n in ("beta", "student_temperature", "teacher_temperature")
+    ),
+    Option("self_distillation_loss", "entropy_weight", 2.0, (NAN, INF, -INF)),
     Option("info_nce_loss", "temperature", 0.5, (0, -1.0, NAN, INF)),
     *(
         Option("draw_crop_parameters", n, 0.5, (-0.5, NAN, INF))
@@ -246,6 +252,9 @@ def test_text() -> None:
     for value in (None, 1, ["log-dot"], torch.ones(1)):
         with pytest.raises(ValueError, match="critic must be log-dot, dot, "):
             k.log_dot_product_loss(SCORES[None], critic=value)  # type: ignore[arg-type]
+    for text in ("Agreement", "", "none"):
+        with pytest.raises(ValueError, match=r'weights must be a tensor \[B\], "agreement" or None, got '):
+            k.self_distillation_loss(SCORES[None], SCORES[None], weights=text)
     for name in CALLS:
         if name != "draw_crop_parameters":
             for value in (["cpu"], 1, torch.ones(2), b"cpu"):
@@ -297,6 +306,7 @@ def operation(x: Tensor, option: Option, backend: str, value: Any) -> Tensor:
         "swapped_prediction_loss": (x, SCORES),
         "mutual_information_loss": (x, SCORES),
         "log_dot_product_loss": (x[None],),
+        "self_distillation_loss": (x[None], SCORES[None].flip(2)),
     }
     function = getattr(k, option.operation)
     return function(*inputs.get(option.operation, (x,)), **{option.name: value}, backend=backend)
