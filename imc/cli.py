@@ -7,7 +7,9 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from imc.command_line.interrupts import INTERRUPTED, second_interrupt_ends
 from imc.command_line.terminal import say, show
@@ -24,6 +26,8 @@ COMMANDS = {
     "clusters-sweep": "train with several numbers of clusters, where the number is not known",
 }
 HELP = ("-h", "--help", "help")
+OWN = ("imc", "imc_kernels")
+STANDARD = sys.stdlib_module_names | {"__main__"}
 VERSION = ("-V", "--version", "version")
 UNREAD = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1  # what shells use
 
@@ -88,7 +92,7 @@ def _run(arguments: list[str]) -> None:
 
         show(f"imc {__version__}")
     elif command in COMMANDS:
-        module = importlib.import_module(f"imc.{command.replace('-', '_')}")
+        module = imported(f"imc.{command.replace('-', '_')}")
         from imc_kernels.native import VariableError  # here, since it imports torch
 
         try:
@@ -97,6 +101,26 @@ def _run(arguments: list[str]) -> None:
             raise UserError(str(error)) from None
     else:
         raise UserError(f"unknown command {command!r}; {_meant(command)} (see imc --help)")
+
+
+def imported(name: str) -> ModuleType:
+    """A module of this package.
+
+    Raises:
+        UserError: a library that it uses cannot be imported, such as over a variable of the environment or a file of
+            settings that it reads.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        packages = [package for package in (name.split(".")[0] for name in names) if package not in STANDARD]
+        if packages[-1] in OWN:
+            raise
+        raise UserError(
+            f"{packages[-1]} cannot be imported: {type(error).__name__}: {error}; a variable of the environment or a "
+            "file of settings that it reads may be wrong"
+        ) from None
 
 
 def _meant(command: str) -> str:

@@ -31,6 +31,7 @@ from imc.machine.device import choose_device
 from imc.machine.torch_state import as_in_a_new_process
 from imc.runs.model import LoadedRun, load_run, save_model
 from imc.scores.evaluation import Outputs, outputs
+from imc.text import counted
 from imc.train import train
 
 SOURCE = "<array>"  # stands in a configuration where the name of a data set would
@@ -275,8 +276,8 @@ def _flat_shape(features: int, image_shape: tuple[int, ...] | str | None) -> tup
         side = math.isqrt(features - 1) + 1
         if image_shape is None and side**2 != features:
             raise ValueError(
-                f"X has {features} features, which are no square grey image: pass image_shape=(height, width) or "
-                "(height, width, channels)"
+                f"X has {counted(features, 'feature{s}, which {is|are}')} no square grey image: pass "
+                "image_shape=(height, width) or (height, width, channels)"
             )
         return side, side, 1
     sizes: tuple[Any, ...] = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
@@ -284,7 +285,8 @@ def _flat_shape(features: int, image_shape: tuple[int, ...] | str | None) -> tup
         raise ValueError(f"image_shape must be two or three integers, or {PAD!r}, got {image_shape!r}")
     three = _three(sizes)
     if math.prod(three) != features:
-        raise ValueError(f"image_shape={image_shape} has {math.prod(three)} values, and X has {features} features")
+        has = counted(math.prod(three), "value{s}")
+        raise ValueError(f"image_shape={image_shape} has {has}, and X has {counted(features, 'feature{s}')}")
     return three
 
 

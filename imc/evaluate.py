@@ -47,7 +47,7 @@ from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
 from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.scores.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
-from imc.text import visible
+from imc.text import counted, visible
 
 EVALUATION = "evaluation.json"
 
@@ -221,8 +221,8 @@ def table(evaluation: dict[str, Any]) -> str:
         if "heads" in split:
             means = "".join(_number(split["heads"][score]["mean"]) for score in SCORES)
             deviations = "".join(_number(split["heads"][score]["deviation"]) for score in SCORES)
-            count = len(split["heads"]["acc"]["values"])
-            lines.append(f"{f'  mean of {count} heads':24}{means}")
+            heads = counted(len(split["heads"]["acc"]["values"]), "head{s}")
+            lines.append(f"{f'  mean of {heads}':24}{means}")
             lines.append(f"{'  their deviation':24}{deviations}")
     if evaluation["head"] is not None:
         lines.append(f"head {evaluation['head']}, the one with the lowest loss over the last epoch, gives the clusters")

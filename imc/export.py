@@ -51,7 +51,7 @@ from imc.machine.torch_state import turn
 from imc.runs.data import other_data
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import evenly_spaced
-from imc.text import visible
+from imc.text import counted, visible
 from imc_kernels.version import __version__
 
 FORMATS = ("torch", "onnx", "both")
@@ -133,7 +133,7 @@ def report(result: dict[str, Any]) -> str:
     lines = [f"images: uint8 [B, {', '.join(map(str, result['shape']))}]"]
     count = result["images"]
     lines += [
-        f"{visible(path)}: the same cluster as the model for {count} of {count} images of "
+        f"{visible(path)}: the same cluster as the model for {count} of {counted(count, 'image{s}')} of "
         f"{visible(result['checked'])}, logits within {difference:.1g}"
         for path, difference in result["files"].items()
     ]
@@ -206,7 +206,7 @@ def _difference(name: str, program: Program, images: Tensor, expected: tuple[Ten
         wrong = int((clusters != expected[2][:count]).sum())
         if wrong:
             raise RunError(
-                f"the {name} form gives {wrong} of {count} images another cluster than the model "
+                f"the {name} form gives {wrong} of {counted(count, 'image{s}')} another cluster than the model "
                 f"(logits differ by up to {difference:.1g}), so it was not written"
             )
     return difference

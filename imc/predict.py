@@ -48,7 +48,7 @@ from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import outputs
-from imc.text import shell_word, shortened, visible
+from imc.text import counted, inflected, shell_word, shortened, visible
 
 BATCH = 256
 PRINTED = 20  # pictures whose clusters are printed
@@ -129,7 +129,7 @@ def report(result: dict[str, Any]) -> str:
     sizes = result["clusters"]
     lines = [f"{visible(name)}: cluster {cluster}, confidence {sure:.3f}" for name, cluster, sure in result["pictures"]]
     if not lines:
-        images = f"{result['images']:,} image{'s' * (result['images'] != 1)}"
+        images = counted(result["images"], "image{s}")
         lines = [f"{images} in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters"]
     if result["note"]:
         lines.append(visible(result["note"]))
@@ -142,14 +142,14 @@ class _Skipped(Skipped):
     def add(self, name: str, reason: str, count: int = 1) -> None:
         super().add(name, reason, count)
         if self.count <= NAMED_FILES:
-            say(f"skipped {name}: {reason}")
+            say(f"skipped {name}: {inflected(1, reason)}")
         elif self.count == NAMED_FILES + 1:
             say("skipped more, which are counted at the end")
 
 
 def _nothing(given: Sequence[str], paths: Sequence[Path], skipped: Skipped) -> str:
     if len(paths) == 1 and not paths[0].is_dir():
-        return f"{given[0]} cannot be read: {next(iter(skipped.reasons))}"
+        return f"{given[0]} cannot be read: {inflected(1, next(iter(skipped.reasons)))}"
     return f"{', '.join(given)} holds no image that can be read; {skipped or 'it is empty'}"
 
 

@@ -48,7 +48,7 @@ from imc.runs.files import read_metrics
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs
 from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
-from imc.text import visible
+from imc.text import counted, inflected, visible
 
 PAGE = "report.html"
 PARTS = ("galleries", "embeddings", "evidence", "curves")  # as the progress bar calls them
@@ -127,7 +127,10 @@ def report(options: Options, data: Dataset | None = None) -> Path:
 
 def _lead(note: str, images: Images, result: Outputs) -> str:
     clusters, total = result.clusters, result.probabilities.shape[1]
-    tiles = [(f"{len(clusters):,}", "images"), (f"{len(np.unique(clusters))} of {total}", "clusters in use")]
+    tiles = [
+        (f"{len(clusters):,}", inflected(len(clusters), "image{s}")),
+        (f"{len(np.unique(clusters))} of {total}", "clusters in use"),
+    ]
     if images.labels is not None:
         scores = clustering_scores(images.labels.numpy(), clusters)
         tiles += [(f"{scores[score]:.3f}", score.upper()) for score in SCORES]
@@ -187,7 +190,8 @@ def _training(folder: Path, pictures: Path) -> str:
     if not metrics:
         return ""
     seconds = sum(line.get("seconds", 0) for line in metrics)
-    return _figure(draw_curves(pictures / "curves.png", metrics), f"{len(metrics)} epochs in {seconds:,.0f} seconds.")
+    caption = f"{counted(len(metrics), 'epoch{s}')} in {counted(round(seconds), 'second{s}')}."
+    return _figure(draw_curves(pictures / "curves.png", metrics), caption)
 
 
 def _use(pictures: Path, run: LoadedRun, images: Images, result: Outputs) -> str:

@@ -1,19 +1,25 @@
-"""Text that a user chose (names of classes, files, folders and runs), as each place that shows or stores it takes it.
+"""Text that a user chose (names of classes, files, folders and runs), as each place that shows or stores it takes it;
+and numbers of things in words.
 
 visible       a terminal, a figure, a page: control characters and marks that turn the writing direction are escaped
 printable     data in UTF-8: what is not UTF-8 in a file's name is escaped, all else is kept
 shell_word    a command to copy
 shortened     a part of a file's name
+
+counted       a number and what it counts
+inflected     the same words without the number
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import unicodedata
 from pathlib import Path
 
 JOINERS = "\u200c\u200d"  # invisible, but letters of several scripts and emoji are made with them
 LONGEST_NAME = 255  # bytes of one file's name, on nearly every file system
+FORMS = re.compile(r"\{([^{}|]*)(?:\|([^{}|]*))?\}")
 
 
 def printable(name: str) -> str:
@@ -48,6 +54,27 @@ def shortened(name: str, ending: str) -> str:
     while len(_bytes(name)) > max(1, LONGEST_NAME - len(_bytes(ending))):
         name = name[:-1]
     return name + ending
+
+
+def counted(count: int, words: str) -> str:
+    """A number and what it counts, in the words' form for it.
+
+    Args:
+        count: how many.
+        words: with both forms in braces, that of one first, or the ending of several alone: "update{s} {is|are} few"
+            becomes "1 update is few" and "2,000 updates are few".
+    """
+    return f"{count:,} {inflected(count, words)}"
+
+
+def inflected(count: int, words: str) -> str:
+    """The words that :func:`counted` puts behind a number."""
+
+    def form(match: re.Match[str]) -> str:
+        one, several = match.groups()
+        return ("" if count == 1 else one) if several is None else one if count == 1 else several
+
+    return FORMS.sub(form, words)
 
 
 def _bytes(text: str) -> bytes:

@@ -64,6 +64,7 @@ from imc.runs.folder import open_run_folder, require_free, run_folder
 from imc.runs.model import LoadedRun, save_model
 from imc.runs.resume import Begun, begun
 from imc.scores.evaluation import outputs
+from imc.text import inflected
 from imc.training.checkpoint import require_fit
 from imc.training.loop import Loop, compile_encoder
 from imc.training.monitor import scarcity_warnings
@@ -323,7 +324,8 @@ def _report(model: Method, config: Config, data: Images, folder: Path, seconds: 
     result = write_results(folder, config, data, final.clusters, final.confidence, seconds)
     empty = result["clusters"] - result["clusters_used"]
     if empty:
-        warn(f"{empty} of {result['clusters']} clusters are empty; a higher --entropy-weight evens them out")
+        found = f"{empty} of {result['clusters']} clusters {inflected(empty, '{is|are}')} empty"
+        warn(f"{found}; a higher --entropy-weight evens them out")
     return result
 
 

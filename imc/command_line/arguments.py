@@ -13,7 +13,7 @@ from imc.command_line.options import check, flag, is_text
 from imc.command_line.terminal import show
 from imc.errors import UserError
 from imc.files.run_places import is_run, newest
-from imc.text import shell_word
+from imc.text import inflected, shell_word
 
 MISSING = "the following arguments are required: "  # how argparse says it
 RUN = "RUN"  # what an argument that is the folder of a run is called in usage and help
@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if (missing := message.removeprefix(MISSING)) != message:
             names = missing.split(", ")
-            verb = "is" if len(names) == 1 else "are"
+            verb = inflected(len(names), "{is|are}")
             message = f"{missing} {verb} missing in: {self.usage}{newest() if RUN in names else ''}"
         raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 

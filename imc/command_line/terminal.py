@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
+from imc.machine.environment import unset
 from imc.text import visible
+
+with unset("TQDM_"):  # which replace what progress() leaves at its default, also by what is no number or no format
+    from tqdm import tqdm
 
 REDRAW, LOG = 0.5, 15.0  # seconds between two states of a bar: on a terminal, and in a log, where each is a line
 DELAY = 2.0  # seconds before a bar appears: what is done sooner needs none

@@ -126,7 +126,7 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
     counts = [f"{len(train.images):,} train", f"{len(test.images):,} test"]
     if unlabeled is not None:
         counts.append(f"{len(unlabeled.images):,} unlabeled")
-    note = f"{name}: {_join(counts)} {_kind(train)} from {place}"
+    note = f"{name}: {_join(counts)} {_kind(train, several=True)} from {place}"
     if (len(train.images), len(test.images)) != entry.counts:
         note += f", where {entry.counts[0]:,} and {entry.counts[1]:,} were published"
     mean, std = entry.statistics
@@ -163,7 +163,8 @@ def _from_path(source: str, image_size: int | None, labels_from_folders: bool, p
         )
     mean, std = channel_statistics(train.images)
     counts = f"{len(train.images):,}" if test is None else f"{len(train.images):,} train and {len(test.images):,} test"
-    note = "; ".join(filter(None, [f"{name}: {counts} {_kind(train)} from {path}", found]))
+    kind = _kind(train, several=test is not None or len(train.images) != 1)
+    note = "; ".join(filter(None, [f"{name}: {counts} {kind} from {path}", found]))
     return Dataset(name, train, test, None, mean, std, note)
 
 
@@ -203,9 +204,9 @@ def _resized(data: Dataset, size: int) -> Dataset:
     return dataclasses.replace(data, train=train, test=split(data.test), unlabeled=split(data.unlabeled), note=note)
 
 
-def _kind(images: Images) -> str:
+def _kind(images: Images, *, several: bool) -> str:
     _, height, width, channels = images.images.shape
-    return f"{'grey ' if channels == 1 else ''}images of {width}x{height} pixels"
+    return f"{'grey ' if channels == 1 else ''}image{'s' * several} of {width}x{height} pixels"
 
 
 def _join(texts: list[str]) -> str:

@@ -19,6 +19,7 @@ from imc.data.files import is_unicode, refusal
 from imc.data.pixel_bits import PixelBits, Range, as_bytes
 from imc.errors import UserError
 from imc.machine.memory import machine_memory
+from imc.text import counted
 
 # Names of the arrays in an .npz: images and labels to cluster, images and labels held out.
 TRAIN_IMAGES = ("images", "x", "x_train", "train_images")
@@ -77,7 +78,8 @@ def read_npz(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Imag
             continue
         key, tensor = images[0], tensors[len(splits)]
         if labels is not None and len(labels[1]) != len(tensor):
-            raise refusal(path, f"{key} has {len(tensor):,} images, {labels[0]} has {len(labels[1]):,} labels")
+            has = f"{key} has {counted(len(tensor), 'image{s}')}, {labels[0]} has {counted(len(labels[1]), 'label{s}')}"
+            raise refusal(path, has)
         own = None if labels is None else numbers[labels[0]]
         splits.append(Images(name, tensor, own, classes, pixel_bits=bits))
     train, test = splits

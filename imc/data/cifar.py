@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from imc.data.dataset import Images
 from imc.data.files import SUFFIX_GZIP, is_unicode, lines, read_bytes, read_members, refusal
+from imc.text import counted
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # of one image: red, green, blue plane
@@ -57,7 +58,7 @@ def read_cifar(name: str, place: Path, labels: Labels) -> tuple[Images, Images]:
     contents = _contents(place, [*train, *test, meta])
     classes = lines(contents[meta]) if binary else tuple(_pickled_names(place / meta, contents[meta], labels))
     if len(classes) != labels.classes:
-        raise refusal(place / meta, f"it names {len(classes)} classes where there are {labels.classes}")
+        raise refusal(place / meta, f"it names {counted(len(classes), 'class{es}')} where there are {labels.classes}")
     read = _read_records if binary else _read_pickle
     splits = []
     for files in (train, test):
@@ -88,7 +89,8 @@ def _contents(place: Path, names: list[str]) -> dict[str, bytes]:
 def _read_records(path: Path, content: bytes, labels: Labels) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     size = labels.record_bytes + PIXELS
     if not content or len(content) % size:
-        raise refusal(path, f"it is damaged or cut short: {len(content):,} bytes are not records of {size:,}")
+        found = counted(len(content), "byte{s}")
+        raise refusal(path, f"it is damaged or cut short: it has {found}, its records {size:,}")
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     numbers = records[:, labels.byte]
     _check_range(path, numbers, labels.classes)
@@ -102,7 +104,8 @@ def _read_pickle(path: Path, content: bytes, labels: Labels) -> tuple[NDArray[np
         raise refusal(path, f"it has no list of {labels.key}")
     images = pixels.to_numpy() if isinstance(pixels, _Array) else None
     if images is None or images.shape != (len(numbers), PIXELS) or not numbers:
-        raise refusal(path, f"its data are not {len(numbers):,} images of {PIXELS:,} bytes, one for each label")
+        needed = counted(len(numbers), "image{s}")
+        raise refusal(path, f"its data are not {needed} of {PIXELS:,} bytes, one for each label")
     _check_range(path, numbers, labels.classes)
     return images, np.array(numbers, np.int64)
 
@@ -116,7 +119,7 @@ def _pickled_names(path: Path, content: bytes, labels: Labels) -> list[str]:
 
 def _check_range(path: Path, numbers: NDArray[np.uint8] | list[int], classes: int) -> None:
     if min(numbers) < 0 or max(numbers) >= classes:
-        raise refusal(path, f"it has labels {min(numbers)}..{max(numbers)} where there are {classes} classes")
+        raise refusal(path, f"it has labels {min(numbers)}..{max(numbers)}, and there are classes 0..{classes - 1}")
 
 
 def unpickle(path: Path, content: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imc.data.decode import Kind
+from imc.text import counted, inflected
 
 
 @dataclass
@@ -40,10 +41,11 @@ class Converted:
                 "in colour, and the run was trained on grey ones: their" if grey else "grey, and the run was trained on"
             )
             rest = " colour is left out" if grey else " images in colour"
-            said.append(f"{self.other_kind:,} of {self.images:,} images are {what}{rest}")
+            said.append(f"{self._of_all(self.other_kind)} {what}{rest}")
         if self.small:
-            said.append(
-                f"{self.small:,} of {self.images:,} images are smaller than the {self.side} pixels a side that the run "
-                "takes: they are enlarged"
-            )
+            small = f"smaller than the {self.side} pixels a side that the run takes, and enlarged"
+            said.append(f"{self._of_all(self.small)} {small}")
         return said
+
+    def _of_all(self, count: int) -> str:
+        return f"{count:,} of {counted(self.images, 'image{s}')} {inflected(count, '{is|are}')}"

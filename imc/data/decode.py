@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
-from imc.data.formats import FORMATS, VARIANT, reason_by_content
+from imc.data.formats import FORMATS, NO_IMAGE, VARIANT, reason_by_content
 from imc.data.orientation import remaining_turn, turned_by_reader
 from imc.data.pixel_bits import PixelBits
 from imc.data.wide import UnknownRangeError, UnsupportedError, WidePixels, is_grey, is_wide, wide_pixels
@@ -122,7 +122,7 @@ def _open(path: Path) -> ImageFile.ImageFile:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise UnreadableError("cannot be opened") from error
-        unknown = "not images" if isinstance(error, UnidentifiedImageError) else DAMAGED
+        unknown = NO_IMAGE if isinstance(error, UnidentifiedImageError) else DAMAGED
         raise UnreadableError(reason_by_content(path) or unknown) from None
     image.filename = ""  # or Pillow maps the file into memory, which it does at the wrong size for a turned TIFF
     if image.width * image.height > MAX_PIXELS:

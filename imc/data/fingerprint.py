@@ -12,6 +12,7 @@ from torch import Tensor
 from imc.errors import UserError
 from imc.files.json import read_json
 from imc.files.run_places import DATA
+from imc.text import counted
 
 DIGEST = 16  # bytes
 CHUNK = 1024  # images
@@ -49,7 +50,8 @@ def fingerprint(parts: Sequence[Tensor], labels: Tensor | None) -> dict[str, Any
 def difference(recorded: dict[str, Any], found: dict[str, Any]) -> str:
     """How the images found differ from those recorded, in words; empty where they do not. Labels do not count."""
     if recorded["shape"] != found["shape"]:
-        then, now = (f"{w}x{h} pixels of {c} channel{'s' * (c > 1)}" for h, w, c in (recorded["shape"], found["shape"]))
+        shapes = (recorded["shape"], found["shape"])
+        then, now = (f"{w}x{h} pixels of {counted(c, 'channel{s}')}" for h, w, c in shapes)
         return f"they had {then}, and have {now}"
     if recorded["images"] != found["images"]:
         return f"they were {recorded['images']:,}, and are {found['images']:,}"

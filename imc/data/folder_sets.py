@@ -14,7 +14,7 @@ from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
 from imc.data.folders import FolderImages, has_image_suffix, natural_order, read_folder
 from imc.data.ignored import is_hidden
-from imc.text import printable
+from imc.text import counted, printable
 
 TRAIN = "train"
 TRAINING = ("train", "training")
@@ -124,8 +124,8 @@ def _splits(folder: Path) -> tuple[tuple[str, ...], list[str]]:
         raise refusal(folder, f"{parts[0]!r} and {parts[1]!r} are one folder, by a link")
     taken = " and ".join(f"{part!r} as {role}" for part, role in zip(parts, ("train", "test"), strict=False))
     beside = [repr(name) for name in folders if name not in parts]
-    beside = [*beside[:BESIDE], *([f"{len(beside) - BESIDE:,} folders more"] if len(beside) > BESIDE else [])]
-    beside += [f"{images:,} images"] if images else []
+    beside = [*beside[:BESIDE], *([counted(len(beside) - BESIDE, "folder{s} more")] if len(beside) > BESIDE else [])]
+    beside += [counted(images, "image{s}")] if images else []
     return parts, [f"took {taken}", *([f"left out what lies beside: {', '.join(beside)}"] if beside else [])]
 
 
@@ -161,12 +161,12 @@ def _doubtful_classes(folders: Sequence[Path], splits: Sequence[Images]) -> list
     pairs = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     single = sorted(set.union(*present) - set.intersection(*present)) if len(present) > 1 else []
     for text, found in (
-        ("folders without images, which are no classes", list(map(repr, empty))),
-        ("classes that differ by case or spelling alone", pairs),
-        ("classes in one split only", list(map(repr, single))),
+        ("folder{s} without images, which {is no class|are no classes}", list(map(repr, empty))),
+        ("group{s} of classes that differ by case or spelling alone", pairs),
+        ("class{es} in one split only", list(map(repr, single))),
     ):
         if found:
-            said.append(f"{len(found):,} {text} (such as {found[0]})")
+            said.append(f"{counted(len(found), text)} (such as {found[0]})")
     return said
 
 

@@ -30,7 +30,7 @@ from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, is_hidden, is_output, is_output_figure
 from imc.data.pixel_bits import PixelBits
 from imc.files.run_places import CONFIG
-from imc.text import printable
+from imc.text import counted, printable
 
 VERSION = 2  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
@@ -62,7 +62,7 @@ class Skipped:
 
     def __str__(self) -> str:
         details = (
-            f"{count:,} {reason} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
+            f"{counted(count, reason)} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
         )
         return f"skipped {self.count:,}: {', '.join(details)}" if self.reasons else ""
 
@@ -211,13 +211,13 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, str]
         try:
             status = os.stat(folder / name)
             if (status.st_dev, status.st_ino) in visited:
-                skipped.add(name, "folders that a link leads to again")
+                skipped.add(name, "folder{s} that a link leads to again")
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder / name) as found:
                 entries = list(found)
         except OSError:
-            skipped.add(name, "folders that cannot be opened")
+            skipped.add(name, "folder{s} that cannot be opened")
             continue
         names = {entry.name for entry in entries}
         if name != "." and is_output(folder / name, names):
@@ -233,7 +233,7 @@ def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, str]
                 elif entry.is_dir():
                     (links if entry.is_symlink() else pending).append(path)
                 elif not entry.is_file():
-                    skipped.add(path, "broken links or special files")
+                    skipped.add(path, "broken link{s} or special file{s}")
                 elif has_image_suffix(entry.name):
                     status = entry.stat()
                     if status.st_size > MAX_FILE:

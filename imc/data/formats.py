@@ -1,4 +1,7 @@
-"""Which files are images: the formats that are read, and the words for the others, with what to do about them."""
+"""Which files are images: the formats that are read, and the words for the others, with what to do about them.
+
+The words are those of :func:`imc.text.counted`.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,19 @@ FORMATS = tuple(
     )
     if name in Image.OPEN
 )
-VARIANT = "damaged, or of a variant of their format that Pillow does not read"
-HEIC = VARIANT if "HEIF" in FORMATS else "HEIC images, which need `pip install pillow-heif`"
-AVIF = VARIANT if "AVIF" in FORMATS else "AVIF images, which need a newer Pillow"
-JPEG_XL = "JPEG XL images, to be converted to JPEG or PNG first"
-RAW = "raw camera files, to be developed to JPEG, PNG or TIFF first"
-DRAWINGS = "drawings or documents, to be rendered to PNG first"
-VIDEOS = "videos, whose frames are to be extracted first"
-ARRAYS = "arrays, of which --data takes one .npy or .npz by itself"
-ARCHIVES = "archives, to be unpacked first"
-EDITORS = "files of an image editor, to be exported to PNG first"
-SCIENCE = "scientific or high-dynamic-range images, to be converted to PNG or TIFF of 16 bits first"
-OTHER = "not images by their suffix"
+VARIANT = "damaged, or of a variant of {its|their} format that Pillow does not read"
+HEIC = VARIANT if "HEIF" in FORMATS else "HEIC image{s}, which need{s|} `pip install pillow-heif`"
+AVIF = VARIANT if "AVIF" in FORMATS else "AVIF image{s}, which need{s|} a newer Pillow"
+JPEG_XL = "JPEG XL image{s}, to be converted to JPEG or PNG first"
+RAW = "raw camera file{s}, to be developed to JPEG, PNG or TIFF first"
+DRAWINGS = "drawing{s} or document{s}, to be rendered to PNG first"
+VIDEOS = "video{s}, whose frames are to be extracted first"
+ARRAYS = "array{s}, of which --data takes one .npy or .npz by itself"
+ARCHIVES = "archive{s}, to be unpacked first"
+EDITORS = "file{s} of an image editor, to be exported to PNG first"
+SCIENCE = "scientific or high-dynamic-range image{s}, to be converted to PNG or TIFF of 16 bits first"
+OTHER = "{no image by its|not images by their} suffix"
+NO_IMAGE = "{no image|not images}"
 EMPTY = "empty"
 
 _BY_SUFFIX = {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from imc.data.dataset import Images
 from imc.data.files import read_bytes, refusal
+from imc.text import counted
 
 UNSIGNED_BYTE = 8
 LIMIT = 1 << 28  # bytes; the training images have 47 MB
@@ -39,7 +40,7 @@ def read_idx_folder(name: str, folder: Path, class_names: tuple[str, ...]) -> tu
         if len(images) != len(labels) or labels.max() >= len(class_names):
             raise refusal(
                 paths[1],
-                f"{len(images):,} images need as many labels below {len(class_names)}, "
+                f"{counted(len(images), 'image{s} need{s|}')} as many labels below {len(class_names)}, "
                 f"it has {len(labels):,} up to {labels.max()}",
             )
         splits.append(
@@ -66,5 +67,5 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     expected = int(np.prod([int(side) for side in shape], dtype=object))
     if expected == 0 or len(content) - start != expected:
-        raise refusal(path, f"it is damaged or cut short: {len(content) - start:,} bytes follow, {expected:,} are said")
+        raise refusal(path, f"it is damaged or cut short: it says {expected:,} bytes, and has {len(content) - start:,}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -29,7 +29,7 @@ BUNDLES = (
     *(".photoslibrary", ".photolibrary", ".aplibrary", ".migratedphotolibrary", ".app"),  # macOS
     *(".lrdata", ".lrcat-data", ".cocatalog", ".cosessiondb"),  # Lightroom, Capture One
 )
-HIDDEN = "hidden or system files and folders, read only where one is itself what is given"
+HIDDEN = "hidden or system {file or folder|files and folders}, read only where one is itself what is given"
 OUTPUT = "of imc's own output"
 OUTPUT_FIGURES = {"accuracy-by-images.png": "summary.json", "clusters-sweep.png": "clusters-sweep.json"}
 OUTPUT_MARK = ".imc-output"

@@ -10,6 +10,7 @@ from imc.data import Dataset, Images
 from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.resize import resized
 from imc.errors import UserError
+from imc.text import counted
 
 KINDS = {1: "grey images", 3: "images in colour"}
 
@@ -51,4 +52,4 @@ def bits_of_files(config: Config) -> PixelBits:
 
 
 def _kind(channels: int) -> str:
-    return KINDS.get(channels, f"images of {channels} channels")
+    return KINDS.get(channels, f"images of {counted(channels, 'channel{s}')}")

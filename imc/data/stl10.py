@@ -14,6 +14,7 @@ from torch import Tensor
 from imc.data.cache import cached, stamp
 from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
+from imc.text import counted
 
 SIDE = 96
 PIXELS = 3 * SIDE * SIDE  # of one image: red, green, blue plane, each column by column
@@ -31,13 +32,14 @@ def read_stl10(name: str, folder: Path) -> tuple[Images, Images, Images | None]:
     """
     class_names = lines(read_bytes(folder / "class_names.txt", LIMIT))
     if len(class_names) != CLASSES:
-        raise refusal(folder / "class_names.txt", f"it names {len(class_names)} classes where there are {CLASSES}")
+        named = counted(len(class_names), "class{es}")
+        raise refusal(folder / "class_names.txt", f"it names {named} where there are {CLASSES}")
     splits = []
     for split in ("train", "test"):
         images = _read_images(folder / f"{split}_X.bin")
         labels = np.frombuffer(read_bytes(folder / f"{split}_y.bin", LIMIT), np.uint8)
         if len(labels) != len(images) or labels.min() < 1 or labels.max() > CLASSES:
-            raise refusal(folder / f"{split}_y.bin", f"it is not {len(images):,} labels 1..{CLASSES}")
+            raise refusal(folder / f"{split}_y.bin", f"it is not {counted(len(images), 'label{s}')} 1..{CLASSES}")
         splits.append(Images(name, images, torch.from_numpy(labels.astype(np.int64) - 1), class_names))
     unlabeled = None
     if (folder / UNLABELED).exists():
@@ -50,7 +52,8 @@ def _read_images(path: Path) -> Tensor:
         raise refusal(path, "it is not there")
     status = path.stat()
     if status.st_size == 0 or status.st_size % PIXELS:
-        raise refusal(path, f"it is damaged or cut short: {status.st_size:,} bytes are not images of {PIXELS:,}")
+        found = counted(status.st_size, "byte{s}")
+        raise refusal(path, f"it is damaged or cut short: it has {found}, its images {PIXELS:,}")
     count = status.st_size // PIXELS
 
     def batches() -> Iterator[NDArray[np.uint8]]:

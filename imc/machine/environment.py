@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from imc.errors import UserError
@@ -31,6 +33,18 @@ def number(name: str, default: int, *, at_least: int = 0, at_most: int | None = 
         bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
         raise UserError(f"the environment variable {name} must be an integer {bounds}, got {text!r}")
     return value
+
+
+@contextlib.contextmanager
+def unset(prefix: str) -> Iterator[None]:
+    """Inside, no variable has a name that begins so: for the import of a library that would read them."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def folder_of(name: str, *default: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from imc.errors import UserError
 from imc.machine.environment import number, variable
+from imc.text import inflected
 
 # Launchers whose processes are of no run of this package unless torchrun's variables are there too: what tells how many
 # of them there are. Slurm's is that of srun alone; a batch script has other variables.
@@ -43,7 +44,7 @@ def world_size() -> int:
     }
     missing = [name for name in checks if variable(name) is None]
     if missing:
-        lacking = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+        lacking = f"{', '.join(missing)} {inflected(len(missing), '{is|are}')} not set"
         raise UserError(
             f"the environment variable WORLD_SIZE is {world}, and {lacking}; unset WORLD_SIZE for one process, or "
             "start several with torchrun, which sets them all"

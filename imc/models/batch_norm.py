@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imc.text import counted
 from imc_kernels import per_view_batch_norm
 from imc_kernels.eager.distributed import sum_over
 from imc_kernels.ops.per_view_batch_norm import update_running_statistics
@@ -79,7 +80,8 @@ class PerViewBatchNorm(_BatchNorm):
         momenta: Sequence[float],
     ) -> Tensor:
         if len(input) % views:
-            raise ValueError(f"PerViewBatchNorm: {len(input)} rows are not {views} views of equal size")
+            rows = counted(len(input), "row{s} {is|are}")
+            raise ValueError(f"PerViewBatchNorm: {rows} not {views} views of equal size")
         x = at_least_single(input).unflatten(0, (views, len(input) // views))  # [V, B, C, ...]
         channels, spatial = x.shape[2], [1] * (x.dim() - 3)
         rest = [dim for dim in range(1, x.dim()) if dim != 2]

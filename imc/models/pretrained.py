@@ -23,7 +23,7 @@ from imc.files.tensors import StoredTensor, read_tensors
 from imc.models.resnet import BLOCKS, ResNet
 from imc.models.spellings import unwrapped, usual
 from imc.runs.folder import read_config
-from imc.text import visible
+from imc.text import counted, visible
 
 COUNTER = "num_batches_tracked"  # which nothing here reads, and many files lack
 # Words in a prefix, of which several encoders that fit are told apart: taken is what the methods' authors evaluate.
@@ -59,7 +59,7 @@ class Matched:
     notes: list[str]
 
     def __str__(self) -> str:
-        text = f"all {len(self.names)} tensors of the encoder"
+        text = f"all {counted(len(self.names), 'tensor{s}')} of the encoder"
         if self.prefix:
             text += f", under {self.prefix!r}"
         if self.others:
@@ -250,7 +250,7 @@ def _refusal(own: Mapping[str, tuple[str, Tensor]], found: Stored, fits: Iterabl
         has = (f"{name} {list(x.shape)}" for name, (_, x) in own.items())
         reason = f"does not hold the encoder: it has {_listed(held, count=2)}, the encoder {_listed(has, count=2)}"
     else:
-        reason = f"does not fit: it has {len(best.taken)} of {len(own)} tensors of the encoder"
+        reason = f"does not fit: it has {len(best.taken)} of {counted(len(own), 'tensor{s}')} of the encoder"
         if best.prefix:
             reason += f", under {best.prefix!r}"
         if best.unequal:
@@ -276,7 +276,9 @@ def _options(own: Mapping[str, tuple[str, Tensor]], found: Stored, prefix: str) 
             other = ResNet(name, shape[1], stem=stem, bn_momentum=0.1, width=WIDTH)
         if _Fit(_own_names(other, usual), found, prefix).whole:
             here = next((x.shape[1] for _, x in own.values() if x.dim() == 4), shape[1])
-            channels = f" and images of {shape[1]} channels (these have {here})" if here != shape[1] else ""
+            channels = (
+                f" and images of {counted(shape[1], 'channel{s}')} (these have {here})" if here != shape[1] else ""
+            )
             return f"with --encoder {name} --stem {stem}{channels} it fits"
     return None
 

@@ -6,11 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec
 
-from matplotlib import rc_context, rcParamsDefault
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, fontManager, get_font
-from matplotlib.text import Text
-
+from imc.pages.plain_matplotlib import Figure, Text, findfont, fontManager, get_font, rc_context, rcParamsDefault
 from imc.text import visible
 
 LONGEST_NAME, LONGEST_TITLE = 32, 100  # characters

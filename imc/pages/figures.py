@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from imc.files.whole import replacing
 from imc.pages.figure_text import LONGEST_TITLE, choose_fonts, drawable, in_plain_style
+from imc.pages.plain_matplotlib import (
+    Figure,
+    FigureCanvasAgg,
+    FixedLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    colormaps,
+)
 
 DPI = 150
 GALLERY_ROWS = 50  # beyond this many clusters, the largest are shown

@@ -23,7 +23,7 @@ from imc.machine.arithmetic import arithmetic, processor
 from imc.pages.run_figures import draw_confusion, draw_gallery
 from imc.scores.evaluation import kmeans_on_pixels
 from imc.scores.metrics import SCORES, clustering_scores
-from imc.text import shell_word, visible
+from imc.text import counted, shell_word, visible
 from imc_kernels.version import __version__
 
 
@@ -116,7 +116,7 @@ def table(result: dict[str, Any], folder: Path) -> str:
             lines.append(f"{title:20}{scores}")
     lines.append(
         f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "
-        f"{result['threads']} threads, {result['clusters_used']} of {result['clusters']} clusters used"
+        f"{counted(result['threads'], 'thread{s}')}, {result['clusters_used']} of {result['clusters']} clusters used"
     )
     lines.append(f"{visible(str(folder))}: {' '.join(name for name in FILES if (folder / name).exists())}")
     lines.append(f"to look at it: imc report {shell_word(folder)}")

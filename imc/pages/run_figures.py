@@ -16,6 +16,7 @@ from imc.pages.heatmaps import heatmaps
 from imc.runs.model import LoadedRun
 from imc.scores.evaluation import PLANE_IMAGES, Outputs, embeddings, evenly_spaced, plane
 from imc.scores.metrics import best_matching, clustering_accuracy, confusion_matrix
+from imc.text import counted, inflected
 from imc_kernels import prototype_scores
 
 HEATMAPS = 8  # images in a row
@@ -37,10 +38,10 @@ def draw_confusion(path: Path, images: Images, clusters: NDArray[np.int64], num_
     matrix = confusion_matrix(labels, clusters, num_classes=classes, num_clusters=num_clusters)
     columns = _column_order(images, clusters, num_clusters).tolist()
     accuracy = clustering_accuracy(labels, clusters)
-    title = f"{images.name}: {matrix.sum():,} images, accuracy {accuracy:.1%}"
+    title = f"{images.name}: {counted(matrix.sum(), 'image{s}')}, accuracy {accuracy:.1%}"
     figures.save_confusion(path, matrix, images.class_names, columns, title)
     found = f"{accuracy:.1%} lie in the cluster that is matched to their class"
-    return Drawn(path, f"Confusion matrix of {classes} classes and {num_clusters} clusters: {found}.")
+    return Drawn(path, f"Confusion matrix of {counted(classes, 'class{es}')} and {num_clusters} clusters: {found}.")
 
 
 def _column_order(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> NDArray[np.int64]:
@@ -67,7 +68,7 @@ def draw_gallery(
     path: Path, images: Images, clusters: NDArray[np.int64], confidence: NDArray[np.float32], num_clusters: int
 ) -> Drawn:
     """One row per cluster, its most and its least certain images."""
-    title = f"{images.name}: {len(clusters):,} images in {num_clusters} clusters"
+    title = f"{images.name}: {counted(len(clusters), 'image{s}')} in {num_clusters} clusters"
     captions = [f"cluster {cluster}: {text}" for cluster, text in enumerate(describe(images, clusters, num_clusters))]
     figures.save_gallery(path, images.images.numpy(), clusters, confidence, captions, title)
     return Drawn(
@@ -102,7 +103,8 @@ def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Drawn:
     )
     figures.save_curves(path, metrics, panels)
     first, last = metrics[0], metrics[-1]
-    alt = f"Curves over {len(metrics)} epochs: the loss goes from {first['loss']:.3f} to {last['loss']:.3f}"
+    over = counted(len(metrics), "epoch{s}")
+    alt = f"Curves over {over}: the loss goes from {first['loss']:.3f} to {last['loss']:.3f}"
     return Drawn(path, alt + "".join(f", {name.replace('_', ' ')} ends at {last[name]:.0%}" for name in use) + ".")
 
 
@@ -120,9 +122,10 @@ def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str, *
     """How many images each prototype or cluster is the first choice of; ``winners`` [M] of 0..total-1."""
     counts = np.bincount(winners, minlength=total)
     used = int((counts > 0).sum())
-    title = f"{used:,} of {total:,} {item}s are the first choice of an image"
+    title = f"{used:,} of {total:,} {item}s {inflected(used, '{is|are}')} the first choice of an image"
     figures.save_counts(path, counts, title, item, ranked=ranked)
-    return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {len(winners):,} images.")
+    images = counted(len(winners), "image{s}")
+    return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {images}.")
 
 
 def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
@@ -154,7 +157,8 @@ def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:
         colourings.append(("coloured by class", np.where(labels < 0, len(of_class), labels), classes))
     figures.save_scatter(path, points, colourings)
     by = " and once more by class" if len(colourings) > 1 else ""
-    return Drawn(path, f"Scatter plot (t-SNE) of the features of {len(points):,} images, coloured by cluster{by}.")
+    shown = counted(len(points), "image{s}")
+    return Drawn(path, f"Scatter plot (t-SNE) of the features of {shown}, coloured by cluster{by}.")
 
 
 def draw_heatmaps(path: Path, run: LoadedRun, images: Images, result: Outputs, seed: int) -> Drawn:

@@ -9,6 +9,7 @@ from typing import Any
 from imc.files.json import write_json
 from imc.pages import figures
 from imc.scores.metrics import mean_and_deviation
+from imc.text import counted
 
 SUMMARY = "summary.json"
 COLUMNS = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "knn": "kNN", "linear_probe": "linear"}
@@ -40,7 +41,7 @@ def summarise(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def summary_table(summary: dict[str, Any]) -> str:
     """A summary as text, one line per split."""
-    lines = [f"{len(summary['runs'])} runs, mean and standard deviation"]
+    lines = [f"{counted(len(summary['runs']), 'run{s}')}, mean and standard deviation"]
     for name, row in summary["scores"].items():
         numbers = (f"{COLUMNS[score]} {each['mean']:.3f} +- {each['deviation']:.3f}" for score, each in row.items())
         lines.append(f"{name:10}{'   '.join(numbers)}")

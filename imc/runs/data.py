@@ -19,6 +19,7 @@ from imc.data.statistics import channel_statistics
 from imc.errors import UserError
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
+from imc.text import counted
 
 SIDE_WITHOUT_GPU = 32
 
@@ -52,11 +53,11 @@ def _labelled(images: Images) -> Images:
         return images
     if labels.dim() != 1 or len(labels) != len(images.images) or labels.is_floating_point():
         raise UserError(
-            f"the labels of {images.name} must be whole numbers, one for each of {len(images.images)} images"
+            f"the labels of {images.name} must be whole numbers, one for each of its images, {len(images.images):,}"
         )
     highest = int(labels.max()) if len(labels) else -1
     if highest >= count:
-        raise UserError(f"the labels of {images.name} go up to {highest}, and it names {count} classes")
+        raise UserError(f"the labels of {images.name} go up to {highest}, and it names {counted(count, 'class{es}')}")
     return replace(images, labels=labels.long() if highest >= 0 else None)
 
 

@@ -122,7 +122,7 @@ def per_class_table(matrix: Integers, class_names: Sequence[str]) -> list[dict[s
         A class without a cluster has None, 0 and 0; a precision over no images is 0.
     """
     if len(class_names) != len(matrix):
-        raise ValueError(f"{len(matrix)} classes must have {len(matrix)} names, got {len(class_names)}")
+        raise ValueError(f"class_names must be {len(matrix)}, the rows of matrix, got {len(class_names)}")
     clusters = dict(best_matching(matrix))
     rows = []
     for label, name in enumerate(class_names):

@@ -21,7 +21,7 @@ from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
 from imc.methods.method import LabelledRows, Method, Step
 from imc.runs.folder import run_folder
-from imc.text import shell_word
+from imc.text import counted, shell_word
 from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
 from imc.training.cuda_graph import GraphedStep, require_capturable
 from imc.training.events import EventFiles
@@ -266,7 +266,8 @@ class Loop:
         if made > self.config.epochs:
             raise UserError(f"--epochs must be at least {made}, as {self.folder} has made, got {self.config.epochs}")
         if self.ranks.first and self.update == self.config.epochs * self.steps:
-            warn(f"{self.folder} has made all its {made} epochs: its results are written again; --epochs takes more")
+            done = f"{self.folder} has made {counted(made, '{its one epoch|epochs, all it was to make}')}"
+            warn(f"{done}: its results are written again; --epochs takes more")
 
     def _begin(self, events: EventFiles, start: int) -> None:
         """Have the run's folder made; what is in it goes up to update ``start``."""
@@ -279,7 +280,7 @@ class Loop:
 
     def _how_to_resume(self) -> str:
         epoch, done = divmod(self.update, self.steps)
-        where = f"after epoch {epoch}" + (f" and {done} of {self.steps} updates" if done else "")
+        where = f"after epoch {epoch}" + (f" and {done} of {counted(self.steps, 'update{s}')}" if done else "")
         return f"stopped {where}; continue with: imc train --out {shell_word(self.folder)} --resume"
 
 

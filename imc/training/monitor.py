@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imc.errors import RunError
 from imc.methods.method import Step
+from imc.text import counted
 from imc.training.ranks import Ranks
 
 STUCK_LOSS = 0.98  # of ln K
@@ -142,12 +143,12 @@ def scarcity_warnings(images: int, clusters: int, epochs: int, steps: int) -> li
     warnings = []
     if images < FEW_IMAGES * clusters:
         warnings.append(
-            f"{images:,} images are few for {clusters:,} clusters: with fewer than {FEW_IMAGES} for each the "
-            "clusters may mean nothing; add images, or try fewer --clusters"
+            f"{counted(images, 'image{s} {is|are} few')} for {clusters:,} clusters: with fewer than {FEW_IMAGES} for "
+            "each the clusters may mean nothing; add images, or try fewer --clusters"
         )
     if epochs * steps < FEW_UPDATES:
         warnings.append(
-            f"{epochs * steps:,} updates are few: with fewer than {FEW_UPDATES} the network has hardly learned; "
-            f"--epochs {math.ceil(FEW_UPDATES / steps)} makes as many"
+            f"{counted(epochs * steps, 'update{s} {is|are} few')}: with fewer than {FEW_UPDATES} the network has "
+            f"hardly learned; --epochs {math.ceil(FEW_UPDATES / steps)} makes as many"
         )
     return warnings

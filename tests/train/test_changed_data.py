@@ -293,7 +293,8 @@ def test_a_finished_run_says_so_and_fewer_epochs_are_refused(place: Path, capsys
     capsys.readouterr()
     train(Config(out="run", resume=True))
     assert (
-        "run has made all its 2 epochs: its results are written again; --epochs takes more" in capsys.readouterr().err
+        "run has made 2 epochs, which is all: its results are written again; --epochs takes more"
+        in capsys.readouterr().err
     )
     with pytest.raises(UserError, match="--epochs must be at least 2, as run has made, got 1"):
         train(Config(out="run", epochs=1, resume=True))

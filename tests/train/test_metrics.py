@@ -129,5 +129,5 @@ def test_what_lies_outside_of_a_matrix_is_refused() -> None:
         confusion_matrix([0, 2], [0, 1], num_classes=2, num_clusters=2)
     with pytest.raises(ValueError, match="clusters must be below 1, got 1"):
         confusion_matrix([0, 1], [0, 1], num_classes=2, num_clusters=1)
-    with pytest.raises(ValueError, match="3 classes must have 3 names, got 2"):
+    with pytest.raises(ValueError, match="class_names must be 3, the rows of matrix, got 2"):
         per_class_table(np.eye(3, dtype=np.int64), ["a", "b"])

@@ -202,7 +202,7 @@ def test_images_of_another_kind_than_the_runs_are_counted_and_said(
     captured = capsys.readouterr()
     for sentence in (
         "3 of 30 images are in colour, and the run was trained on grey ones: their colour is left out",
-        "1 of 30 images are smaller than the 8 pixels a side that the run takes: they are enlarged",
+        "1 of 30 images is smaller than the 8 pixels a side that the run takes, and enlarged",
     ):
         assert f"warning: {sentence}" in captured.err
         assert sentence in captured.out

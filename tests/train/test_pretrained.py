@@ -208,7 +208,7 @@ OPTIONS = {
     ("resnet50", 3, "imagenet"): "with --encoder resnet50 --stem imagenet it fits",
     ("resnet34", 3, "cifar"): "with --encoder resnet34 --stem cifar it fits",
     ("resnet18", 3, "imagenet"): "with --encoder resnet18 --stem imagenet it fits",
-    ("resnet18", 1, "cifar"): r"with --encoder resnet18 --stem cifar and images of 1 channels \(these have 3\) it fits",
+    ("resnet18", 1, "cifar"): r"with --encoder resnet18 --stem cifar and images of 1 channel \(these have 3\) it fits",
 }
 
 

@@ -14,6 +14,7 @@ from containers import png, saved
 
 from imc.data import formats, load
 from imc.data.decode import UnreadableError, decode, read_header
+from imc.text import counted
 
 PIXELS = layouts.draw(1, 32, 3, 1)[0][0]
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(64)
@@ -51,7 +52,7 @@ BY_CONTENT: dict[str, tuple[bytes, str]] = {
     "a TIFF of 64-bit floats": (containers.tiff(PIXELS[..., 0].astype(np.float64), sample_format=3), formats.VARIANT),
     "the start of a JPEG": (saved(PIXELS, "JPEG")[:12], formats.VARIANT),
     "the start of a PNG": (png(PIXELS)[:12], formats.VARIANT),
-    "texts": (b"hello", "not images"),
+    "texts": (b"hello", formats.NO_IMAGE),
     "nothing": (b"", formats.EMPTY),
 }
 
@@ -60,7 +61,7 @@ BY_CONTENT: dict[str, tuple[bytes, str]] = {
 def test_a_file_of_another_suffix_is_counted_under_its_kind(name: str, tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(png(PIXELS))
     (tmp_path / name).write_bytes(saved(PIXELS, "TIFF"))  # as raw files are, with a small copy of the picture first
-    assert f"skipped 1: 1 {BY_SUFFIX[name]} (such as '{name}')" in load(str(tmp_path)).note
+    assert f"skipped 1: {counted(1, BY_SUFFIX[name])} (such as '{name}')" in load(str(tmp_path)).note
 
 
 @pytest.mark.parametrize("read", [read_header, lambda path: decode(path, 8, 3)], ids=["header", "pixels"])
@@ -87,7 +88,7 @@ def test_heic_without_its_reader_says_what_to_install(tmp_path: Path) -> None:
         pytest.skip("pillow-heif is installed")
     (tmp_path / "good.png").write_bytes(png(PIXELS))
     (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
-    assert "1 HEIC images, which need `pip install pillow-heif` (such as 'IMG_1.HEIC')" in load(str(tmp_path)).note
+    assert "1 HEIC image, which needs `pip install pillow-heif` (such as 'IMG_1.HEIC')" in load(str(tmp_path)).note
 
 
 def test_heic_is_read_where_its_reader_is_installed(tmp_path: Path) -> None:

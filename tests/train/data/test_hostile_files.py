@@ -21,8 +21,9 @@ from PIL import Image
 
 from imc.data import load
 from imc.data.cifar import unpickle
-from imc.data.formats import DRAWINGS
+from imc.data.formats import DRAWINGS, NO_IMAGE, OTHER
 from imc.errors import UserError
+from imc.text import counted
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def truncated(kind: str) -> bytes:
 
 
 BAD = {
-    "notes.txt": (b"hello", "not images by their suffix"),
-    "text.png": (b"hello", "not images"),
+    "notes.txt": (b"hello", OTHER),
+    "text.png": (b"hello", NO_IMAGE),
     "empty.png": (b"", "empty"),
     "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", DRAWINGS),
     "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", DRAWINGS),
@@ -75,7 +76,7 @@ def test_a_bad_file_is_skipped_and_named(name: str, good: Path) -> None:
     for _ in range(2):  # decoded, and from the cache
         data = load(str(good))
         assert data.train.files == ("good0.png", "good1.png")
-        assert f"skipped 1: 1 {reason} (such as '{name}')" in data.note
+        assert f"skipped 1: {counted(1, reason)} (such as '{name}')" in data.note
     for path in good.glob("good*"):
         path.unlink()
     with pytest.raises(UserError, match=r"it holds no image that can be read; skipped 1: 1 "):
@@ -89,9 +90,9 @@ def test_reasons_are_counted(good: Path) -> None:
     assert note.count("such as") == 6
     for part in (
         "skipped 12: ",
-        "1 not images by",
-        "1 not images (",
-        f"2 {DRAWINGS} (",
+        "1 no image by",
+        "1 no image (",
+        f"{counted(2, DRAWINGS)} (",
         "2 over",
         "1 empty",
         "5 damaged or cut short (such",
@@ -108,7 +109,7 @@ def test_links_in_a_loop_end(good: Path) -> None:
     os.mkfifo(good / "pipe.png")
     data = load(str(good))
     assert data.train.files == ("again.png", "good0.png", "good1.png")
-    assert "1 folders that a link leads to again (such as 'sub/loop')" in data.note
+    assert "1 folder that a link leads to again (such as 'sub/loop')" in data.note
     assert "broken links or special files" in data.note
 
 
@@ -131,7 +132,7 @@ def test_folders_that_cannot_be_opened_are_named(good: Path, monkeypatch: pytest
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert "1 folders that cannot be opened (such as 'locked')" in load(str(good)).note
+    assert "1 folder that cannot be opened (such as 'locked')" in load(str(good)).note
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_what_is_hidden_is_left_out_and_counted(name: str, place: str, photos: P
     data = load(str(photos), labels_from_folders=True)
     assert data.train.files == ("cat/1.png", "dog/2.png")
     assert data.train.class_names == ("cat", "dog")
-    assert "skipped 1: 1 hidden or system files and folders, read only where one is itself what is given" in data.note
+    assert "skipped 1: 1 hidden or system file or folder, read only where one is itself what is given" in data.note
     assert repr(str(Path(place) / name)) in data.note
     skipped = Skipped()
     decoded = decode_folder(photos, 8, 3, skipped, Converted(8, 3), PixelBits())

@@ -36,7 +36,7 @@ def test_train_and_a_held_out_folder_are_the_splits_whatever_lies_beside(
     assert f"took {train!r} as train and {test!r} as test" in data.note
     assert ("left out what lies beside" in data.note) == bool(beside)
     for name in beside:
-        assert ("1 images" if "/" not in name else repr(name.split("/")[0])) in data.note
+        assert ("1 image" if "/" not in name else repr(name.split("/")[0])) in data.note
 
 
 def test_of_several_held_out_folders_the_first_is_taken_and_the_others_are_said(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_classes_that_may_not_be_meant_are_said(tmp_path: Path) -> None:
     folder_with(folder, f"test/{accent[1]}/f")
     (folder / "train" / "bird").mkdir()
     note = load(str(folder), labels_from_folders=True).note
-    assert "1 folders without images, which are no classes (such as 'bird')" in note
-    assert "2 classes that differ by case or spelling alone (such as " in note
+    assert "1 folder without images, which is no class (such as 'bird')" in note
+    assert "2 groups of classes that differ by case or spelling alone (such as " in note
     assert "4 classes in one split only (such as 'Cat')" in note
     assert "classes that" not in load(str(folder)).note
 
