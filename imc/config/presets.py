@@ -6,6 +6,7 @@ special, into METHODS (the method at its CIFAR-10 settings), SIZES (other image 
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -212,6 +213,8 @@ SMALL = 20  # pixels: smaller images get the recipe of the digits
 # Ours, for fewer images of one's own than FEW. The papers' 500 updates of warm-up would be half of a run on some
 # hundred images, and a ResNet needs a GPU.
 FEW = 5000
+# Of a set of one's own, however few images it has: with fewer the network has hardly learned (docs/usage.md).
+LEAST_UPDATES = 300
 FEW_IMAGES: dict[str, Numbers] = {
     "imc-swav": {
         **DIGITS_ENCODER,
@@ -266,6 +269,9 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     preset["stem"] = "cifar" if side < 48 else "cifar-pool"
     preset["channels"], preset["side"] = channels, side
     preset["batch_size"] = min(preset["batch_size"], count)
+    if name not in NAMES:
+        steps = max(1, count // (config.batch_size or preset["batch_size"]))
+        preset["epochs"] = max(preset["epochs"], math.ceil(LEAST_UPDATES / steps))
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
         preset |= DIGITS_ENCODER
     preset["clusters"] = classes if classes > 1 else None

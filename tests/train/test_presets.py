@@ -117,3 +117,25 @@ def test_few_images_of_ones_own_get_a_recipe_that_ends_its_warm_up() -> None:
         assert (few.encoder, few.augmentation, few.large_size > 20) == ("digits", "crops", True)
     tiny = presets.resolve(config, name="photos", side=32, channels=3, count=40, classes=0)
     assert tiny.batch_size == 40  # the preset's 64 would be more than there are
+
+
+@pytest.mark.parametrize("method", ["imc-swav", "crlc"])
+@pytest.mark.parametrize("side", [8, 32, 96])
+@pytest.mark.parametrize("count", [2, 3, 40, 100, 200, 500, 4999, 5000, 20_000])
+def test_few_images_of_ones_own_get_enough_updates_and_many_no_more(method: str, side: int, count: int) -> None:
+    config = Config(method=method, clusters=2)
+    own = presets.resolve(config, name="photos", side=side, channels=3, count=count, classes=0)
+    steps, named = count // own.batch_size, presets.numbers(method, "photos", side, count)["epochs"]
+    assert own.epochs * steps >= presets.LEAST_UPDATES
+    assert own.epochs == named or (own.epochs - 1) * steps < presets.LEAST_UPDATES
+
+
+def test_epochs_that_are_given_or_published_stay() -> None:
+    def epochs(name: str, **given: Any) -> int | None:
+        config = Config(clusters=2, **given)
+        return presets.resolve(config, name=name, side=8, channels=1, count=100, classes=0).epochs
+
+    assert epochs("photos", epochs=3) == 3
+    assert epochs("photos", batch_size=10) == 40
+    assert epochs("photos", batch_size=50) == 150
+    assert epochs("digits") == 40
