@@ -14,12 +14,10 @@ from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
 from imc.data.folders import FolderImages, has_image_suffix, natural_order, read_folder
 from imc.data.ignored import is_hidden
+from imc.data.splits import find_splits, splits_below
 from imc.text import counted, printable
 
 TRAIN = "train"
-TRAINING = ("train", "training")
-HELD_OUT = ("test", "testing", "val", "valid", "validation")  # the first that is there is the test split
-BESIDE = 3  # folders beside the splits that are named
 TEXT_LIMIT = 1 << 26  # bytes; Tiny-ImageNet's words.txt has 2.7 MB
 IMAGENETTE = {
     "n01440764": "tench",
@@ -40,15 +38,17 @@ def read_own_folder(
 ) -> tuple[Images, Images | None, str]:
     """A user's folder: its train and test split, and what was found, split and skipped, in words.
 
-    A folder with a sub-folder ``train`` and one named ``test`` or ``val`` is split so, whatever else lies beside them
-    (:func:`_splits`). The label of an image, if asked for, is the first sub-folder on its path.
+    A folder with a sub-folder ``train`` and one named ``test`` or ``val``, and the like, is split so, whatever else
+    lies beside them (:func:`imc.data.splits.find_splits`). The label of an image, if asked for, is the first sub-folder
+    on its path.
 
     Raises:
         UserError: no image can be read, the splits are not clear, or an image that needs a label lies in no sub-folder.
     """
-    parts, said = _splits(folder)
+    parts, said = find_splits(folder, _sub_folders(folder), sum(has_image_suffix(name) for name in _visible(folder)))
     found = read_folder(folder, image_size, pixel_bits, within=parts or (".",))
     splits = _parts(folder, found, parts) if parts else [found]
+    said += [] if parts else splits_below(found.files)
     prefixes = [part + os.sep for part in parts] or [""]
     labels: Callable[[str], str] | None = _first_folder(folder) if labels_from_folders else None
     train, *rest = _label(name, splits, prefixes, labels, {})
@@ -99,34 +99,6 @@ def read_tiny_imagenet(name: str, folder: Path, image_size: int | None) -> tuple
     splits = _parts(folder, found, (TRAIN, "val"))
     train, test = _label(name, splits, ("", ""), label, words)
     return train, test, None, found.sizes
-
-
-def _splits(folder: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The sub-folders of the train and the test split, () for a folder that is not split, and what to say of it.
-
-    Names count in any case. Without a held-out part, ``train`` is all there is only if nothing lies beside it.
-
-    Raises:
-        UserError: two sub-folders could be the same split.
-    """
-    folders, images = _sub_folders(folder), sum(has_image_suffix(name) for name in _visible(folder))
-    train = [name for name in folders if name.lower() in TRAINING]
-    held_out = sorted((name for name in folders if name.lower() in HELD_OUT), key=lambda x: HELD_OUT.index(x.lower()))
-    if not train:
-        return (), []
-    if not (held_out or (len(folders) == 1 and not images)):
-        return (), [f"read {train[0]!r} as any other folder, since none beside it is named {', '.join(HELD_OUT)}"]
-    parts = (*train[:1], *held_out[:1])
-    twice = train if len(train) > 1 else [name for name in held_out if name.lower() == held_out[0].lower()]
-    if len(twice) > 1:
-        raise refusal(folder, f"{' and '.join(map(repr, twice))} could both be one split; rename or move one of them")
-    if len(parts) == 2 and os.path.samefile(folder / parts[0], folder / parts[1]):
-        raise refusal(folder, f"{parts[0]!r} and {parts[1]!r} are one folder, by a link")
-    taken = " and ".join(f"{part!r} as {role}" for part, role in zip(parts, ("train", "test"), strict=False))
-    beside = [repr(name) for name in folders if name not in parts]
-    beside = [*beside[:BESIDE], *([counted(len(beside) - BESIDE, "folder{s} more")] if len(beside) > BESIDE else [])]
-    beside += [counted(images, "image{s}")] if images else []
-    return parts, [f"took {taken}", *([f"left out what lies beside: {', '.join(beside)}"] if beside else [])]
 
 
 def _parts(folder: Path, found: FolderImages, parts: Sequence[str]) -> list[FolderImages]:

@@ -15,7 +15,8 @@ FORMULA = ("=", "+", "-", "@")  # what begins with one of these, a spreadsheet c
 class Rows:
     """Rows of numbers and of paths; every text in them is a path.
 
-    A path that a spreadsheet would take for a formula is written with ``./`` in front, which is the same path.
+    A path that a spreadsheet would take for a formula is written with ``./`` in front, which is the same path. Control
+    characters stay: rows are data, from which a program finds the file, and what shows them to a person escapes them.
 
     Args:
         file: open, of UTF-8 and without translation of line ends (:func:`imc.files.whole.replacing`).

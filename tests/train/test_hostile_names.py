@@ -111,6 +111,9 @@ def test_a_csv_gives_the_path_back_and_is_no_formula(name: str, tmp_path: Path) 
         printable(name),
     ]
     assert (first["cluster"], second["cluster"]) == ("3", "4")
+    written = (tmp_path / "files.csv").read_bytes()
+    for control in b"\x1b\x07\x7f":  # not escaped: the name is that of the file
+        assert written.count(control) == 2 * name.encode("utf-8", "surrogatepass").count(control)
     assert not first["file"].startswith(("=", "+", "-", "@"))
 
 

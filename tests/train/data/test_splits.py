@@ -8,7 +8,7 @@ from pathlib import Path
 import layouts
 import pytest
 
-from imc.data import Dataset, load
+from imc.data import Dataset, load, splits
 from imc.errors import UserError
 
 PIXELS, _ = layouts.draw(1, 32, 3, 1)
@@ -25,7 +25,7 @@ def files(data: Dataset) -> tuple[set[str], set[str] | None]:
 
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
-@pytest.mark.parametrize("test", ["test", "Test", "testing", "val", "VAL", "valid", "Validation"])
+@pytest.mark.parametrize("test", ["test", "Test", "testing", "val", "VAL", "valid", "Validation", "dev"])
 @pytest.mark.parametrize("beside", [(), ("extra/c", "docs/d"), ("stray",), ("other/e", "stray")])
 def test_train_and_a_held_out_folder_are_the_splits_whatever_lies_beside(
     train: str, test: str, beside: tuple[str, ...], tmp_path: Path
@@ -76,11 +76,84 @@ def test_without_both_splits_every_folder_is_read(names: tuple[str, ...], tmp_pa
     assert "took" not in data.note
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set", "test_set"),
+        ("Training Set", "testing set"),
+        ("train_images", "val_images"),
+        ("TrainSet", "TestSet"),
+        ("trainset", "devset"),
+        ("TRAIN_DATA", "Valid_Data"),
+        ("seg_train", "seg_test"),
+        ("train2017", "val2017"),
+        ("01-train", "01-validation"),
+        ("my photos (train)", "my photos (test)"),
+        ("train", "dev"),
+        ("日本train", "日本test"),
+    ],
+)
+def test_names_that_are_the_same_but_for_the_word_are_the_splits(train: str, test: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "x", f"{train}/cat/a", f"{test}/cat/b", "other/c")
+    data = load(str(folder), labels_from_folders=True)
+    assert files(data) == ({f"{train}/cat/a.png"}, {f"{test}/cat/b.png"})
+    assert f"took {train!r} as train and {test!r} as test; left out what lies beside: 'other'" in data.note
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train_images", "test"),
+        ("train", "test_set"),
+        ("bullet_train", "test_tube"),
+        ("train_a", "test_b"),
+        ("Train", "evaluation"),
+        ("Train", "tset"),
+        ("trian", "test"),
+        ("cat", "val"),
+        ("train-test", "cat"),
+        ("restrained", "contest"),
+        ("trainer", "tester"),
+    ],
+)
+def test_names_that_are_no_pair_are_read_like_others_and_said(train: str, test: str, tmp_path: Path) -> None:
+    data = load(str(folder_with(tmp_path / "x", f"{train}/a", f"{test}/b", "other/c")))
+    assert files(data) == ({f"{train}/a.png", f"{test}/b.png", "other/c.png"}, None)
+    of_splits = [name for name in sorted((train, test)) if (splits.WORD.search(name) and name != "train-test")]
+    assert of_splits != [] or train in ("restrained", "trainer", "train-test")
+    assert ("any other folder" in data.note) == bool(of_splits)
+    if of_splits:
+        few = f"folder{'s' * (len(of_splits) > 1)}"
+        assert f"read {' and '.join(map(repr, of_splits))} as any other {few}: splits are two folders" in data.note
+
+
+@pytest.mark.parametrize("place", ["images", "cat", "a/b"])
+def test_splits_further_down_are_said(place: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "x", f"{place}/Train/a", f"{place}/val/b", "dog/c")
+    sentence = (
+        f"read '{place}/Train' and '{place}/val' as any other folders, since splits lie in the folder that is given"
+    )
+    assert sentence in load(str(folder)).note
+    assert "any other" not in load(str(folder / place)).note
+    (tmp_path / "y").mkdir()
+    assert "any other" not in load(str(folder_with(tmp_path / "y", "a/train/b", "c/test/d"))).note
+
+
+def test_two_pairs_of_splits_are_refused_unless_one_is_of_the_words_alone(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "x", "seg_train/a", "seg_test/b", "depth_train/a", "depth_test/b")
+    with pytest.raises(UserError, match="'depth_train' and 'seg_train' could both be one split"):
+        load(str(folder))
+    assert files(load(str(folder_with(folder, "train/a", "test/b")))) == ({"train/a.png"}, {"test/b.png"})
+
+
 @pytest.mark.parametrize("beside", ["unlabeled/b", "tset/b", "evaluation/b", "cat/b", "b"])
 def test_a_train_folder_that_is_no_split_is_said(beside: str, tmp_path: Path) -> None:
     data = load(str(folder_with(tmp_path / "x", "Train/a", beside)))
     assert files(data) == ({"Train/a.png", f"{beside}.png"}, None)
-    assert "read 'Train' as any other folder, since none beside it is named test, testing, val, valid" in data.note
+    assert (
+        "read 'Train' as any other folder: splits are two folders of one name, but for the word train or training"
+        in (data.note)
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "Training"])
