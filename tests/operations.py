@@ -19,14 +19,8 @@ from imc_kernels import backends
 def native_backends(operation: str, dtype: torch.dtype = torch.float32) -> list[str]:
     """The backends of this machine, but for eager, that have the operation with its gradient and serve the dtype."""
     module = importlib.import_module(f"imc_kernels.ops.{operation}")
-    table = module.LOSS.kernels if hasattr(module, "LOSS") else module.KERNELS
-    return [
-        name
-        for name, kernels in table.items()
-        if name in backends.available()
-        and dtype in backends.BACKENDS[name].dtypes
-        and getattr(kernels, "backward", True) is not None
-    ]
+    form = module.LOSS if hasattr(module, "LOSS") else module.OPERATION
+    return [name for name in form.kernels if name in backends.available() and dtype in backends.BACKENDS[name].dtypes]
 
 
 def all_backends(operation: str, dtype: torch.dtype = torch.float32) -> list[str]:

@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imc_kernels.ops import scheduled
 from imc_kernels.ops.autograd import anchor, check_recorded, given_away, is_direct, is_traced, only_first_derivative
-from imc_kernels.ops.checks import Range
+from imc_kernels.ops.operator import Needs, Operator, Options
 from imc_kernels.ops.precision import at_least_single, gradient_dtype, half_as_single
-
-Needs = tuple[bool, ...]
 
 
 class Kernel(NamedTuple):
@@ -41,7 +38,7 @@ class FusedLoss:
         name: of the operation.
         kernels: backend -> kernel, the best first.
         inputs: names of the tensors, with a question mark after one that may be None.
-        options: what else the kernel takes: name -> the numbers accepted, or None for a boolean.
+        options: name -> the numbers accepted, or of anything but a number its type in the schema.
         constants: the inputs that have no gradient.
         loss_shape: the loss's shape, from the inputs; default: a scalar.
     """
@@ -52,7 +49,7 @@ class FusedLoss:
         kernels: Mapping[str, Kernel],
         *,
         inputs: Sequence[str],
-        options: Mapping[str, Range | None],
+        options: Options,
         constants: Sequence[str] = (),
         loss_shape: Callable[[Sequence[Tensor]], tuple[int, ...]] = lambda inputs: (),
     ) -> None:
@@ -60,24 +57,15 @@ class FusedLoss:
         self.kernels = kernels
         self.backends = (*kernels, "eager")
         self.count = len(inputs)
-        self.options = options
         names = [n.removesuffix("?") for n in inputs]
         self.differentiable = tuple(n not in constants for n in names)
         self.loss_shape = loss_shape
-        arguments = [
-            *(f"Tensor? {n[:-1]}" if n.endswith("?") else f"Tensor {n}" for n in inputs),
-            *(f"bool {n}" if accepted is None else f"float? {n}" for n, accepted in options.items()),
-            "Tensor? changing",  # the options that are None: ops/scheduled.py
-            *(f"bool of_{n}" for n in names),  # whose gradients are needed; torch.jit.trace takes no list of these
-            "str backend",
-        ]
         # The operator returns the loss, then a gradient for each input, empty where it is not needed.
-        results = ", ".join(["Tensor"] * (1 + self.count))
-        self.operator = torch.library.custom_op(
-            f"imc_kernels::{name}", self._run, mutates_args=(), schema=f"({', '.join(arguments)}) -> ({results})"
+        of: dict[str, Any] = {"tensors": inputs, "options": options, "needs": names, "results": 1 + len(inputs)}
+        self.operator = Operator(name, self._run, self._empty, **of)
+        self.operator.registered.register_autograd(
+            only_first_derivative(self._backward), setup_context=self._setup_context
         )
-        self.operator.register_fake(self._fake)
-        self.operator.register_autograd(only_first_derivative(self._backward), setup_context=self._setup_context)
 
     def __call__(self, backend: str, inputs: Sequence[Any], options: Sequence[Any]) -> Tensor:
         """The loss, with its gradients attached to the inputs that require one."""
@@ -88,39 +76,28 @@ class FusedLoss:
             inputs = [None if x is None else at_least_single(x) for x in inputs]
         if not direct:
             needs = self.differentiable if is_traced() else needs
-            return self.operator(*inputs, *scheduled.packed(options), *needs, backend)[0]
+            return self.operator(backend, inputs, options, needs)[0]
         if True in needs:
             return _FusedLoss.apply(self.name, kernel, options, needs, *inputs)[0]
         return kernel.run(inputs, options, needs)[0]
 
-    def _parts(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Tensor | None, Needs, str]:
-        """Inputs, options, those that change, needs and backend of the operator's arguments."""
-        *rest, backend = arguments
-        inputs, needs = rest[: self.count], tuple(rest[-self.count :])
-        *options, changing = rest[self.count : -self.count]
-        return inputs, options, changing, needs, backend
-
-    def _run(self, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, options, changing, needs, backend = self._parts(arguments)
-        options = scheduled.unpacked(self.name, self.options, options, changing)
+    def _run(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple:
         loss, gradients = self.kernels[backend].run(inputs, options, needs)
-        return loss, *(loss.new_empty(0) if gradient is None else gradient for gradient in gradients)
+        return loss, *gradients
 
-    def _fake(self, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, _, _, needs, _ = self._parts(arguments)
+    def _empty(self, backend: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple:
         loss = inputs[0].new_empty(self.loss_shape(inputs), dtype=half_as_single(inputs[0].dtype))
         gradients = (
-            x.new_empty(x.shape, dtype=gradient_dtype(x.dtype)) if needed else loss.new_empty(0)
+            x.new_empty(x.shape, dtype=gradient_dtype(x.dtype)) if needed else None
             for x, needed in zip(inputs, needs, strict=True)
         )
         return loss, *gradients
 
     def _setup_context(self, ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        tensors, _, _, ctx.needs, _ = self._parts(inputs)
-        check_recorded(self.name, ctx.needs_input_grad[: self.count], ctx.needs)
-        ctx.operation = self.name
-        ctx.arguments = len(inputs)
-        ctx.dtypes = [None if x is None else x.dtype for x in tensors]
+        given = self.operator.arguments(inputs)
+        check_recorded(self.name, ctx.needs_input_grad[: self.count], given.needs)
+        ctx.operation, ctx.needs, ctx.arguments = self.name, given.needs, len(inputs)
+        ctx.dtypes = [None if x is None else x.dtype for x in given.tensors]
         ctx.save_for_backward(*output[1:])
         ctx.set_materialize_grads(False)
 

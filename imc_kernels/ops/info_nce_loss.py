@@ -11,6 +11,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import loss_buffer, specification
 
 if TYPE_CHECKING:
@@ -72,12 +73,6 @@ def info_nce_loss(
     return LOSS(chosen, (embeddings,), (temperature, normalise))
 
 
-def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    from imc_kernels.triton.info_nce_loss import info_nce_loss as kernel
-
-    return kernel(inputs, options, needs)
-
-
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
     loss = loss_buffer(embeddings)
@@ -88,7 +83,7 @@ def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"triton": Kernel(of_triton(NAME), reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("embeddings",),
-    options={"temperature": checks.POSITIVE, "normalise": None},
+    options={"temperature": checks.POSITIVE, "normalise": "bool"},
 )

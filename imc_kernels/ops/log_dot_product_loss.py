@@ -13,6 +13,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.eager.log_dot_product_loss import CRITICS
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
@@ -104,19 +105,11 @@ def _native(
     return loss, (gradient,)
 
 
-def _triton(
-    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    from imc_kernels.triton.log_dot_product_loss import log_dot_product_loss as kernel
-
-    return kernel(inputs, options, needs)
-
-
 LOSS = FusedLoss(
     NAME,
     {
         "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
-        "triton": Kernel(_triton, reads_half=True),
+        "triton": Kernel(of_triton(NAME), reads_half=True),
         "cpu": Kernel(functools.partial(_native, "_cpu")),
     },
     inputs=("logits",),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import has_values, is_direct
+from imc_kernels.ops.autograd import has_values
 from imc_kernels.ops.crop_parameters import Column
+from imc_kernels.ops.fused_operation import FusedOperation, Kernels
+from imc_kernels.ops.operator import Needs, of_triton
 from imc_kernels.ops.precision import specification
 
 NAME = "multi_crop"
@@ -73,16 +75,13 @@ def multi_crop(
     std = checks.several(NAME, "std", std, checks.POSITIVE, images.shape[3])
     _check_options(images, size, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
-    chosen = backends.choose(NAME, OFFERED, images.device, dtype, backend)
+    chosen = backends.choose(NAME, OPERATION.backends, images.device, dtype, backend)
     tensors = (images, indices, parameters.resolve_neg())
-    if chosen != "eager" and not is_direct(NAME, chosen, *tensors):
-        channels_last = memory_format == torch.channels_last
-        return _operator(*tensors, size, dtype, mean, std, channels_last, chosen)
+    if chosen != "eager":
+        return OPERATION(chosen, tensors, (size, dtype, mean, std, memory_format == torch.channels_last))[0]
     if images.is_cpu and all(map(has_values, tensors)):
         _check_values(*tensors)
-    if chosen == "eager":
-        return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
-    return KERNELS[chosen](*tensors, size, dtype, mean, std, memory_format == torch.channels_last)
+    return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
 
 
 COLUMNS = len(Column)
@@ -153,84 +152,60 @@ def _check_values(images: Tensor, indices: Tensor, parameters: Tensor) -> None:
         raise ValueError(f"{NAME}: parameters of the column ORDER must be whole numbers")
 
 
-def _triton(*arguments: Any) -> Tensor:
-    from imc_kernels.triton.multi_crop import multi_crop as kernel
-
-    return kernel(*arguments)
-
-
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[list[float], Tensor]:
     """Factors and offsets of ``x -> (x - mean) / std``: of three channels in turn, and as float64 [2, C]."""
     rows = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     return [number for row in rows for number in (row * 3)[:3]], torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
-def _native(
-    module: str,
-    images: Tensor,
-    indices: Tensor,
-    parameters: Tensor,
-    size: int,
-    dtype: torch.dtype,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels_last: bool,
-) -> Tensor:
-    views, batch, _ = parameters.shape
-    channels = images.shape[3]
+def _native(module: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
+    images, indices, parameters = inputs
+    size, _, mean, std, channels_last = options
     if module == "_cuda":
-        native.check_cuda_sizes(NAME, *images.shape, views, batch, channels * size**2)
+        native.check_cuda_sizes(NAME, *images.shape, *parameters.shape[:2], images.shape[3] * size**2)
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
-    shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
-    crops = torch.empty(size=shape, dtype=dtype, device=images.device)
+    crops = _memory(inputs, options)
     tensors = (crops, images, indices.contiguous(), parameters.contiguous())
     numbers, affine = _normalisation(tuple(mean), tuple(std))
     if module == "_cuda":  # whose numbers travel with the launch
         native.call(module, NAME, *tensors, size, channels_last, *numbers)
     else:
         native.call(module, NAME, *tensors, affine, size, channels_last)
-    return crops.permute(0, 1, 4, 2, 3) if channels_last else crops
+    return (crops.permute(0, 1, 4, 2, 3) if channels_last else crops,)
 
 
-KERNELS: dict[str, Callable[..., Tensor]] = {
-    "cuda": functools.partial(_native, "_cuda"),
-    "triton": _triton,
-    "cpu": functools.partial(_native, "_cpu"),
+def _checked(kernel: Callable[..., tuple[Tensor]], inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor]:
+    if inputs[0].is_cpu:
+        _check_values(*inputs)
+    return kernel(inputs, *rest)
+
+
+def _memory(inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+    """[V, B, size, size, C] or, with the channels first, [V, B, C, size, size]."""
+    images, _, parameters = inputs
+    size, dtype, *_, channels_last = options
+    (views, batch, _), channels = parameters.shape, images.shape[3]
+    shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
+    return images.new_empty(size=shape, dtype=dtype)
+
+
+def _empty(backend: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
+    crops = _memory(inputs, options)
+    return (crops.permute(0, 1, 4, 2, 3) if options[-1] else crops,)
+
+
+KERNELS: dict[str, Callable[..., tuple[Tensor]]] = {
+    "cuda": partial(_native, "_cuda"),
+    "triton": of_triton(NAME),
+    "cpu": partial(_native, "_cpu"),
 }
-OFFERED = (*KERNELS, "eager")
-
-
-# What torch sees in place of the call above, where it must see an operator (ops/autograd.py).
-
-
-@torch.library.custom_op(
-    "imc_kernels::multi_crop",
-    mutates_args=(),
-    schema="(Tensor images, Tensor indices, Tensor parameters, int size, ScalarType dtype, float[] mean, float[] std, "
-    "bool channels_last, str backend) -> Tensor",
+OPERATION = FusedOperation(
+    NAME,
+    {name: Kernels(partial(_checked, kernel)) for name, kernel in KERNELS.items()},
+    inputs=("images", "indices", "parameters"),
+    options={"size": "int", "dtype": "ScalarType", "mean": "float[]", "std": "float[]", "channels_last": "bool"},
+    constants=("images", "indices", "parameters"),
+    empty=_empty,
 )
-def _operator(images: Tensor, indices: Tensor, parameters: Tensor, *options: Any) -> Tensor:
-    if images.is_cpu:
-        _check_values(images, indices, parameters)
-    *arguments, backend = options
-    return KERNELS[backend](images, indices, parameters, *arguments)
-
-
-@_operator.register_fake
-def _(
-    images: Tensor,
-    indices: Tensor,
-    parameters: Tensor,
-    size: int,
-    dtype: torch.dtype,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels_last: bool,
-    backend: str,
-) -> Tensor:
-    leading, channels = parameters.shape[:2], images.shape[3]
-    if channels_last:
-        return images.new_empty(*leading, size, size, channels, dtype=dtype).movedim(-1, -3)
-    return images.new_empty(*leading, channels, size, size, dtype=dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import cast, gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
@@ -103,12 +104,6 @@ def mutual_information_loss(
     return LOSS(chosen, (logits, scores), (temperature, entropy_weight, limit, symmetric))
 
 
-def _triton(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    from imc_kernels.triton.mutual_information_loss import mutual_information_loss as kernel
-
-    return kernel(inputs, options, needs)
-
-
 def _cuda(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     check_cuda_sizes(*inputs)
     logits, scores = inputs[0].contiguous(), inputs[1].contiguous()
@@ -193,12 +188,12 @@ def _gradients(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor | None, .
 
 LOSS = FusedLoss(
     NAME,
-    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"cuda": Kernel(_cuda, reads_half=True), "triton": Kernel(of_triton(NAME), reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("logits", "scores"),
     options={
         "temperature": checks.POSITIVE,
         "entropy_weight": checks.FINITE,
         "logit_limit": checks.POSITIVE,
-        "symmetric": None,
+        "symmetric": "bool",
     },
 )

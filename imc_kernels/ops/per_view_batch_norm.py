@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import anchor, is_direct, memory, only_first_derivative
+from imc_kernels.ops.autograd import memory
+from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
+from imc_kernels.ops.operator import Needs
 from imc_kernels.ops.precision import cast, half_as_single
 
 NAME = "per_view_batch_norm"
@@ -86,7 +88,7 @@ def per_view_batch_norm(
     single = half_as_single(promoted)
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).
     w, b = (None if vector is None else cast(vector, single).contiguous() for vector in (weight, bias))
-    if chosen not in KERNELS:
+    if chosen not in OPERATION.kernels:
         # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
         x = cast(input, single) if input.is_cpu or single != torch.float32 else input
         mean, variance = (None if vector is None else cast(vector, single) for vector in (running_mean, running_var))
@@ -96,9 +98,9 @@ def per_view_batch_norm(
                 given.copy_(moved)
         return cast(result, input.dtype)
     x = cast(input, single)
-    direct = is_direct(NAME, chosen, x, w, b)
-    operation: Callable[..., Sequence[Tensor]] = _PerViewBatchNorm.apply if direct else _operator
-    output, mean, variance, *_ = operation(x, w, b, views, eps, relu, chosen)
+    if not x.movedim(1, -1).is_contiguous():  # once, for the backward too
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    output, mean, variance = OPERATION(chosen, (x, w, b), (views, eps, relu))
     if running_mean is not None and running_var is not None:
         update_running_statistics(running_mean, running_var, mean, variance, rows, momenta)
     return cast(output, input.dtype)
@@ -136,52 +138,26 @@ def _momenta(momentum: float | Sequence[float], views: int) -> Sequence[float]:
     return [checks.number(NAME, "momentum", momentum, checks.PROBABILITY)] * views
 
 
-Outputs = tuple[Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-class Kernels(NamedTuple):
-    """A backend's form of the operation, on an input of float32 or float64 in which the channels lie together.
-
-    Attributes:
-        forward: (input [V, N, C], weight, bias, output [V, N, C], eps, relu) -> mean and variance [V, C]. It writes the
-            output.
-        backward: (input, weight, bias, mean, variance, grad_output, eps, relu, needs) -> the gradients of input, weight
-            and bias, None for one that is not needed.
-    """
-
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., Gradients]
-
-
-def _cpu(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, output: Tensor, eps: float, relu: bool
-) -> tuple[Tensor, Tensor]:
-    mean, variance = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
-    native.call("_cpu", NAME, x, weight, bias, output, mean, variance, eps, relu)
-    return mean, variance
+def _cpu(inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and mean and variance [V, C]."""
+    x, weight, bias = inputs
+    views, *others = options
+    output, mean, variance = _empty("cpu", inputs, options, needs)
+    native.call("_cpu", NAME, _rows(x, views), weight, bias, _rows(output, views), mean, variance, *others)
+    return output, mean, variance
 
 
 def _cpu_backward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    grad_output: Tensor,
-    eps: float,
-    relu: bool,
-    needs: Sequence[bool],
+    inputs: Inputs, saved: Sequence[Tensor], grad_output: Tensor, options: Sequence[Any], needs: Needs
 ) -> Gradients:
-    of_input = torch.empty_like(x) if needs[0] else None
-    of_weight, of_bias = (x.new_empty(x.shape[2]) if need else None for need in needs[1:])
-    given = (x, weight, bias, mean, variance, grad_output)
-    native.call("_cpu", "per_view_batch_norm_backward", *given, of_input, of_weight, of_bias, eps, relu)
+    x, weight, bias = inputs
+    views, *others = options
+    of_input = _with_channels_together(x) if needs[0] else None
+    of_rows = None if of_input is None else _rows(of_input, views)
+    of_weight, of_bias = (x.new_empty(x.shape[1]) if need else None for need in needs[1:])
+    given = (_rows(x, views), weight, bias, *saved, _rows(grad_output, views))
+    native.call("_cpu", "per_view_batch_norm_backward", *given, of_rows, of_weight, of_bias, *others)
     return of_input, of_weight, of_bias
-
-
-KERNELS = {"cpu": Kernels(_cpu, _cpu_backward)}
-OFFERED = tuple(backends.BACKENDS)  # on GPUs all are torch's own function
 
 
 def _rows(x: Tensor, views: int) -> Tensor:
@@ -189,119 +165,26 @@ def _rows(x: Tensor, views: int) -> Tensor:
     return memory(x.movedim(1, -1).reshape(views, -1, x.shape[1]))
 
 
-def _shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back, to the shape of ``like``."""
-    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
-
-
-def _forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, relu: bool, backend: str
-) -> tuple[Tensor, Outputs]:
-    """The input's rows [V, N, C], and output, mean and variance. The output is no view, which could not be edited in
-    place, as ``relu(inplace=True)`` and ``+=`` do."""
-    rows = _rows(x, views)
-    output = _with_channels_together(x)
-    mean, variance = KERNELS[backend].forward(rows, weight, bias, _rows(output, views), eps, relu)
-    return rows, (output, mean, variance)
-
-
 def _with_channels_together(like: Tensor) -> Tensor:
-    """Memory for a result, in the order of :func:`_rows`."""
-    return torch.empty_permuted(like.shape, (0, *range(2, like.dim()), 1), dtype=like.dtype, device=like.device)
+    """Memory of which :func:`_rows` is a view; or for a vector. Itself it is no view, which could not be edited in
+    place, as ``relu(inplace=True)`` and ``+=`` do."""
+    order = (0, *range(2, like.dim()), 1)[: like.dim()]
+    return torch.empty_permuted(like.shape, order, dtype=like.dtype, device=like.device)
 
 
-class _PerViewBatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        views: int,
-        eps: float,
-        relu: bool,
-        backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows, (output, mean, variance) = _forward(x, weight, bias, views, eps, relu, backend)
-        end = anchor(x)
-        ctx.save_for_backward(end, rows, weight, bias, mean, variance)
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        ctx.operation, ctx.eps, ctx.relu, ctx.backend = NAME, eps, relu, backend
-        return output, mean, variance, end
-
-    @staticmethod
-    @only_first_derivative
-    def backward(
-        ctx: Any, saved: Sequence[Tensor], grad_output: Tensor | None, *_: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        if grad_output is None:
-            return (None,) * 7
-        rows, *rest = saved[1:]
-        backward = KERNELS[ctx.backend].backward
-        given = _rows(grad_output, len(rows))
-        of_rows, *others = backward(rows, *rest, given, ctx.eps, ctx.relu, ctx.needs_input_grad[:3])
-        of_input = None if of_rows is None else _shaped(of_rows, grad_output)
-        return of_input, *others, None, None, None, None
+def _empty(backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+    x, views = inputs[0], options[0]
+    mean = x.new_empty(size=(views, x.shape[1]))
+    return _with_channels_together(x), mean, torch.empty_like(mean)
 
 
-# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
-
-
-@torch.library.custom_op(
-    "imc_kernels::per_view_batch_norm",
-    mutates_args=(),
-    schema="(Tensor input, Tensor? weight, Tensor? bias, int views, float eps, bool relu, str backend) -> "
-    "(Tensor, Tensor, Tensor)",
+OPERATION = FusedOperation(
+    NAME,
+    {"cpu": Kernels(_cpu, _cpu_backward)},
+    inputs=("input", "weight?", "bias?"),
+    options={"views": "int", "eps": checks.POSITIVE, "relu": "bool"},
+    empty=_empty,
+    results=3,
+    gradient_like=_with_channels_together,
 )
-def _operator(*arguments: Any) -> Outputs:
-    return _forward(*arguments)[1]
-
-
-@_operator.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, *_: Any) -> Outputs:
-    statistics = x.new_empty(views, x.shape[1])
-    return _with_channels_together(x), statistics, torch.empty_like(statistics)
-
-
-@torch.library.custom_op(
-    "imc_kernels::per_view_batch_norm_backward",
-    mutates_args=(),
-    schema="(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, Tensor grad_output, float eps, "
-    "bool relu, bool[] needs, str backend) -> Tensor[]",
-)
-def _backward_operator(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *rest: Any) -> list[Tensor]:
-    variance, grad_output, *options, backend = rest
-    views = len(mean)
-    rows, given = _rows(x, views), _rows(grad_output, views)
-    gradients = KERNELS[backend].backward(rows, weight, bias, mean, variance, given, *options)
-    of_rows, *others = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return [_shaped(of_rows, x) if options[-1][0] else of_rows, *others]
-
-
-@_backward_operator.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, *rest: Any) -> list[Tensor]:
-    needs = rest[-2]
-    of_input = _shaped(torch.empty_like(_rows(x, len(mean))), x) if needs[0] else x.new_empty(0)
-    return [of_input, *(x.new_empty(x.shape[1] if need else 0) for need in needs[1:])]
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    x, weight, bias, _, ctx.eps, ctx.relu, ctx.backend = inputs
-    ctx.operation = NAME
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-
-
-@only_first_derivative
-def _operator_backward(
-    ctx: Any, saved: Sequence[Tensor], grad_output: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if grad_output is None:
-        return (None,) * 7
-    needs = list(ctx.needs_input_grad[:3])
-    gradients = _backward_operator(*saved, grad_output, ctx.eps, ctx.relu, needs, ctx.backend)
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 4
-
-
-_operator.register_autograd(_operator_backward, setup_context=_setup_context)
+OFFERED = tuple(backends.BACKENDS)  # on GPUs all are torch's own function

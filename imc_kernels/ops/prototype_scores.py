@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import is_direct, memory, only_first_derivative
-from imc_kernels.ops.precision import at_least_single, cast, specification
+from imc_kernels.ops.autograd import memory
+from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
+from imc_kernels.ops.operator import Needs, of_triton
+from imc_kernels.ops.precision import cast, specification
 
 NAME = "prototype_scores"
 
@@ -53,147 +55,41 @@ def prototype_scores(
             f"{list(prototypes.shape)}"
         )
     normalize = checks.flag(NAME, "normalize_prototypes", normalize_prototypes)
-    chosen = backends.choose(NAME, OFFERED, embeddings.device, embeddings.dtype, backend)
+    chosen = backends.choose(NAME, OPERATION.backends, embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         scores = specification(eager.prototype_scores, embeddings, prototypes, normalize)
         return scores.to(embeddings.dtype)
-    kernels = KERNELS[chosen]
-    direct = is_direct(NAME, chosen, embeddings, prototypes)
-    x, w = (t if kernels.reads_half else at_least_single(t) for t in (embeddings, prototypes))
-    if not direct:
-        return cast(_operator(x, w, normalize, chosen), embeddings.dtype)
-    if torch.is_grad_enabled() and (embeddings.requires_grad or prototypes.requires_grad):
-        return cast(_PrototypeScores.apply(chosen, x, w, normalize), embeddings.dtype)
-    return cast(kernels.forward(x, w, normalize), embeddings.dtype)
+    return cast(OPERATION(chosen, (embeddings, prototypes), (normalize,))[0], embeddings.dtype)
 
 
-Backward = Callable[[Tensor, Tensor, Tensor, bool, Sequence[bool]], "tuple[Tensor | None, Tensor | None]"]
-
-
-class Kernels(NamedTuple):
-    """A backend's form of the operation.
-
-    Attributes:
-        forward: (embeddings, prototypes, normalize_prototypes) -> the scores.
-        backward: (embeddings, prototypes, grad_output, normalize_prototypes, needs) -> the gradients of the two
-            tensors, None for one that is not needed.
-        reads_half: whether it reads half precision itself.
-    """
-
-    forward: Callable[[Tensor, Tensor, bool], Tensor]
-    backward: Backward
-    reads_half: bool = False
-
-
-def _triton(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-    from imc_kernels.triton.prototype_scores import prototype_scores as kernel
-
-    return kernel(embeddings, prototypes, normalize_prototypes)
-
-
-def _triton_backward(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
-    from imc_kernels.triton.prototype_scores import prototype_scores_backward as kernel
-
-    return kernel(*arguments)
-
-
-def _cpu(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
-    scores = embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
-    native.call("_cpu", NAME, embeddings, prototypes, scores, normalize_prototypes)
-    return scores
+def _cpu(inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
+    embeddings, prototypes = inputs[0].contiguous(), inputs[1].contiguous()
+    scores = _empty("cpu", inputs, options, needs)[0]
+    native.call("_cpu", NAME, embeddings, prototypes, scores, *options)
+    return (scores,)
 
 
 def _cpu_backward(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    grad_output: Tensor,
-    normalize_prototypes: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
-    gradients = (
-        torch.empty_like(embeddings) if needs[0] else None,
-        torch.empty_like(prototypes) if needs[1] else None,
-    )
-    given = (embeddings, prototypes, memory(grad_output))
-    native.call("_cpu", "prototype_scores_backward", *given, *gradients, normalize_prototypes)
+    inputs: Inputs, saved: Sequence[Tensor], grad_output: Tensor, options: Sequence[Any], needs: Needs
+) -> Gradients:
+    tensors = [x.contiguous() for x in inputs]
+    gradients = tuple(torch.empty_like(x) if needed else None for x, needed in zip(tensors, needs, strict=True))
+    native.call("_cpu", "prototype_scores_backward", *tensors, memory(grad_output), *gradients, *options)
     return gradients
 
 
-KERNELS = {
-    "triton": Kernels(_triton, _triton_backward, reads_half=True),
-    "cpu": Kernels(_cpu, _cpu_backward),
-}
-OFFERED = (*KERNELS, "eager")
+def _empty(backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
+    embeddings, prototypes = inputs
+    return (embeddings.new_empty(size=(*embeddings.shape[:-1], prototypes.shape[0])),)
 
 
-class _PrototypeScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, backend: str, embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool) -> Tensor:
-        ctx.save_for_backward(embeddings, prototypes)
-        ctx.operation, ctx.backend, ctx.normalize_prototypes = NAME, backend, normalize_prototypes
-        return KERNELS[backend].forward(embeddings, prototypes, normalize_prototypes)
-
-    @staticmethod
-    @only_first_derivative
-    def backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:3]
-        return None, *KERNELS[ctx.backend].backward(*saved, grad_output, ctx.normalize_prototypes, needs), None
-
-
-# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
-
-
-@torch.library.custom_op(
-    "imc_kernels::prototype_scores",
-    mutates_args=(),
-    schema="(Tensor embeddings, Tensor prototypes, bool normalize_prototypes, str backend) -> Tensor",
+OPERATION = FusedOperation(
+    NAME,
+    {
+        "triton": Kernels(of_triton(NAME), of_triton(NAME, "prototype_scores_backward"), reads_half=True),
+        "cpu": Kernels(_cpu, _cpu_backward),
+    },
+    inputs=("embeddings", "prototypes"),
+    options={"normalize_prototypes": "bool"},
+    empty=_empty,
 )
-def _operator(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool, backend: str) -> Tensor:
-    return KERNELS[backend].forward(embeddings, prototypes, normalize_prototypes)
-
-
-@_operator.register_fake
-def _(embeddings: Tensor, prototypes: Tensor, normalize_prototypes: bool, backend: str) -> Tensor:
-    return embeddings.new_empty(*embeddings.shape[:-1], prototypes.shape[0])
-
-
-@torch.library.custom_op(
-    "imc_kernels::prototype_scores_backward",
-    mutates_args=(),
-    schema="(Tensor embeddings, Tensor prototypes, Tensor grad_output, bool normalize_prototypes, bool[] needs, "
-    "str backend) -> Tensor[]",
-)
-def _backward_operator(embeddings: Tensor, *rest: Any) -> list[Tensor]:
-    *arguments, backend = rest
-    gradients = KERNELS[backend].backward(embeddings, *arguments)
-    return [embeddings.new_empty(0) if gradient is None else gradient for gradient in gradients]
-
-
-@_backward_operator.register_fake
-def _(
-    embeddings: Tensor,
-    prototypes: Tensor,
-    grad_output: Tensor,
-    normalize_prototypes: bool,
-    needs: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape if need else 0) for x, need in zip((embeddings, prototypes), needs, strict=True)]
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.normalize_prototypes, ctx.backend = inputs
-    ctx.operation = NAME
-    ctx.save_for_backward(*tensors)
-
-
-@only_first_derivative
-def _operator_backward(ctx: Any, saved: tuple[Tensor, Tensor], grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:2])
-    gradients = _backward_operator(*saved, grad_output, ctx.normalize_prototypes, needs, ctx.backend)
-    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
-
-
-_operator.register_autograd(_operator_backward, setup_context=_setup_context)

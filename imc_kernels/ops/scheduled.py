@@ -15,23 +15,24 @@ from torch import Tensor
 from imc_kernels.ops.checks import Range, number
 
 
-def packed(options: Sequence[Any]) -> tuple[Any, ...]:
-    """The options, None for those that change, and then a float64 tensor [n] of the values of these, None without."""
-    changing = [option for option in options if _changes(option)]
-    if not changing:
-        return *options, None
+def packed(options: Mapping[str, Range | str], given: Sequence[Any]) -> tuple[Sequence[Any], Tensor | None]:
+    """The options, None for numbers that change, and a float64 tensor [n] of the values of these, None without."""
+    changes = [isinstance(accepted, Range) and _changes(x) for accepted, x in zip(options.values(), given, strict=True)]
+    if True not in changes:
+        return given, None
     # A product with a tensor is what torch can compute of such a number without knowing it.
     one = torch.ones((), dtype=torch.float64, device="cpu")
-    return *(None if _changes(x) else x for x in options), torch.stack([one * x for x in changing])
+    changing = [one * x for x, change in zip(given, changes, strict=True) if change]
+    return [None if change else x for x, change in zip(given, changes, strict=True)], torch.stack(changing)
 
 
 def unpacked(
-    operation: str, options: Mapping[str, Range | None], given: Sequence[Any], changing: Tensor | None
+    operation: str, options: Mapping[str, Range | str], given: Sequence[Any], changing: Tensor | None
 ) -> list[Any]:
     """The way back, in the operator. Numbers that no check has seen are checked: ``options`` has what is accepted."""
     rest = [] if changing is None else changing.tolist()
     return [
-        number(operation, name, rest.pop(0), accepted) if value is None and accepted else value
+        number(operation, name, rest.pop(0), accepted) if value is None and isinstance(accepted, Range) else value
         for (name, accepted), value in zip(options.items(), given, strict=True)
     ]
 

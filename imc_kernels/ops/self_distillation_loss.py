@@ -142,7 +142,7 @@ LOSS = FusedLoss(
         "teacher_temperature": checks.POSITIVE,
         "beta": checks.POSITIVE,
         "entropy_weight": checks.FINITE,
-        "agreement": None,
+        "agreement": "bool",
     },
     constants=("teachers", "prior", "weights"),
     loss_shape=lambda inputs: inputs[0].shape[:1],

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops import checks, scheduled
-from imc_kernels.ops.autograd import check_recorded, has_values, is_direct, is_traced, memory, only_first_derivative
-from imc_kernels.ops.precision import at_least_single, cast, half_as_single, specification
+from imc_kernels.ops import checks
+from imc_kernels.ops.autograd import has_values, memory
+from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
+from imc_kernels.ops.operator import Needs, of_triton
+from imc_kernels.ops.precision import cast, half_as_single, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,13 +73,15 @@ def sinkhorn(
     iterations = checks.integer(NAME, "iterations", iterations, least=1)
     checks.dtype(NAME, dtype)
     checks.group(NAME, group)
+    if marginals is None and queue is None and dtype is None:
+        return _assignments(scores, epsilon, iterations, None, group, backend)
     if marginals is not None:
         marginals = _checked_marginals(scores, marginals)
     if queue is not None:
         queue = _checked_queue(scores, queue)
     promoted = checks.together(NAME, scores=scores, marginals=marginals, queue=queue)
     result = promoted if dtype is None else dtype
-    computed = promoted if dtype is None else torch.promote_types(promoted, dtype)
+    computed = torch.promote_types(promoted, result)
     scores = cast(scores, computed)
     if marginals is not None:
         marginals = cast(marginals, half_as_single(computed))
@@ -86,7 +90,7 @@ def sinkhorn(
     if queue is None:
         return cast(_assignments(scores, *options), result)
     batch = scores.shape[-2]
-    if backends.choose(NAME, OFFERED, scores.device, computed, backend) == "cuda":
+    if backends.choose(NAME, OPERATION.backends, scores.device, computed, backend) == "cuda":
         native.check_cuda_sizes(NAME, batch + queue.shape[-2])
     everybody = torch.cat([scores, cast(queue, computed)], dim=-2)
     return cast(_assignments(everybody, *options)[..., :batch, :], result)
@@ -105,19 +109,10 @@ def _assignments(
         from imc_kernels.ops import distributed  # which imports the compiler
 
         return distributed.sinkhorn(scores, epsilon, iterations, marginals, group, backend)
-    needed = torch.is_grad_enabled() and scores.requires_grad
-    chosen = backends.choose(NAME, OFFERED, scores.device, scores.dtype, backend)
+    chosen = backends.choose(NAME, OPERATION.backends, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
-    kernels = KERNELS[chosen]
-    direct = is_direct(NAME, chosen, scores, marginals)
-    x = scores if kernels.reads_half else at_least_single(scores)
-    if not direct:
-        arguments = (x, *scheduled.packed((epsilon,)), iterations, marginals, needed or is_traced(), chosen)
-        return cast(_operator(*arguments)[0], scores.dtype)
-    if needed:
-        return cast(_Sinkhorn.apply(chosen, x, epsilon, iterations, marginals), scores.dtype)
-    return cast(kernels.forward(x, epsilon, iterations, marginals, False)[0], scores.dtype)
+    return cast(OPERATION(chosen, (scores, marginals), (epsilon, iterations))[0], scores.dtype)
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
@@ -145,186 +140,60 @@ def _checked_queue(scores: Tensor, queue: Tensor) -> Tensor:
     return queue
 
 
-Forward = Callable[[Tensor, float, int, "Tensor | None", bool], "tuple[Tensor, Tensor | None, Tensor | None]"]
-Backward = Callable[[Tensor, "Tensor | None", Tensor, Tensor, Tensor, Tensor, float], Tensor]
-
-
-class Kernels(NamedTuple):
-    """A backend's form of the operation.
-
-    Attributes:
-        forward: (scores, epsilon, iterations, marginals, potentials) -> the assignments and, where ``potentials`` asks
-            for them, what the backward needs of the row and column scalings: their logarithms after each iteration,
-            [problems, iterations, B] and [problems, iterations (+ further), K].
-        backward: (scores, marginals, assignments, rows, columns, grad_output, epsilon) -> the gradient of the scores.
-        reads_half: whether it reads half precision itself.
-        potentials: the dtype of the scalings.
-        further: further rows of the column scalings.
-    """
-
-    forward: Forward
-    backward: Backward
-    reads_half: bool = False
-    potentials: torch.dtype = torch.float32
-    further: int = 0
-
-
 def _native(
-    module: str, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
+    module: str, inputs: Inputs, options: Sequence[Any], needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    *leading, batch, prototypes = scores.shape
+    """The assignments and, for a gradient, the logarithms of the row and column scalings after each iteration."""
+    scores, marginals = inputs
+    (batch, prototypes), iterations = scores.shape[-2:], options[1]
+    problems = scores.numel() // (batch * prototypes)
     if module == "_cuda":
-        native.check_cuda_sizes(NAME, math.prod(leading), batch, prototypes, iterations)
+        native.check_cuda_sizes(NAME, problems, batch, prototypes, iterations)
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     rows = columns = None
-    if potentials:
-        problems = math.prod(leading)
+    if needs[0]:
         rows = scores.new_empty(size=(problems, iterations, batch), dtype=torch.float64)
         columns = scores.new_empty(size=(problems, iterations, prototypes), dtype=torch.float64)
-    native.call(module, NAME, scores, marginals, assignments, rows, columns, epsilon, iterations)
+    native.call(module, NAME, scores, marginals, assignments, rows, columns, *options)
     return assignments, rows, columns
 
 
 def _native_backward(
-    module: str,
-    scores: Tensor,
-    marginals: Tensor | None,
-    assignments: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    grad_output: Tensor,
-    epsilon: float,
-) -> Tensor:
-    scores = scores.contiguous()
+    module: str, inputs: Inputs, saved: Sequence[Tensor], grad_output: Tensor, options: Sequence[Any], needs: Needs
+) -> Gradients:
+    scores = inputs[0].contiguous()
     gradient = torch.empty_like(scores)
-    saved = (rows, columns) if module == "_cuda" else (assignments, rows, columns)
-    native.call(module, "sinkhorn_backward", scores, marginals, *saved, memory(grad_output), gradient, epsilon)
-    return gradient
+    saved = saved[1:] if module == "_cuda" else saved  # whose kernel reads no assignments
+    native.call(module, "sinkhorn_backward", scores, inputs[1], *saved, memory(grad_output), gradient, options[0])
+    return gradient, None
 
 
-def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    from imc_kernels.triton.sinkhorn import sinkhorn as kernel
-
-    return kernel(*arguments)
-
-
-def _triton_backward(*arguments: Any) -> Tensor:
-    from imc_kernels.triton.sinkhorn_backward import sinkhorn_backward as kernel
-
-    return kernel(*arguments)
-
-
-def _of_module(module: str, reads_half: bool) -> Kernels:
-    forward, backward = functools.partial(_native, module), functools.partial(_native_backward, module)
-    return Kernels(forward, backward, reads_half, potentials=torch.float64)
-
-
-KERNELS = {
-    "cuda": _of_module("_cuda", reads_half=True),
-    "triton": Kernels(_triton, _triton_backward, reads_half=True, further=1),
-    "cpu": _of_module("_cpu", reads_half=False),
-}
-OFFERED = (*KERNELS, "eager")
-
-
-class _Sinkhorn(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, backend: str, scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None
-    ) -> Tensor:
-        assignments, rows, columns = KERNELS[backend].forward(scores, epsilon, iterations, marginals, True)
-        ctx.save_for_backward(scores, marginals, assignments, rows, columns)
-        ctx.operation, ctx.epsilon, ctx.backend = NAME, epsilon, backend
-        return assignments
-
-    @staticmethod
-    @only_first_derivative
-    def backward(ctx: Any, saved: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        backward: Callable[..., Tensor] = KERNELS[ctx.backend].backward
-        return None, backward(*saved, grad_output, ctx.epsilon), None, None, None
-
-
-# What torch sees in place of the calls above, where it must see an operator (ops/autograd.py).
-
-
-OPTIONS = {"epsilon": checks.POSITIVE}
-
-
-@torch.library.custom_op(
-    "imc_kernels::sinkhorn",
-    mutates_args=(),
-    schema="(Tensor scores, float? epsilon, Tensor? changing, int iterations, Tensor? marginals, bool potentials, "
-    "str backend) -> (Tensor, Tensor, Tensor)",
-)
-def _operator(
-    scores: Tensor,
-    epsilon: float | None,
-    changing: Tensor | None,
-    iterations: int,
-    marginals: Tensor | None,
-    potentials: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (known,) = scheduled.unpacked(NAME, OPTIONS, (epsilon,), changing)
-    results = KERNELS[backend].forward(scores, known, iterations, marginals, potentials)
-    assignments, rows, columns = (scores.new_empty(0) if x is None else x for x in results)
-    return assignments, rows, columns
-
-
-@_operator.register_fake
-def _(
-    scores: Tensor,
-    epsilon: float | None,
-    changing: Tensor | None,
-    iterations: int,
-    marginals: Tensor | None,
-    potentials: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(
+    backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    scores, iterations = inputs[0], options[1]
     assignments = scores.new_empty(scores.shape)
-    if not potentials:
-        return assignments, scores.new_empty(0), scores.new_empty(0)
+    if not needs[0]:
+        return assignments, None, None
     problems, (batch, prototypes) = math.prod(scores.shape[:-2]), scores.shape[-2:]
-    kernels = KERNELS[backend]
-    rows = scores.new_empty((problems, iterations, batch), dtype=kernels.potentials)
-    columns = scores.new_empty((problems, iterations + kernels.further, prototypes), dtype=kernels.potentials)
-    return assignments, rows, columns
+    # Triton keeps the scalings in single precision, and the columns' largest scores beside them.
+    further, dtype = (1, torch.float32) if backend == "triton" else (0, torch.float64)
+    rows = scores.new_empty((problems, iterations, batch), dtype=dtype)
+    return assignments, rows, scores.new_empty((problems, iterations + further, prototypes), dtype=dtype)
 
 
-@torch.library.custom_op(
-    "imc_kernels::sinkhorn_backward",
-    mutates_args=(),
-    schema="(Tensor scores, Tensor? marginals, Tensor assignments, Tensor rows, Tensor columns, Tensor grad_output, "
-    "float? epsilon, Tensor? changing, str backend) -> Tensor",
+OPERATION = FusedOperation(
+    NAME,
+    {
+        "cuda": Kernels(partial(_native, "_cuda"), partial(_native_backward, "_cuda"), reads_half=True),
+        "triton": Kernels(of_triton(NAME), of_triton("sinkhorn_backward"), reads_half=True),
+        "cpu": Kernels(partial(_native, "_cpu"), partial(_native_backward, "_cpu")),
+    },
+    inputs=("scores", "marginals?"),
+    options={"epsilon": checks.POSITIVE, "iterations": "int"},
+    constants=("marginals",),
+    empty=_empty,
+    kept=2,
+    saves_result=True,
 )
-def _backward_operator(*arguments: Any) -> Tensor:
-    *tensors, epsilon, changing, backend = arguments
-    return KERNELS[backend].backward(*tensors, *scheduled.unpacked(NAME, OPTIONS, (epsilon,), changing))
-
-
-@_backward_operator.register_fake
-def _(scores: Tensor, *rest: Any) -> Tensor:
-    return scores.new_empty(scores.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    scores, ctx.epsilon, changing, _, marginals, potentials, ctx.backend = inputs
-    check_recorded(NAME, ctx.needs_input_grad[:1], [potentials])
-    ctx.operation = NAME
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(scores, marginals, *output, changing)
-
-
-@only_first_derivative
-def _operator_backward(
-    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if grad_output is None:
-        return (None,) * 7
-    *tensors, changing = saved
-    gradient = _backward_operator(*tensors, grad_output, ctx.epsilon, changing, ctx.backend)
-    return gradient, *[None] * 6
-
-
-_operator.register_autograd(_operator_backward, setup_context=_setup_context)

@@ -10,6 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import cast, gradient_buffer, loss_buffer, specification
 
 NAME = "swapped_prediction_loss"
@@ -62,14 +63,6 @@ def swapped_prediction_loss(
     return LOSS(chosen, (scores, assignments), (temperature,))
 
 
-def _triton(
-    inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    from imc_kernels.triton.swapped_prediction_loss import swapped_prediction_loss as kernel
-
-    return kernel(inputs, options, needs)
-
-
 def _native(
     module: str, inputs: Sequence[Tensor], options: Sequence[float], needs: Needs
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -86,7 +79,7 @@ LOSS = FusedLoss(
     NAME,
     {
         "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
-        "triton": Kernel(_triton, reads_half=True),
+        "triton": Kernel(of_triton(NAME), reads_half=True),
         "cpu": Kernel(functools.partial(_native, "_cpu")),
     },
     inputs=("scores", "assignments"),

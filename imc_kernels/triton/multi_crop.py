@@ -15,6 +15,7 @@ the margins of tiles are computed twice. A channels-last result is written in C 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -232,16 +233,9 @@ def multi_crop_kernel(
             tl.store(out + 2 * stride_channel, rounded(blue * factor_blue + offset_blue, dtype), mask=own)
 
 
-def multi_crop(
-    images: Tensor,
-    indices: Tensor,
-    parameters: Tensor,
-    size: int,
-    dtype: torch.dtype,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels_last: bool,
-) -> Tensor:
+def multi_crop(inputs: Sequence[Tensor], options: Sequence[Any], needs: Sequence[bool]) -> tuple[Tensor]:
+    images, indices, parameters = inputs
+    size, dtype, mean, std, channels_last = options
     if size > MOST_SIZE:
         raise ValueError(f"multi_crop: backend 'triton' takes crops of up to {MOST_SIZE} pixels, got {size}")
     if not images.is_contiguous():  # a copy of the batch, not of the data set
@@ -280,4 +274,4 @@ def multi_crop(
         grid = (views * batch, tiles * tiles)
         launch(multi_crop_kernel, grid, images, indices, parameters, None, sums, *arguments, **constants)
         launch(multi_crop_kernel, grid, images, indices, parameters, crops, sums, *arguments, **constants)
-    return crops.movedim(-1, -3) if channels_last else crops
+    return (crops.movedim(-1, -3) if channels_last else crops,)

@@ -173,8 +173,8 @@ def project_kernel(
     tl.store(gradient + at + d, rounded(g, gradient.dtype.element_ty), mask=d < dim)
 
 
-def prototype_scores(x: Tensor, w: Tensor, normalize_prototypes: bool) -> Tensor:
-    x, w = x.contiguous(), w.contiguous()
+def prototype_scores(inputs: Sequence[Tensor], options: Sequence[bool], needs: Sequence[bool]) -> tuple[Tensor]:
+    x, w = (t.contiguous() for t in inputs)
     (k, dim), rows = w.shape, x.shape[:-1].numel()
     scores = x.new_empty(*x.shape[:-1], k)
     single = x.dtype == torch.float32
@@ -187,20 +187,24 @@ def prototype_scores(x: Tensor, w: Tensor, normalize_prototypes: bool) -> Tensor
         rows,
         k=k,
         dim=dim,
-        normalize_w=normalize_prototypes,
+        normalize_w=options[0],
         block_rows=64,
         block_k=64,
         block_depth=16 if single else 64,
         num_warps=8 if single else 4,
         precision=float32_precision(),
     )
-    return scores
+    return (scores,)
 
 
 def prototype_scores_backward(
-    x: Tensor, w: Tensor, grad_output: Tensor, normalize_prototypes: bool, needs: Sequence[bool]
+    inputs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    grad_output: Tensor,
+    options: Sequence[bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    x, w, grad_output = x.contiguous(), w.contiguous(), grad_output.contiguous()
+    x, w, grad_output = (t.contiguous() for t in (*inputs, grad_output))
     (k, dim), rows = w.shape, x.shape[:-1].numel()
     gradients = (torch.empty_like(x) if needs[0] else None, torch.empty_like(w) if needs[1] else None)
     results, inverse_x, inverse_w = gradients, None, None
@@ -225,7 +229,7 @@ def prototype_scores_backward(
         blocks_x,
         k=k,
         dim=dim,
-        normalize_w=normalize_prototypes,
+        normalize_w=options[0],
         block_rows=block_rows,
         block_columns=32,
         block_dim=block_of(dim, MOST_DIM, 16),
@@ -233,9 +237,7 @@ def prototype_scores_backward(
         weights_dtype=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float32,
     )
     if dim > MOST_DIM:
-        for tensor, received, gradient, normalize in zip(
-            (x, w), results, gradients, (True, normalize_prototypes), strict=True
-        ):
+        for tensor, received, gradient, normalize in zip((x, w), results, gradients, (True, options[0]), strict=True):
             if received is not None:
                 count = tensor.shape[:-1].numel()
                 launch(project_kernel, (count,), tensor, received, gradient, dim, normalize, block_of(dim, 2**20))

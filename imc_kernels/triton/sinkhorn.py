@@ -15,6 +15,7 @@ scores, one write of the assignments, and the partial sums. Rows longer than MOS
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -302,10 +303,11 @@ def on_chip_rows(batch: int, k: int) -> int | None:
 
 
 def sinkhorn(
-    scores: Tensor, epsilon: float, iterations: int, marginals: Tensor | None, potentials: bool
+    inputs: Sequence[Any], options: Sequence[Any], needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The assignments and, where ``potentials`` asks for them, a_t [problems, T, B] and c_t, h [problems, T + 1, K]."""
-    scores = scores.contiguous()
+    """The assignments and, for a gradient, a_t [problems, T, B] and c_t, h [problems, T + 1, K]."""
+    scores, marginals = inputs[0].contiguous(), inputs[1]
+    (epsilon, iterations), potentials = options, needs[0]
     batch, k = scores.shape[-2:]
     problems = scores.shape[:-2].numel()
     assignments = torch.empty_like(scores)

@@ -16,6 +16,7 @@ training step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -152,17 +153,12 @@ def column_step_kernel(
 
 
 def sinkhorn_backward(
-    scores: Tensor,
-    marginals: Tensor | None,
-    assignments: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    grad_output: Tensor,
-    epsilon: float,
-) -> Tensor:
+    inputs: Sequence[Any], saved: Sequence[Tensor], grad_output: Tensor, options: Sequence[Any], needs: Sequence[bool]
+) -> tuple[Tensor, None]:
     """The gradient of the scores. The assignments are not read: in half precision they are rounded. Nor are the
     marginals, which scale columns whatever their mass."""
-    scores, grad_output = scores.contiguous(), grad_output.contiguous()
+    scores, grad_output = inputs[0].contiguous(), grad_output.contiguous()
+    (_, rows, columns), epsilon = saved, options[0]
     batch, k = scores.shape[-2:]
     problems, iterations = rows.shape[:2]
     gradient = torch.empty_like(scores)
@@ -195,4 +191,4 @@ def sinkhorn_backward(
             **fixed,
             **by_columns,
         )
-    return gradient
+    return gradient, None

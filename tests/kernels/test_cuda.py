@@ -201,7 +201,7 @@ def test_a_crop_that_would_leave_the_images_is_nan_and_no_other(device: str) -> 
     parameters, indices = parameters.reshape(1, 40, len(Column)), indices.repeat(20)
     arguments = (5, torch.float16, [0.5] * 3, [0.2] * 3, True)
     cuda.emulate(**CROP_DEVICES[device])
-    whole = crops.KERNELS["cuda"](images, indices, parameters, *arguments)
+    (whole,) = crops.KERNELS["cuda"]((images, indices, parameters), arguments, ())
     assert whole.isfinite().all()
     top, left, height, width = parameters[0, 20, :4].tolist()
     bad = {
@@ -219,7 +219,7 @@ def test_a_crop_that_would_leave_the_images_is_nan_and_no_other(device: str) -> 
             parameters[0, at] = parameters[0, 20]
             parameters[0, at, column] = value
             at += 1
-    ours = crops.KERNELS["cuda"](images, indices, parameters, *arguments)
+    (ours,) = crops.KERNELS["cuda"]((images, indices, parameters), arguments, ())
     assert ours[0, :at].isnan().all()
     assert torch.equal(ours[0, at:], whole[0, at:])
 

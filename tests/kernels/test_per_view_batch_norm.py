@@ -58,7 +58,7 @@ def test_a_mean_far_above_the_deviation_costs_no_more_than_rounding_the_input_do
 def test_channels_together_are_read_where_they_lie_and_stay_together() -> None:
     x = maps().contiguous(memory_format=torch.channels_last).requires_grad_()
     output = per_view_batch_norm(x, views=VIEWS, backend="cpu")
-    saved = output.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
+    saved = output.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
     assert saved.data_ptr() == x.data_ptr()
     assert output.is_contiguous(memory_format=torch.channels_last)
     (gradient,) = torch.autograd.grad(output.square().sum(), x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from imc_kernels import backends, draw_crop_parameters, multi_crop
+from imc_kernels.version import __version__
 
 SIZES = Sizes(3, 8, 12, 5, 6)
 
@@ -67,14 +68,14 @@ def test_opcheck(backend: str, dtype: torch.dtype, layout: str) -> None:
     calls = {
         operators.info_nce_loss: (two_views, 0.1, True, None, True, backend),
         operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, None, True, backend),
-        operators.sinkhorn: (scores, 0.05, None, 3, None, True, backend),
+        operators.sinkhorn: (scores, None, 0.05, 3, None, True, False, backend),
         operators.prototype_scores: (embeddings, prototypes, True, backend),
         operators.swapped_prediction_loss: (scores, targets, 0.1, None, True, False, backend),
         operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, None, True, True, backend),
     }
     for operator, arguments in calls.items():
         if backend in native_backends(operator.__name__):
-            torch.library.opcheck(operator.default, arguments)
+            torch.library.opcheck(operator.default, (*arguments, __version__))
 
 
 @each_case
@@ -130,7 +131,7 @@ def test_multi_crop_opcheck(channels_last: bool) -> None:
     indices = torch.tensor([4, 0, 2])
     parameters = draw_crop_parameters(0, 0, indices, views=2, height=9, width=8)
     arguments = (images, indices, parameters, 6, torch.float32, [0.5] * 3, [0.2] * 3, channels_last, "cpu")
-    torch.library.opcheck(torch.ops.imc_kernels.multi_crop.default, arguments)
+    torch.library.opcheck(torch.ops.imc_kernels.multi_crop.default, (*arguments, __version__))
 
 
 @each_crop_backend
