@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,6 +28,11 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def gradient_buffer(tensor: Tensor) -> Tensor:
     """Memory for a gradient of ``tensor`` that is still to be scaled: float32 for float16, whose range is too small."""
     return torch.empty_like(tensor, dtype=gradient_dtype(tensor.dtype), memory_format=torch.contiguous_format)
+
+
+def gradient_buffers(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Those of the tensors whose gradients are needed, None for the others."""
+    return tuple([gradient_buffer(x) if needed else None for x, needed in zip(tensors, needs, strict=True)])
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
+from imc_kernels.ops import mutual_information_cuda as cuda
 from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
-from imc_kernels.ops.mutual_information_loss import check_cuda_sizes, cuda_finish, cuda_sums
-from imc_kernels.ops.precision import at_least_single, loss_buffer, specification
+from imc_kernels.ops.precision import at_least_single, gradient_buffers, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,7 +53,7 @@ def mutual_information_loss(
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
         return specification(eager.mutual_information_loss, *everything)
     if chosen == "cuda":
-        check_cuda_sizes(logits, scores)
+        cuda.check_sizes(logits, scores)
     phases, limit = PHASES[chosen], math.inf if logit_limit is None else logit_limit
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -86,15 +85,13 @@ def _cpu_finish(
     needs: Needs,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     loss = loss_buffer(logits)
-    gradients = tuple(
-        torch.empty_like(tensor) if needed else None for tensor, needed in zip((logits, scores), needs, strict=True)
-    )
+    gradients = gradient_buffers((logits, scores), needs)
     given, options = (logits, scores, sums), (temperature, entropy_weight, logit_limit, symmetric)
     native.call("_cpu", "mutual_information_loss_finish", *given, loss, *gradients, *options)
     return loss, gradients
 
 
 PHASES = {
-    "cuda": Phases(functools.partial(cuda_sums, grouped=True), cuda_finish),
+    "cuda": Phases(functools.partial(cuda.sums, grouped=True), cuda.finish),
     "cpu": Phases(_cpu_sums, _cpu_finish),
 }
