@@ -1,6 +1,8 @@
 """Seconds of a multi-crop epoch of CIFAR-10 (batch 256, 2 x 28 + 4 x 18, ResNet-18), in five forms in one run.
 
     python benchmarks/cifar10_epoch.py --data-root DIR             # about 6 minutes on a GPU
+    python benchmarks/cifar10_epoch.py --noise                     # the same on random pixels, without the data set
+    python benchmarks/cifar10_epoch.py --noise --only "imc train"  # the forms whose name contains this
     python benchmarks/cifar10_epoch.py --tiny --out DIR            # a trial of the script itself
 
 Forms: `imc train`'s step; the same as one CUDA graph; the same with eager losses; with torch.compile'd losses; with
@@ -17,6 +19,8 @@ import itertools
 import json
 import os
 import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,22 +36,24 @@ from rivals import batched_losses
 from torch import Tensor
 
 from imc.config import Config
+from imc.cuda_graph import WARM_UP
 from imc.data import Dataset, Images, load
 from imc.train import plan
 from imc.training.loop import Loop
 from imc.training.ranks import Ranks
 from imc_kernels import backends
 
-WARMUP = 10
+WARMUP = WARM_UP + 10  # a step is captured after WARM_UP of them: that belongs to no timed part
 Step = Callable[[], Any]
 
 
 def data_set(options: argparse.Namespace) -> Dataset:
-    """CIFAR-10, or noise of its shape."""
-    if not options.tiny:
+    """CIFAR-10, or noise of its shape: for a trial less of it."""
+    if not options.tiny and not options.noise:
         return load("cifar10", root=None if options.data_root is None else Path(options.data_root))
-    images = torch.randint(0, 256, (96, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    train = Images("cifar10", images, torch.arange(96) % 10, tuple("0123456789"))
+    count = 96 if options.tiny else 50_000
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    train = Images("cifar10", images, torch.arange(count) % 10, tuple("0123456789"))
     return Dataset("cifar10", train, None, None, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), note="")
 
 
@@ -101,7 +107,7 @@ def forms(data: Dataset, config: Config, device: torch.device, workers: int) -> 
 
 def seconds_a_step(step: Step, device: torch.device, steps: int, limit: float) -> tuple[float, int]:
     """Seconds of a step, over so many steps or as many as fit into ``limit`` seconds."""
-    for _ in range(min(WARMUP, steps)):
+    for _ in range(WARMUP):
         step()
     synchronise(device)
     start, done = time.perf_counter(), 0
@@ -121,7 +127,7 @@ def profile(data: Dataset, config: Config, device: torch.device, steps: int) -> 
     """Milliseconds of the parts of `imc train`'s step, each waited for."""
     loop = LossLoop(built(config, device), data.train.images, config, imc_swav_losses)
     step = steps_of(loop).__next__
-    for _ in range(min(WARMUP, steps)):
+    for _ in range(WARMUP):
         step()
     loop.sections.on = True
     for _ in range(steps):
@@ -137,7 +143,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         ", ".join(f"{key} {value}" for key, value in facts.items() if key != "device"),
         "",
-        f"{report['setting']}. Made by `python benchmarks/cifar10_epoch.py`.",
+        f"{report['setting']}. Made by `{report['command']}`.",
         "",
         "| form | seconds an epoch | images/s | ms a step | steps measured | times as fast as the slowest |",
         "|---|---|---|---|---|---|",
@@ -149,9 +155,18 @@ def markdown(report: dict[str, Any]) -> str:
             f"{row['steps']} | {slowest / seconds:.1f} |"
         )
     whole = sum(report["profile"].values())
+    if not whole:
+        return "\n".join(lines) + "\n"
     lines += ["", "Where the time of a step goes, each part waited for:", "", "| part | ms | share |", "|---|---|---|"]
     lines += [f"| {name} | {ms:.3f} | {ms / whole:.0%} |" for name, ms in report["profile"].items()]
     return "\n".join(lines) + "\n"
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """After every form, so that an end at any moment leaves what was measured."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "cifar10_epoch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "cifar10_epoch.md").write_text(markdown(report), encoding="utf-8")
 
 
 def main() -> None:
@@ -160,6 +175,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=195, help="steps timed of each form (default: 195, an epoch)")
     parser.add_argument("--limit", type=float, default=45.0, help="seconds after which a form's timing ends")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="of the Pillow pipelines")
+    parser.add_argument("--noise", action="store_true", help="random pixels of CIFAR-10's shape in its place")
+    parser.add_argument("--only", default="", help="time the forms whose name contains this, and profile nothing")
     parser.add_argument("--tiny", action="store_true", help="a small network on noise, to try the script itself")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/<device>)")
@@ -169,9 +186,18 @@ def main() -> None:
     device, data = torch.device(options.device), data_set(options)
     config = configured(data, options)
     facts, epoch = machine(device), len(data.train.images) // config.batch_size
-    rows = []
+    out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
+    setting = (
+        f"{config.encoder}, batch {config.batch_size}, {config.large_crops} x {config.large_size} + "
+        f"{config.small_crops} x {config.small_size}, amp {config.amp}, "
+        f"backends {', '.join(backends.serving(device.type, torch.float32))}"
+        f"{', random pixels' if options.noise or options.tiny else ''}"
+    )
+    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = {"machine": facts, "setting": setting, "command": shlex.join(["python", *sys.argv])}
+    report |= {"steps_per_epoch": epoch, "forms": rows, "profile": {}}
     for name, make in forms(data, config, device, options.workers).items():
-        if options.no_compile and "compile" in name:
+        if options.only not in name or (options.no_compile and "compile" in name):
             continue
         seconds, steps = seconds_a_step(make(), device, options.steps, options.limit)
         rows.append(
@@ -183,20 +209,13 @@ def main() -> None:
                 "steps": steps,
             }
         )
+        write(report, out)
         print(f"{name}: {seconds * epoch:.2f} s an epoch ({steps} steps)", flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    setting = (
-        f"{config.encoder}, batch {config.batch_size}, {config.large_crops} x {config.large_size} + "
-        f"{config.small_crops} x {config.small_size}, amp {config.amp}, "
-        f"backends {', '.join(backends.serving(device.type, torch.float32))}"
-    )
-    parts = profile(data, config, device, min(20, options.steps))
-    report = {"machine": facts, "setting": setting, "steps_per_epoch": epoch, "forms": rows, "profile": parts}
-    out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "cifar10_epoch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "cifar10_epoch.md").write_text(markdown(report), encoding="utf-8")
+    if not options.only:
+        report["profile"] = profile(data, config, device, min(20, options.steps))
+        write(report, out)
     print(f"{out}: cifar10_epoch.json cifar10_epoch.md")
 
 

@@ -2,11 +2,13 @@
 
     python benchmarks/gpu_report.py                      # about 4 minutes; writes benchmarks/results/<device>/
     python benchmarks/gpu_report.py --seconds 0.5        # quicker, noisier
+    python benchmarks/gpu_report.py --no-compile         # and without the minutes of torch.compile's compilers
     python benchmarks/gpu_report.py --only sinkhorn      # the cases whose name contains this
     python benchmarks/gpu_report.py --tiny --out DIR     # a trial of the script itself
 
 Writes report.json (every number, with device, driver, versions and commit), report.md (the tables) and, with
-matplotlib, speedup.png and roofline.png. Forms: released (the authors' structure restated), eager (the specification),
+matplotlib, speedup.png and roofline.png. The first two are written anew after every case: an end at any moment leaves
+what was measured before. Forms: released (the authors' structure restated), eager (the specification),
 batched (the best PyTorch form we know), torch.compile of that with max-autotune, and the backends of this package. The
 floor of a case is the larger of its bytes at the copy bandwidth and its operations at the matrix rate, both measured in
 the same run.
@@ -17,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +28,7 @@ from typing import Any
 
 import torch
 from cases import Case, cases, tiny_cases
-from measure import Timing, copy_bandwidth, machine, matrix_rate, measure, rotation
+from measure import BrokenCaptureError, Timing, copy_bandwidth, machine, matrix_rate, measure, rotation
 
 RESULTS = Path(__file__).resolve().parent / "results"
 AGREEMENT = 2e-2  # of a form's loss with the specification's: a wrong form, not a rounding
@@ -140,6 +144,15 @@ def _line(name: str, timing: Timing, row: dict[str, Any], base: float | None) ->
     return f"| {name} | {' | '.join(columns)} |"
 
 
+def write(report: dict[str, Any], out: Path) -> None:
+    """Replace the folder's report: at any moment the files hold whole cases."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.json", json.dumps(report, indent=1) + "\n"), ("report.md", markdown(report))):
+        temporary = out / f".{name}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring a case (default: 2)")
@@ -155,17 +168,24 @@ def main() -> None:
     out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     rates = ceilings(device, options.tiny)
     chosen = [case for case in (tiny_cases() if options.tiny else cases()) if options.only in case.name]
-    rows = []
+    report: dict[str, Any] = {
+        "machine": facts,
+        "ceilings": rates,
+        "command": shlex.join(["python", *sys.argv]),
+        "cases": [],
+    }
     for position, case in enumerate(chosen, start=1):
         print(f"[{position}/{len(chosen)}, {time.perf_counter() - start:.0f} s] {case.name} {case.size}", flush=True)
-        rows.append(report_case(case, device, rates, options.seconds, not options.no_compile))
+        try:
+            report["cases"].append(report_case(case, device, rates, options.seconds, not options.no_compile))
+        except BrokenCaptureError as error:
+            sys.exit(
+                f"{case.name} {case.size}: {error}. The cases before it are in {out}; --only measures those after it"
+            )
+        write(report, out)
         torch.compiler.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    report = {"machine": facts, "ceilings": rates, "command": "python benchmarks/gpu_report.py", "cases": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
     print(f"{out}: report.json report.md, {time.perf_counter() - start:.0f} s")
     try:
         from plot import draw

@@ -147,6 +147,26 @@ def _details(
     timing.graph_microseconds = _graph_time(form, rotating, device)
 
 
+class BrokenCaptureError(RuntimeError):
+    """A capture failed on its way. torch 2.11's allocator then goes on as if it were capturing: what the process
+    measures from here on would be wrong."""
+
+
+def waits(step: Step) -> bool:
+    """Whether a call waits for the device, which no stream that is being captured allows. Found out without a capture."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
 def launches(step: Step) -> int:
     """How many kernels, copies and fills one call puts on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -158,20 +178,25 @@ def launches(step: Step) -> int:
 def _graph_time(
     form: Callable[..., Any], rotating: Sequence[tuple[Tensor, ...]], device: torch.device, calls: int = 20
 ) -> float | None:
-    """Microseconds a call inside a replayed graph of several, or None where the form cannot be captured."""
+    """Microseconds a call inside a replayed graph of several, or None where the form cannot be captured.
+
+    Raises:
+        BrokenCaptureError: a capture began and failed.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        capturable = not waits(lambda: form(*rotating[0]))
+    torch.cuda.current_stream(device).wait_stream(side)
+    if not capturable:
+        return None
+    graph = torch.cuda.CUDAGraph()
     try:
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            form(*rotating[0])
-        torch.cuda.current_stream(device).wait_stream(side)
         with torch.cuda.graph(graph):
             for call in range(calls):
                 form(*rotating[call % len(rotating)])
-    except Exception:  # it waits for the device, or was compiled with graphs of its own
-        torch.cuda.synchronize(device)
-        return None
+    except Exception as error:
+        raise BrokenCaptureError(f"a form that does not wait for the device could not be captured: {error}") from error
     samples = []
     for _ in range(20):
         before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -9,9 +9,12 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from imc_kernels.ops.constants import constants
 from imc_kernels.ops.crop_parameters import Column
 
 ORDERS = tuple(permutations(range(4)))  # of brightness, contrast, saturation and hue, by rank
+# Each turn's operation for all ranks, two bits each: numbers travel with a launch, a tensor of them would be a copy.
+TABLES = tuple(sum(order[turn] << 2 * rank for rank, order in enumerate(ORDERS)) for turn in range(4))
 BLUR_RADIUS = 4
 
 
@@ -33,7 +36,7 @@ def multi_crop(
     crops = torch.where(number[Column.JITTER] > 0, jitter(crops, number), crops)
     crops = torch.where(number[Column.GRAYSCALE] > 0, gray(crops).expand_as(crops), crops)
     crops = torch.where(number[Column.BLUR] > 0, blur(crops, parameters[..., Column.BLUR]), crops)
-    mean_, std_ = (crops.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    mean_, std_ = (constants(values, crops).view(-1, 1, 1) for values in (mean, std))
     crops = ((crops - mean_) / std_).to(dtype)
     return crops.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, crops.shape[:2])
 
@@ -63,8 +66,9 @@ def resize_weights(start: Tensor, length: Tensor, total: int, size: int, dtype: 
 
 def jitter(crops: Tensor, number: dict[Column, Tensor]) -> Tensor:
     """The four colour operations, in each crop's own order."""
-    orders = torch.tensor(ORDERS, device=crops.device)[number[Column.ORDER].long()]  # [V, B, 1, 1, 1, 4]
-    for operation in orders.unbind(-1):
+    place = 2 * number[Column.ORDER].long()
+    for table in TABLES:
+        operation = torch.bitwise_right_shift(table, place) & 3
         candidates = (
             brightness(crops, number[Column.BRIGHTNESS]),
             contrast(crops, number[Column.CONTRAST]),
@@ -111,7 +115,7 @@ def hue(crops: Tensor, turns: Tensor) -> Tensor:
     divisor = torch.where(chroma > 0, chroma, 1)
     sector = torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
     sector = torch.where(value == red, (green - blue) / divisor, sector)
-    channel = torch.tensor([5.0, 3.0, 1.0], dtype=crops.dtype, device=crops.device).view(3, 1, 1)
+    channel = torch.arange(5, 0, -2, dtype=crops.dtype, device=crops.device).view(3, 1, 1)
     phase = (channel + sector + 6 * turns) % 6
     return (value - chroma * torch.minimum(phase, 4 - phase).clamp(0, 1)).clamp(0, 1)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels.ops import checks
+from imc_kernels.ops.constants import constants
 
 NAME = "draw_crop_parameters"
 
@@ -75,7 +76,7 @@ def draw_crop_parameters(
 
     Args:
         seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a captured
-            CUDA graph can advance it.
+            CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
         indices: int64 [B], the samples' numbers in the data set.
         views: number V of views drawn.
         first_view: number of the first; views of another size or scale take other numbers.
@@ -131,11 +132,10 @@ def draw_crop_parameters(
     _fill_boxes(planes[:4], uniform[: 2 * ATTEMPTS], rest[:2], height, width, scale, ratio)
     lows = [max(0.0, 1 - x) for x in (brightness, contrast, saturation)] + [-hue, blur_sigma[0]]
     highs = [1 + x for x in (brightness, contrast, saturation)] + [hue, blur_sigma[1]]
-    low, high, rates = (
-        planes.new_tensor(values).view(-1, 1, 1)
-        for values in (lows, highs, (flip, jitter_probability, grayscale, blur_probability))
-    )
-    torch.addcmul(low, rest[2:7], high - low, out=planes[Column.BRIGHTNESS : Column.BLUR + 1])
+    spans = [high - low for low, high in zip(lows, highs, strict=True)]
+    numbers = constants([*lows, *spans, flip, jitter_probability, grayscale, blur_probability], planes)
+    low, span, rates = numbers.view(-1, 1, 1).split((5, 5, 4))
+    torch.addcmul(low, rest[2:7], span, out=planes[Column.BRIGHTNESS : Column.BLUR + 1])
     happens = rest[7:11] < rates
     planes[Column.FLIP : Column.GRAYSCALE + 1] = happens[:3]
     planes[Column.BLUR] *= happens[3]
@@ -188,18 +188,16 @@ def _mix_(z: Tensor) -> Tensor:
 
 def _view_keys(seed: int, step: int | Tensor, views: range, device: torch.device) -> Tensor:
     """int64 [V], one hash of (seed, step, view) each. From a step in a tensor by the same arithmetic there."""
-    if isinstance(step, Tensor):
-        key = _mix_(step + _signed(_mix(seed)))
-        return _mix_(key + torch.arange(views.start, views.stop, device=device))
-    whole = _mix(_mix(seed) + step)
-    return torch.tensor([_signed(_mix(whole + view)) for view in views], device=device)
+    whole = _signed(_mix(seed))
+    key = _mix_(step + whole) if isinstance(step, Tensor) else _signed(_mix(whole + step))
+    return _mix_(torch.arange(views.start, views.stop, device=device) + key)
 
 
 def _uniforms(seed: int, step: int | Tensor, indices: Tensor, first_view: int, views: int) -> Tensor:
     """Uniform numbers in [0, 1), multiples of 2^-24, as float64 [2 * _WORDS, V, B]."""
     keys = _view_keys(seed, step, range(first_view, first_view + views), indices.device)
     keys = _mix_(keys[:, None] + indices)  # [V, B]: for one (seed, step, view) no two samples share a key
-    counters = torch.tensor([_signed(k * _INCREMENT) for k in range(1, _WORDS + 1)], device=indices.device)
+    counters = torch.arange(1, _WORDS + 1, device=indices.device) * _signed(_INCREMENT)
     words = _mix_(keys + counters[:, None, None])
     uniform = torch.empty(2, *words.shape, dtype=torch.float64, device=indices.device)
     uniform[0] = words & 0xFFFFFF
@@ -225,7 +223,6 @@ def _fill_boxes(
     low, high = math.log(ratio[0]), math.log(ratio[1])
     root = (attempts[ATTEMPTS:] * ((high - low) / 2) + low / 2).exp_()  # of width / height
     area.sqrt_()
-    whole = boxes.new_tensor([height, width]).view(2, 1, 1)
     tried = torch.empty(2, *area.shape, dtype=torch.float64, device=area.device)
     torch.div(area, root, out=tried[0])
     torch.mul(area, root, out=tried[1])
@@ -242,7 +239,8 @@ def _fill_boxes(
         central[0] = max(1, round(width / ratio[0]))
     elif width / height > ratio[1]:
         central[1] = max(1, round(height * ratio[1]))
-    sides = torch.where(found, tried.gather(1, first)[:, 0], boxes.new_tensor(central).view(2, 1, 1))
+    whole, least = constants([height, width, *central], boxes).view(2, 2, 1, 1)
+    sides = torch.where(found, tried.gather(1, first)[:, 0], least)
     free = whole - sides
     torch.floor(torch.where(found, position * (free + 1), free / 2), out=boxes[:2])
     boxes[2:] = sides

@@ -13,7 +13,8 @@ serves, and 4 N bytes of log-sum-exps (8 N more where rows are normalised). Memo
 
 Half precision is multiplied as it is, and accumulated in float32; the weights of the gradient are rounded once, to
 bfloat16 or, beside float16, whose range they leave, to TF32. float32 is multiplied in float32 unless
-torch.set_float32_matmul_precision allows TF32. Rows are normalised by scaling the products, never copied.
+torch.set_float32_matmul_precision allows TF32. A GPU without TF32 multiplies float32 instead. Rows are normalised by
+scaling the products, never copied.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from imc_kernels.ops.precision import gradient_buffer, loss_buffer
-from imc_kernels.triton.launch import block_of, float32_precision, launch, workspace
+from imc_kernels.triton.launch import block_of, float32_precision, launch, tf32_precision, workspace
 from imc_kernels.triton.primitives import HELD, inverse_norms_kernel, load_rows, product, rounded, total_kernel
 
 MOST_DIM = 128  # of the columns of Z that a program keeps
@@ -119,6 +120,7 @@ def info_nce_gradient_kernel(
     block_dim: tl.constexpr,  # columns of the gradient that a program computes
     precision: tl.constexpr,
     weights_dtype: tl.constexpr,
+    weights_precision: tl.constexpr,
 ):
     count = 2 * batch
     first_row = tl.program_id(0) * block_rows
@@ -158,7 +160,7 @@ def info_nce_gradient_kernel(
             w,
             column_rows.to(weights_dtype),
             received,
-            "tf32" if z.dtype.element_ty == tl.float16 else precision,
+            weights_precision,
         )
     if inverse_norms is not None:
         # Back through x / max(norm, 1e-12): what is along x counts only where the norm is not held at its least.
@@ -176,7 +178,7 @@ def info_nce_loss(
     z = inputs[0].contiguous()
     (_, batch, dim), (temperature, normalise) = z.shape, options
     count = 2 * batch
-    tile = tile_of(count, dim, z.dtype)
+    tile = tile_of(count, dim, z.dtype, z.device)
     blocks = triton.cdiv(count, tile["block_rows"])
     log_sums, norms, partials = workspace(z, count, count if normalise else 0, blocks)
     inverse_norms = norms if normalise else None
@@ -218,13 +220,14 @@ def info_nce_loss(
             dim=dim,
             block_dim=block_of(dim, MOST_DIM, 16),
             weights_dtype=tl.bfloat16 if z.dtype == torch.bfloat16 else tl.float32,
+            weights_precision=(tf32_precision if z.dtype == torch.float16 else float32_precision)(z.device),
             **narrower,
         )
     launch(total_kernel, (1,), partials, loss, blocks, block=1024)
     return loss, (gradient,)
 
 
-def tile_of(count: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
+def tile_of(count: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """How the products are cut: rows until there are some 128 programs, columns by what a program's registers hold."""
     most_depth = 32 if dtype == torch.float32 else MOST_DIM if dim <= MOST_DIM else 64
     most_rows = 64 if dtype == torch.float32 else 128
@@ -233,6 +236,6 @@ def tile_of(count: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
         "block_rows": block_rows,
         "block_columns": 32 if dtype == torch.float32 else 64,
         "block_depth": block_of(dim, most_depth, 16),
-        "precision": float32_precision(),
+        "precision": float32_precision(device),
         "num_warps": 8 if block_rows == most_rows else 4,
     }

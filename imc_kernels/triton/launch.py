@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,17 @@ def warps_for(elements: int, each: int = 8) -> int:
     return max(1, min(16, triton.next_power_of_2(elements // (32 * each))))
 
 
-def float32_precision() -> str:
+@functools.cache
+def has_tf32(device: torch.device) -> bool:
+    """Whether Triton multiplies in TF32 there: on NVIDIA's GPUs, and of AMD's on gfx942 alone."""
+    return torch.version.hip is None or torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx942")
+
+
+def tf32_precision(device: torch.device) -> str:
+    """TF32, or float32 where there is none."""
+    return "tf32" if has_tf32(device) else "ieee"
+
+
+def float32_precision(device: torch.device) -> str:
     """How Triton multiplies float32: as torch does."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else tf32_precision(device)

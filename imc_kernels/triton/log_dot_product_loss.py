@@ -65,7 +65,7 @@ def add_peaks(peak, rest, other_peak, other_rest):
 def load_parts(parts, first, c, groups, clusters: tl.constexpr, group_block: tl.constexpr):
     g = first + tl.arange(0, group_block)
     inside = (g[:, None] < groups) & (c[None, :] < clusters)
-    return tl.load(parts + g[:, None] * clusters + c[None, :], mask=inside, other=0.0)
+    return tl.load(parts + g[:, None].to(tl.int64) * clusters + c[None, :], mask=inside, other=0.0)
 
 
 @triton.jit

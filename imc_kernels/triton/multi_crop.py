@@ -145,7 +145,8 @@ def multi_crop_kernel(
     # The resize.
     box_height, box_width = tl.load(p + HEIGHT).to(tl.int32), tl.load(p + WIDTH).to(tl.int32)
     image = images + tl.load(indices + crop % batch) * (height * width * channels)
-    image += (tl.load(p + TOP).to(tl.int32) * width + tl.load(p + LEFT).to(tl.int32)) * channels
+    offsets: tl.constexpr = tl.int64 if height * width * channels >= 2**31 else tl.int32
+    image += (tl.load(p + TOP).to(offsets) * width + tl.load(p + LEFT).to(offsets)) * channels
     # Results beyond the crop are made from the last pixels; no other result depends on them.
     down = tl.minimum(tl.maximum(y, 0), size - 1)
     along = tl.minimum(tl.maximum(x, 0), size - 1)
@@ -158,7 +159,7 @@ def multi_crop_kernel(
     total = tl.zeros((side, side), tl.float32)
     for tap_y in range(tl.cdiv(2 * tl.maximum(box_height, size), size)):
         weights_y = tap_weights(down, first_y + tap_y, box_height, size)
-        row = tl.minimum(first_y + tap_y, box_height - 1)[:, None] * width
+        row = tl.minimum(first_y + tap_y, box_height - 1)[:, None].to(offsets) * width
         for tap_x in range(tl.cdiv(2 * tl.maximum(box_width, size), size)):
             weights = weights_y[:, None] * tap_weights(along, first_x + tap_x, box_width, size)[None, :]
             at = image + (row + tl.minimum(first_x + tap_x, box_width - 1)[None, :]) * channels

@@ -128,8 +128,8 @@ def joint_kernel(
 def symmetric_tile(joint, pair_at, c, other, clusters: tl.constexpr, stride: tl.constexpr):
     """(J + J^T) / 2 of a pair of views, 0 outside."""
     inside = (c[:, None] < clusters) & (other[None, :] < clusters)
-    straight = tl.load(joint + pair_at + c[:, None] * stride + other[None, :], mask=inside, other=0.0)
-    turned = tl.load(joint + pair_at + other[None, :] * stride + c[:, None], mask=inside, other=0.0)
+    straight = tl.load(joint + pair_at + c[:, None].to(tl.int64) * stride + other[None, :], mask=inside, other=0.0)
+    turned = tl.load(joint + pair_at + other[None, :].to(tl.int64) * stride + c[:, None], mask=inside, other=0.0)
     return 0.5 * (straight + turned)
 
 
@@ -164,7 +164,7 @@ def symmetric_kernel(
         entropy -= tl.sum(tl.sum(j * log_j, axis=1), axis=0)
         inside = (c[:, None] < clusters) & (other[None, :] < clusters)
         g = log_j - 0.5 * weight * (log_m[:, None] + log_other[None, :])
-        tl.store(logarithms + pair_at + c[:, None] * stride + other[None, :], g, mask=inside)
+        tl.store(logarithms + pair_at + c[:, None].to(tl.int64) * stride + other[None, :], g, mask=inside)
     tl.store(entropies + pair, entropy / (views * views))
 
 

@@ -13,7 +13,7 @@ twice.
 
 Half precision is multiplied as it is and accumulated in float32. In the backward grad_output over the norms of B is
 rounded once, to bfloat16 or, beside float16, whose range it may leave, to TF32. float32 is multiplied in float32 unless
-torch.set_float32_matmul_precision allows TF32.
+torch.set_float32_matmul_precision allows TF32. A GPU without TF32 multiplies float32 instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.triton.launch import block_of, float32_precision, launch, workspace
+from imc_kernels.triton.launch import block_of, float32_precision, launch, tf32_precision, workspace
 from imc_kernels.triton.primitives import HELD, inverse_norm, inverse_norms_kernel, load_rows, product, rounded
 
 MOST_DIM = 128  # of the columns of X and W that a program of the backward keeps
@@ -192,7 +192,7 @@ def prototype_scores(inputs: Sequence[Tensor], options: Sequence[bool], needs: S
         block_k=64,
         block_depth=16 if single else 64,
         num_warps=8 if single else 4,
-        precision=float32_precision(),
+        precision=float32_precision(x.device),
     )
     return (scores,)
 
@@ -233,7 +233,7 @@ def prototype_scores_backward(
         block_rows=block_rows,
         block_columns=32,
         block_dim=block_of(dim, MOST_DIM, 16),
-        precision="tf32" if x.dtype == torch.float16 else float32_precision(),
+        precision=(tf32_precision if x.dtype == torch.float16 else float32_precision)(x.device),
         weights_dtype=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float32,
     )
     if dim > MOST_DIM:

@@ -252,7 +252,7 @@ def columns_kernel(
     kk = tl.program_id(0) % tl.cdiv(k, block) * block + tl.arange(0, block)
     partials += problem * groups * k
     columns += problem * (iterations + 1) * k
-    g = tl.arange(0, group_block)
+    g = tl.arange(0, group_block).to(tl.int64)  # groups * k may pass 2^31
     h = tl.full((block,), -float("inf"), tl.float32)
     if partial_highs is not None:
         partial_highs += problem * groups * k
@@ -270,7 +270,7 @@ def columns_kernel(
         more_high, more_total = log_sum(x, axis=0)
         high, total = add_log_sums(high, total, more_high, more_total)
     c = log_masses(marginals, kk, batch, k) - (high + tl.log2(total))
-    tl.store(columns + iteration * k + kk, c, mask=kk < k)
+    tl.store(columns + iteration.to(tl.int64) * k + kk, c, mask=kk < k)
 
 
 class Plan(NamedTuple):

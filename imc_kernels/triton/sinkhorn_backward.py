@@ -74,7 +74,7 @@ def row_step_kernel(
         grad_output += problem * batch * k
     columns += problem * (iterations + 1) * k
     highs = columns + iterations * k
-    columns += iteration * k
+    columns += iteration.to(tl.int64) * k
     high = tl.full((row_block,), -float("inf"), tl.float32)
     total = tl.zeros((row_block,), tl.float32)
     for first in range(0, k, block):

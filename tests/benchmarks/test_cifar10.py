@@ -11,7 +11,7 @@ import cifar10_epoch
 import cifar10_run
 import pytest
 
-TINY = argparse.Namespace(tiny=True, device="cpu")
+TINY = argparse.Namespace(tiny=True, noise=False, device="cpu")
 SMALL = [
     *("--encoder", "digits", "--widths", "4", "8", "--pool-after", "1", "--feature-dim", "8", "--prototypes", "12"),
     *("--classifier-widths", "8", "--batch-size", "16", "--large-size", "8", "--small-size", "6", "--epochs", "2"),

@@ -2,112 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
-from operations import OPERATIONS, Operation, Sizes
-from torch import Tensor
+from operations import OPERATIONS, Operation
+from stepped import GPU, leaves, require, step
 
-from imc_kernels import (
-    backends,
-    draw_crop_parameters,
-    log_dot_product_loss,
-    multi_crop,
-    prototype_scores,
-    sinkhorn,
-    swapped_prediction_loss,
-)
+from imc_kernels import prototype_scores, sinkhorn, swapped_prediction_loss
 
-GPU = [
-    name
-    for name in ("cuda", "triton")
-    if torch.cuda.is_available() and backends.BACKENDS[name].refusal("cuda", torch.float32) is None
-]
 pytestmark = [
     pytest.mark.skipif(not GPU, reason="needs a GPU and a backend that serves it"),
     pytest.mark.parametrize("backend", GPU or ["cuda"]),
 ]
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-SIZES = Sizes(4, 96, 200, 10, 64)
-Call = Callable[..., list[Tensor]]
-
-
-def leaves(operation: Operation, sizes: Sizes = SIZES, device: str = "cuda") -> tuple[Tensor, ...]:
-    inputs = operation.inputs(sizes, torch.float32)
-    return tuple(x.to(device).requires_grad_(n) for x, n in zip(inputs, operation.differentiable, strict=True))
-
-
-def step(operation: Operation, inputs: tuple[Tensor, ...], backend: str) -> list[Tensor]:
-    """The value and the gradients."""
-    result = operation(*inputs, backend=backend)
-    needed = [x for x in inputs if x.requires_grad]
-    return [result.detach(), *torch.autograd.grad(result, needed, torch.ones_like(result))]
-
-
-def require(backend: str, operation: Operation) -> None:
-    """Skip where the backend has no form of the operation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("IMC_BACKEND", raising=False)
-        try:
-            step(operation, leaves(operation, Sizes(2, 4, 6, 3, 5)), backend)
-        except ValueError as error:
-            pytest.skip(str(error))
-
-
-@each_operation
-def test_agrees_with_the_specification(operation: Operation, backend: str) -> None:
-    require(backend, operation)
-    exact = step(operation, tuple(x.double() for x in leaves(operation)), "eager")
-    for result, truth in zip(step(operation, leaves(operation), backend), exact, strict=True):
-        assert float((result.double() - truth).norm() / truth.norm()) < 1e-5
-
-
-@pytest.mark.parametrize("batch", [1500, 8000])
-def test_heads_beyond_one_block_agree_with_the_specification(batch: int, backend: str) -> None:
-    """The rows of a head fill the shared memory of a cluster of blocks, or of none."""
-    logits = torch.randn(2, 2, batch, 40, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
-    results = []
-    for x, name in ((logits.detach().double().requires_grad_(), "eager"), (logits, backend)):
-        loss = log_dot_product_loss(x, entropy_weight=2.0, logit_limit=2.0, backend=name)
-        results.append((loss, torch.autograd.grad(loss.sum(), x)[0]))
-    for exact, ours in zip(*results, strict=True):
-        assert float((ours.double() - exact).norm() / exact.norm()) < 1e-5
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[dist.ProcessGroup]:
-    """This process alone."""
-    if not dist.is_nccl_available():
-        pytest.skip("this torch has no NCCL")
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
-@each_operation
-def test_a_group_agrees_with_the_specification_and_waits_for_no_number(
-    operation: Operation, backend: str, group: dist.ProcessGroup
-) -> None:
-    def grouped() -> list[Tensor]:
-        result = operation.function(*inputs, **operation.options, group=group, backend=backend)
-        return [result.detach(), *torch.autograd.grad(result, needed, torch.ones_like(result))]
-
-    inputs = leaves(operation)
-    needed = [x for x in inputs if x.requires_grad]
-    try:
-        results = grouped()
-    except (TypeError, ValueError) as error:  # no argument group, or no form for it
-        pytest.skip(str(error))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        grouped()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    exact = step(operation, tuple(x.double() for x in inputs), "eager")
-    for result, truth in zip(results, exact, strict=True):
-        assert float((result.double() - truth).norm() / truth.norm()) < 1e-5
 
 
 @each_operation
@@ -229,21 +135,3 @@ def test_more_than_two_to_the_31_elements(name: str, backend: str) -> None:
         expected = reference.grad * (64 / rows)
         got = scores.grad[:, -64:].float()
         assert float((got - expected).norm() / expected.norm()) < 2e-2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("side", "size"), [(32, 28), (32, 18), (96, 76)])
-def test_crops_agree_with_the_specification(side: int, size: int, dtype: torch.dtype, backend: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (40, side, side, 3), dtype=torch.uint8, generator=generator).cuda()
-    indices = torch.randperm(40, generator=generator)[:32].cuda()
-    parameters = draw_crop_parameters(0, 0, indices, views=2, height=side, width=side, blur_probability=0.5)
-    options = {"size": size, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "dtype": dtype}
-    try:
-        crops = multi_crop(images, indices, parameters, **options, backend=backend)
-    except ValueError as error:
-        pytest.skip(str(error))
-    exact = multi_crop(images, indices, parameters, **options | {"dtype": torch.float64}, backend="eager")
-    tolerance = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}[dtype]
-    torch.testing.assert_close(crops.double(), exact, rtol=0, atol=tolerance)
-    assert crops.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)

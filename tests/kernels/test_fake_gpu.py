@@ -1,0 +1,62 @@
+"""On a GPU no operation waits for the device, or copies anything to it: shown on a device that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from operations import OPERATIONS
+
+from imc_kernels import backends
+
+SCRIPT = Path(__file__).with_name("fake_gpu.py")
+HAS = {  # what the GPU backends have no form of, README.md says so
+    "cuda": {"prototype_scores", "info_nce_loss"},
+    "triton": set(),
+    "eager": set(),
+}
+pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not None, reason="triton does not run here")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    paths = [str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton", "eager"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_an_operation_and_its_gradients(operation: Any, backend: str, results: dict[str, Any]) -> None:
+    for dtype in ("float32", "bfloat16"):
+        result = results[f"{operation} {dtype} {backend}"]
+        if operation.name in HAS[backend]:
+            assert "it has no" in result
+        else:
+            assert isinstance(result, list), result
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton", "eager"])
+def test_multi_crop(backend: str, results: dict[str, Any]) -> None:
+    assert isinstance(results[f"multi_crop {backend}"], list), results[f"multi_crop {backend}"]
+
+
+@pytest.mark.parametrize("step", ["", ", the step a tensor"])
+def test_the_draw_of_crop_parameters(step: str, results: dict[str, Any]) -> None:
+    result = results[f"draw_crop_parameters{step}"]
+    assert isinstance(result, list), result
+
+
+def test_what_waits_is_found(results: dict[str, Any]) -> None:
+    """The device tells on each kind of waiting."""
+    waiting = {name: result for name, result in results.items() if name.startswith("waits")}
+    assert len(waiting) == 6
+    for name, result in waiting.items():
+        assert isinstance(result, str), name
