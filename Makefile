@@ -8,6 +8,7 @@
 # make torture   kill, stop, starve and damage training runs; writes the table of docs/robustness.md, about 20 minutes
 # make simt      run the CUDA kernels' tests on the CPU: with the checks of csrc/simt, then under the sanitizers
 # make gpu-check on a machine with a GPU: build, test and measure there, in the Python that has torch (PYTHON=...)
+# make gpu-check-quick  what eight minutes of a GPU tell, the most worth first: docs/gpu.md
 # make docs      the reference of the Python functions, from their docstrings, in build/docs/
 # make lint      ruff and the type checker
 # make dev       an editable installation, for working on the code
@@ -23,7 +24,8 @@ WORKERS ?= auto
 PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test test-instruction-sets bench sanitize sanitize-threads fuzz torture simt gpu-check docs lint dev clean
+.PHONY: train test test-instruction-sets bench sanitize sanitize-threads fuzz torture simt gpu-check gpu-check-quick docs lint dev \
+    clean
 
 train: .venv/installed
 	$(BIN)/imc train $(ARGS)
@@ -92,7 +94,8 @@ build/simt/built build/simt-sanitize/built: .venv/requirements setup.py $(SOURCE
 SIMT = PYTHONPATH=lib ../../$(BIN)/pytest -p no:cacheprovider $(PARALLEL) -k cuda \
     ../../tests/kernels/test_contract.py ../../tests/kernels/test_limits.py \
     ../../tests/kernels/test_autograd.py ../../tests/kernels/test_tracing.py \
-    ../../tests/kernels/test_multi_crop_gpu_backends.py ../../tests/kernels/test_native_boundary.py
+    ../../tests/kernels/test_multi_crop_gpu_backends.py ../../tests/kernels/test_native_boundary.py \
+    ../../tests/gpu/test_agreement.py
 
 # The sanitizers leave out what measures time, and the largest of the sizes.
 WITHOUT_LONGEST = "cuda and not call_costs and not B700"
@@ -111,6 +114,10 @@ gpu-check:
 	    compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q tests/gpu -k "cuda and specification" \
 	    || exit 1; done; else echo "compute-sanitizer is not installed: memcheck and racecheck are left out"; fi
 	$(PYTHON) benchmarks/gpu_report.py
+
+# BUDGET=300: seconds, by default 480. Each part's output lies under benchmarks/results/<gpu>/.
+gpu-check-quick:
+	$(PYTHON) benchmarks/gpu_quick.py $(if $(BUDGET),--budget $(BUDGET))
 
 DOCUMENTED := imc_kernels imc.estimator imc.train imc.config imc.data
 docs: .venv/installed

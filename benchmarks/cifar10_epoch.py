@@ -36,9 +36,9 @@ from rivals import batched_losses
 from torch import Tensor
 
 from imc.config import Config
-from imc.cuda_graph import WARM_UP
 from imc.data import Dataset, Images, load
 from imc.train import plan
+from imc.training.cuda_graph import WARM_UP
 from imc.training.loop import Loop
 from imc.training.ranks import Ranks
 from imc_kernels import backends

@@ -153,7 +153,7 @@ class BrokenCaptureError(RuntimeError):
 
 
 def waits(step: Step) -> bool:
-    """Whether a call waits for the device, which no stream that is being captured allows. Found out without a capture."""
+    """Whether a call waits for the device, which no capture allows. Found out without one."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

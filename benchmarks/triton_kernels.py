@@ -40,6 +40,7 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+WITHOUT_TF32 = {"gfx90a": ("hip", "gfx90a", 64), "gfx950": ("hip", "gfx950", 64)}
 SECONDS = 600  # for one target
 COUNTED = {"batch": 64, "pairs": 128}  # a quarter of the papers': in the interpreter these take a minute
 INTRODUCTION = """# The Triton kernels without a GPU
@@ -159,24 +160,24 @@ class Launch:
     constants: Any
 
 
-def record(call: Callable[[], Any], execute: bool = False) -> list[Launch]:
-    """The launches of a call, which run only in the interpreter."""
+def record(call: Callable[[], Any], execute: bool = False, tf32: bool = True) -> list[Launch]:
+    """The launches of a call, on a device with TF32 or without, which run only in the interpreter."""
     from imc_kernels.triton import launch
 
     launches: list[Launch] = []
-    original = launch.execute
+    original, has_tf32 = launch.execute, launch.has_tf32
 
     def recorder(kernel: Any, grid: Any, arguments: Any, constants: Any) -> None:
         launches.append(Launch(kernel, arguments, constants))
         if execute:
             original(kernel, grid, arguments, constants)
 
-    launch.execute = recorder
+    launch.execute, launch.has_tf32 = recorder, lambda device: tf32  # type: ignore[assignment]
     try:
         with emulated():
             call()
     finally:
-        launch.execute = original
+        launch.execute, launch.has_tf32 = original, has_tf32
     return launches
 
 
@@ -187,7 +188,7 @@ class Target:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import make_backend
 
-        self.target = GPUTarget(*TARGETS[name])
+        self.target = GPUTarget(*(TARGETS | WITHOUT_TF32)[name])
         self.backend = make_backend(self.target)
 
     def specialise(self, launch: Launch) -> tuple[str, Any]:
@@ -249,6 +250,20 @@ def resources(name: str) -> None:
         usage = target.compile(launch)
         warps = launch.constants.get("num_warps", 4)
         print(json.dumps([launch.kernel.__name__, call, warps, *usage, time.perf_counter() - start]), flush=True)
+
+
+def without_tf32(name: str) -> None:
+    """Prints the name of each kernel that multiplies, compiled for a target without TF32 where others would use it."""
+    target = Target(name)
+    torch.set_float32_matmul_precision("high")
+    for dtype in (torch.float16, torch.float32):
+        z, w = tensor(64, 128, dtype=dtype, gradient=True), tensor(96, 128, dtype=dtype, gradient=True)
+        pairs = tensor(2, 64, 128, dtype=dtype, gradient=True)
+        for function, inputs in ((imc_kernels.prototype_scores, (z, w)), (imc_kernels.info_nce_loss, (pairs,))):
+            for launch in record(differentiated(function, *inputs), tf32=False):
+                if "precision" in launch.constants:
+                    target.compile(launch)
+                    print(json.dumps(launch.kernel.__name__), flush=True)
 
 
 def count_bytes() -> None:
@@ -348,11 +363,14 @@ def page() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resources", choices=TARGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--without-tf32", choices=WITHOUT_TF32, help=argparse.SUPPRESS)
     parser.add_argument("--bytes", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--specialisations", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.resources:
         resources(chosen.resources)
+    elif chosen.without_tf32:
+        without_tf32(chosen.without_tf32)
     elif chosen.bytes:
         count_bytes()
     elif chosen.specialisations:

@@ -167,8 +167,13 @@ def train(
         def begin() -> Config:
             return _begin(replace(config, overwrite=overwrite), run, images, processes)
 
-        # A form of an operation that the named backend lacks may fall back only if the choice was automatic.
-        with backends.backend(None if config.backend == "auto" else config.backend):
+        named = backends.requested() if config.backend == "auto" else config.backend
+
+        def otherwise(operation: str, chosen: str) -> None:
+            if processes.first:
+                warn(f"backend {named} has no {operation}: {chosen} runs it")
+
+        with backends.backend(named, otherwise=otherwise):
             loop = Loop(model, parts, config, processes, begin, signals=not embedded)
             if run is not None and run.checkpoint is not None:
                 loop.load(run.checkpoint)

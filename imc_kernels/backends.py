@@ -103,6 +103,7 @@ BACKENDS: Mapping[str, Backend] = {
 
 _process_choice: str | None = None
 _context_choice: ContextVar[str | None] = ContextVar("imc_backend", default=None)
+_context_otherwise: ContextVar[Callable[[str, str], None] | None] = ContextVar("imc_otherwise", default=None)
 
 # For a name that is not set os.environ raises and catches two exceptions, 2 us of every call: the mapping behind it is
 # looked into first. Where another Python has none, os.environ is always asked.
@@ -123,13 +124,29 @@ def set_backend(name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def backend(name: str | None) -> Iterator[None]:
-    """Use this backend inside a ``with`` block (of this thread or task); ``None`` is the automatic choice."""
-    token = _context_choice.set(None if name is None else _known(name, "backend"))
+def backend(name: str | None, *, otherwise: Callable[[str, str], None] | None = None) -> Iterator[None]:
+    """Use this backend inside a ``with`` block (of this thread or task); ``None`` is the automatic choice.
+
+    Args:
+        name: of the backend.
+        otherwise: makes the name a preference. An operation that the backend has no form of goes by the automatic
+            choice, and at the first such call ``otherwise`` is told its name and the backend that runs it. A call with
+            ``backend=`` stays strict, and so does everything that has a form on the backend.
+    """
+    told: set[tuple[str, str]] = set()
+
+    def tell(operation: str, chosen: str) -> None:
+        if otherwise is not None and (operation, chosen) not in told:
+            told.add((operation, chosen))
+            otherwise(operation, chosen)
+
+    choice = _context_choice.set(None if name is None else _known(name, "backend"))
+    preference = _context_otherwise.set(None if otherwise is None else tell)
     try:
         yield
     finally:
-        _context_choice.reset(token)
+        _context_otherwise.reset(preference)
+        _context_choice.reset(choice)
 
 
 def requested() -> str | None:
@@ -153,7 +170,14 @@ def choose(operation: str, offered: tuple[str, ...], device: torch.device, dtype
     Raises:
         ValueError: an unknown backend, or one asked for by name that cannot serve this input.
     """
-    return _choice(operation, offered, device, dtype, requested() if name is None else _known(name, "backend="))
+    if name is not None:
+        return _choice(operation, offered, device, dtype, _known(name, "backend="))
+    asked = requested()
+    if asked is None or asked in offered or (tell := _context_otherwise.get()) is None:
+        return _choice(operation, offered, device, dtype, asked)
+    chosen = _choice(operation, offered, device, dtype, None)
+    tell(operation, chosen)
+    return chosen
 
 
 @functools.cache

@@ -16,7 +16,7 @@ WARM_UP = 10  # ordinary steps first: libraries choose algorithms and allocate w
 
 
 class GraphedStep:
-    """A training step, captured at its first call and replayed from then on.
+    """A training step: the first ones of this process are ordinary, then one is captured and replayed from then on.
 
     The random numbers of the crops and the learning rates are computed outside and copied into the graph's inputs.
 
@@ -35,15 +35,15 @@ class GraphedStep:
         freeze_updates: int,
     ) -> None:
         self.compute, self.views, self.optimizer = compute, views, optimizer
-        self.first = max(WARM_UP, freeze_updates)
+        self.freeze_updates = freeze_updates
+        self.ordinary = 0  # steps of this process: a run that goes on is warm in none of its libraries
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def ready(self, update: int) -> bool:
-        """Whether the update with this number may be captured or replayed: the prototypes' freeze is over."""
-        return update >= self.first
-
     def __call__(self, batch: Batch, update: int) -> Step:
-        """The update with this number; the step's tensors are overwritten by the next."""
+        """The update with this number; the tensors of a replayed step are overwritten by the next."""
+        if self.ordinary < WARM_UP or update < self.freeze_updates:
+            self.ordinary += 1
+            return self.compute(self.views(batch, update))
         parameters = self.views.parameters(batch, update)
         if self.graph is None:
             self._inputs = [batch.positions.clone(), *(x.clone() for x in parameters)]

@@ -26,7 +26,7 @@ from imc.training.checkpoint import random_state, restore_random_state, unfit, w
 from imc.training.cuda_graph import GraphedStep, require_capturable
 from imc.training.events import EventFiles
 from imc.training.monitor import EpochMonitor, collapse_warnings
-from imc.training.optimizer import build_optimizer, set_learning_rates
+from imc.training.optimizer import build_optimizer, load_optimizer, set_learning_rates
 from imc.training.ranks import Agreement, Ranks, StopSignals, average_gradients
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
@@ -134,7 +134,7 @@ class Loop:
     def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
         """One update. Does not wait for the device."""
         set_learning_rates(self.optimizer, self.update, self.config, self.steps)
-        if self.graph is not None and self.graph.ready(self.update):
+        if self.graph is not None:
             step = self.graph(batch, self.update)
         else:
             step = self.compute(self.views(batch, self.update), labelled)
@@ -254,7 +254,7 @@ class Loop:
         """
         try:
             self.model.load_state_dict(checkpoint["model"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            load_optimizer(self.optimizer, checkpoint["optimizer"])
             self.model.load_training_state(checkpoint["training"])
             self.monitor.load(checkpoint["monitor"])
             self.update, self.seconds = int(checkpoint["update"]), float(checkpoint["seconds"])

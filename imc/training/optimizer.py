@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,29 @@ def build_optimizer(model: Method, config: Config, device: torch.device) -> torc
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     betas = (config.beta1, config.beta2)
     return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True, capturable=config.cuda_graph)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from another optimiser's state dict: its moments and counts.
+
+    The options of the groups stay those that this one was built with. They follow from the configuration, and where it
+    is another in what only makes a run fast, those of the state would undo it: a captured graph, for one, must find its
+    learning rates in tensors on the device. Moments take the memory format of their parameters, as the fused update,
+    which runs through both in the order of the memory, expects.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no state of these parameters.
+    """
+    options = [{name: x for name, x in group.items() if name != "params"} for group in optimizer.param_groups]
+    saved = state["param_groups"]
+    if len(saved) != len(options):
+        raise ValueError(f"its optimiser has {len(saved)} groups of parameters, this run's {len(options)}")
+    groups = [{**theirs, **ours} for theirs, ours in zip(saved, options, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[float, list[nn.Parameter]]]:

@@ -35,6 +35,14 @@ def test_no_kernel_spills() -> None:
         assert all(usage.endswith("/ 0") for usage in usages), (kernel, call, usages)
 
 
+@pytest.mark.parametrize("target", triton_kernels.WITHOUT_TF32)
+def test_products_compile_where_there_is_no_tf32(target: str) -> None:
+    """Of AMD's GPUs gfx942 alone has it: the others multiply in float32 what is meant for it."""
+    made = triton_kernels.worker("--without-tf32", target)
+    assert len(made) == 8
+    assert len(set(made)) == 4
+
+
 def test_a_batch_size_compiles_nothing_new() -> None:
     (counts,) = triton_kernels.worker("--specialisations")
     assert counts

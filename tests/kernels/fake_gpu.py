@@ -41,7 +41,7 @@ class DeviceModule(_DummyBackendModule):
 
 
 class Launches(TorchDispatchMode):
-    """Names what would start something on the device, kernels of this package too. A copy from or to the host raises."""
+    """Names what would start something on the device, this package's kernels too. A copy from or to the host raises."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -221,6 +221,32 @@ def test_the_choice_of_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         k.sinkhorn(S)
 
 
+def test_a_preferred_backend_leaves_what_it_has_not_to_others() -> None:
+    """And says so, once an operation; a call with ``backend=`` and what it has a form of stay strict."""
+    cpu, single = torch.device("cpu"), torch.float32
+    told: list[tuple[str, str]] = []
+
+    def choose(offered: tuple[str, ...], name: str | None = None) -> str:
+        return backends.choose("some_loss", offered, cpu, single, name)
+
+    with backends.backend("cuda", otherwise=lambda *words: told.append(words)):
+        assert [choose(("eager",)), choose(("eager",))] == ["eager", "eager"]
+        assert told == [("some_loss", "eager")]
+        with pytest.raises(ValueError, match="backend 'cuda' cannot run some_loss: it has no some_loss"):
+            choose(("eager",), "cuda")
+        if backends.BACKENDS["cuda"].refusal("cpu", single) is not None:
+            with pytest.raises(ValueError, match="backend 'cuda' cannot run some_loss: it serves cuda tensors"):
+                choose(("cuda", "eager"))
+        with (
+            backends.backend("cuda"),
+            pytest.raises(ValueError, match="backend 'cuda' cannot run some_loss: it has no some_loss"),
+        ):
+            choose(("eager",))
+        assert choose(("eager",)) == "eager"
+    assert told == [("some_loss", "eager")]
+    assert choose(("eager",)) == "eager"
+
+
 def test_describe_names_every_backend() -> None:
     text = backends.describe()
     for name in backends.BACKENDS:

@@ -16,6 +16,7 @@ from imc.config import Config
 from imc.data import Images
 from imc.errors import UserError
 from imc.train import train
+from imc_kernels import backends
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,23 @@ def test_the_losses_stay(
     train(tiny, digits)
     train(other, digits)
     assert losses(other) == pytest.approx(losses(tiny), rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_named_backend_that_lacks_an_operation_trains(
+    by: str, tiny: Config, digits: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As cuda lacks the scores of prototypes. Here every backend has all: one is taken from cpu."""
+    choose = backends.choose
+
+    def without(operation: str, offered: tuple[str, ...], *rest: Any) -> str:
+        return choose(operation, ("eager",) if operation == "prototype_scores" else offered, *rest)
+
+    monkeypatch.setattr(backends, "choose", without)
+    if by == "variable":
+        monkeypatch.setenv("IMC_BACKEND", "cpu")
+    train(dataclasses.replace(tiny, backend="cpu" if by == "option" else "auto"), digits)
+    assert capsys.readouterr().err.count("backend cpu has no prototype_scores: eager runs it") == 1
 
 
 def test_bf16_computes_the_encoder_in_bf16(tiny: Config, digits: Images) -> None:
