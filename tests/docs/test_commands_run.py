@@ -31,6 +31,7 @@ ELSEWHERE = {  # dry-run by test_commands.py
     "make test-instruction-sets": "is the kernels' tests several times over",
     "make bench": "takes four minutes",
     "make gpu-check": "needs a GPU",
+    "make gpu-check-quick": "needs a GPU",
     "make dev": "installs into the .venv that runs this test",
     "make lint": "is a step of CI of its own",
     "make sanitize": "is a step of CI of its own",
