@@ -150,7 +150,7 @@ class _Skipped(Skipped):
 def _nothing(given: Sequence[str], paths: Sequence[Path], skipped: Skipped) -> str:
     if len(paths) == 1 and not paths[0].is_dir():
         return f"{given[0]} cannot be read: {inflected(1, next(iter(skipped.reasons)))}"
-    return f"{', '.join(given)} holds no image that can be read; {skipped or 'it is empty'}"
+    return f"{', '.join(given)} holds no image that can be read; {skipped.details}"
 
 
 def _targets(options: Options, paths: Sequence[Path]) -> dict[str, Path]:

@@ -151,9 +151,10 @@ def _from_path(source: str, image_size: int | None, labels_from_folders: bool, p
             raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
         train, test, found = _read_arrays(name, path, pixel_bits)
     elif is_file:
-        from imc.data.formats import ARCHIVES, reason_by_suffix
+        from imc.data.formats import ARCHIVES, SUFFIXES, reason_by_suffix
 
         advice = "; unpack it, and give the folder" if reason_by_suffix(path.suffix) == ARCHIVES else ""
+        advice = "; of images, give the folder" if path.suffix.lower() in SUFFIXES else advice
         raise UserError(f"--data cannot use {source!r}: of files, .npy and .npz are accepted{advice}")
     else:
         close = meant(source) or next(iter(difflib.get_close_matches(source.rstrip("/").lower(), NAMES, n=1)), None)

@@ -107,7 +107,7 @@ def _parts(folder: Path, found: FolderImages, parts: Sequence[str]) -> list[Fold
     for part in parts:
         chosen = [index for index, path in enumerate(found.files) if path.startswith(part + os.sep)]
         if not chosen:
-            raise refusal(folder / part, f"it holds no image that can be read; {found.skipped}")
+            raise refusal(folder / part, f"it holds no image that can be read; {found.skipped.details}")
         start, stop = chosen[0], chosen[-1] + 1
         assert len(chosen) == stop - start
         splits.append(replace(found, images=found.images[start:stop], files=found.files[start:stop]))

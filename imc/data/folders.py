@@ -60,6 +60,11 @@ class Skipped:
         """How many files in all."""
         return sum(count for count, _ in self.reasons.values())
 
+    @property
+    def details(self) -> str:
+        """The same for a folder in which nothing else was found."""
+        return str(self) or "it is empty"
+
     def __str__(self) -> str:
         details = (
             f"{counted(count, reason)} (such as {printable(name)!r})" for reason, (count, name) in self.reasons.items()
@@ -196,7 +201,7 @@ def _number(digits: str) -> tuple[int, str]:
 
 
 def _nothing(folder: Path, skipped: Skipped) -> Exception:
-    return refusal(folder, f"it holds no image that can be read; {str(skipped) or 'it is empty'}")
+    return refusal(folder, f"it holds no image that can be read; {skipped.details}")
 
 
 def _walk(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, str]]:

@@ -119,6 +119,9 @@ def test_any_name_of_a_folder_is_read(name: str, tmp_path: Path, monkeypatch: py
 def test_archives_of_images_are_to_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.write(folder_of_images(tmp_path / "x") / "0.png", "photos/0.png")
+    (tmp_path / "photo.JPG").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"of files, .npy and .npz are accepted; of images, give the folder"):
+        load(str(tmp_path / "photo.JPG"))
     with pytest.raises(UserError, match=r"of files, .npy and .npz are accepted; unpack it, and give the folder"):
         load(str(tmp_path / "photos.zip"))
 

@@ -164,6 +164,17 @@ def test_a_train_folder_alone_holds_the_classes(name: str, tmp_path: Path) -> No
     assert f"took {name!r} as train" in data.note
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_split_without_images_is_refused_with_the_reason(part: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "x", f"{'test' if part == 'train' else 'train'}/cat/a")
+    (folder / part).mkdir()
+    with pytest.raises(UserError, match=f"{part}': it holds no image that can be read; it is empty$"):
+        load(str(folder))
+    (folder / part / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"it holds no image that can be read; skipped 1: 1 no image by its suffix"):
+        load(str(folder))
+
+
 def test_a_folder_around_the_classes_is_no_class(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "x", "photos/cat/a", "photos/dog/b")
     with pytest.raises(UserError, match="finds one class, 'photos'; give the folder of the classes"):
