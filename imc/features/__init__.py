@@ -1,0 +1,1 @@
+"""Features made elsewhere, or by a frozen encoder: a data set whose samples are vectors, and their views."""
