@@ -2,7 +2,7 @@
 
     imc predict runs/birds new-photos                        # writes runs/birds/predictions-new-photos.csv
     imc predict runs/birds robin.jpg wren.heic               # prints the clusters of these pictures too
-    imc predict runs/birds birds.npy                         # images [M, H, W] or [M, H, W, C], or features [M, D]
+    imc predict runs/birds birds.npy                         # images [M, H, W] or [M, H, W, C]
     imc predict runs/birds new-photos --out birds.csv        # another file
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, count, groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from imc.data.model_images import bits_of_files
 from imc.data.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.errors import RunError, UserError
 from imc.files.csv import Rows
+from imc.files.npy import GrowingArray
 from imc.files.paths import user_path
 from imc.files.run_places import is_run
 from imc.files.whole import replacing
@@ -61,7 +62,7 @@ class Options:
     """The options of ``imc predict``."""
 
     run: str = argument("RUN", "folder of a trained run")
-    images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files; features")
+    images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files")
     out: str | None = option(None, "prediction", "the CSV file; default: RUN/predictions-<name of IMAGES>.csv")
     embeddings: str | None = option(
         None, "prediction", "write the encoder's features to this file, float32 [images, features] as .npy"
@@ -191,7 +192,7 @@ def _write(
     sizes = np.zeros(0, np.int64)
     with ExitStack() as stack:
         table: Rows | None = None
-        rows: _Matrix | None = None
+        rows: GrowingArray | None = None
         for batch in _batches(images, options.batch_size):
             pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
             result = outputs(run, pixels, batch_size=options.batch_size, amp=options.amp)
@@ -203,7 +204,7 @@ def _write(
                     stack.push(functools.partial(_empty_after_failure, targets["sorted"]))
                     mark_output(targets["sorted"])
                 if "embeddings" in targets:
-                    rows = _Matrix(stack.enter_context(replacing(targets["embeddings"], binary=True)))
+                    rows = GrowingArray(stack.enter_context(replacing(targets["embeddings"], binary=True)))
                     stack.callback(rows.finish)
             if rows is not None:
                 rows.append(result.features.numpy())
@@ -235,29 +236,6 @@ def _empty_after_failure(folder: Path, failure: type[BaseException] | None, *_: 
     """Leave a folder that was empty as it was."""
     for path in folder.iterdir() if failure is not None else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-class _Matrix:
-    """An .npy file that grows: numpy leaves room in the header for the final number of rows."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.count = self.width = 0
-
-    def append(self, rows: NDArray[np.float32]) -> None:
-        if not self.count:
-            self.width = rows.shape[1]
-            self._write_header()
-        self.count += len(rows)
-        self.file.write(np.ascontiguousarray(rows, np.float32).tobytes())
-
-    def finish(self) -> None:
-        self.file.seek(0)
-        self._write_header()
-
-    def _write_header(self) -> None:
-        description = {"descr": "<f4", "fortran_order": False, "shape": (self.count, self.width)}
-        np.lib.format.write_array_header_1_0(self.file, description)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ import dataclasses
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
 from imc.files.paths import meant, user_path
+
+if TYPE_CHECKING:
+    from imc.data.folders import Reader
 
 __all__ = ["NAMES", "Dataset", "Images", "absolute", "load", "name_of"]
 
@@ -26,6 +30,7 @@ def load(
     labels_from_folders: bool = False,
     download: bool = False,
     pixel_bits: int | None = None,
+    read: Reader | None = None,
 ) -> Dataset:
     """A data set by name or by path.
 
@@ -46,6 +51,8 @@ def load(
         download: fetch a published set that is not there.
         pixel_bits: of a folder or an array, the bits of the pixels that are stored in 16: 2^bits - 1 becomes 255;
             default: those of the largest value (:mod:`imc.data.pixel_bits`).
+        read: what reads folders of images; default: :func:`imc.data.folders.read_folder`, which decodes them to
+            ``image_size``. Of images that it leaves in their files there are no ``mean`` and ``std``.
 
     Returns:
         The splits that there are, images uint8 [M, H, W, C] and labels int64 [M] where known, with the channels' mean
@@ -65,14 +72,14 @@ def load(
             raise UserError(f"--labels-from-folders is for a folder of images; {source} has its own labels")
         other = _of_the_same_name(source, None if root is None else Path(root))
         try:
-            data = _named(source, root, image_size, download)
+            data = _named(source, root, read or _decoded(image_size, None), download)
         except UserError as error:
             raise UserError("; ".join(filter(None, [str(error), other]))) from None
         data = dataclasses.replace(data, note="; ".join(filter(None, [data.note, other])))
     else:
         if download:
             raise UserError(f"--download is for published sets ({', '.join(NAMES[1:])}), not for a path")
-        data = _from_path(source, image_size, labels_from_folders, pixel_bits)
+        data = _from_path(source, read or _decoded(image_size, pixel_bits), labels_from_folders, pixel_bits)
     return data if image_size is None else _resized(data, image_size)
 
 
@@ -113,7 +120,7 @@ def _of_the_same_name(name: str, root: Path | None) -> str:
     return f"the {'folder' if here.is_dir() else 'file'} of the same name here is read as --data ./{name}"
 
 
-def _named(name: str, root: Path | None, image_size: int | None, download: bool) -> Dataset:
+def _named(name: str, root: Path | None, read: Reader, download: bool) -> Dataset:
     if name == "digits":
         from imc.data.digits import load_digits
 
@@ -122,7 +129,7 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
 
     entry = NAMED[name]
     place = locate(name, data_root() if root is None else Path(root), download)
-    train, test, unlabeled, found = entry.read(name, place, image_size)
+    train, test, unlabeled, found = entry.read(name, place, read)
     counts = [f"{len(train.images):,} train", f"{len(test.images):,} test"]
     if unlabeled is not None:
         counts.append(f"{len(unlabeled.images):,} unlabeled")
@@ -130,22 +137,21 @@ def _named(name: str, root: Path | None, image_size: int | None, download: bool)
     if (len(train.images), len(test.images)) != entry.counts:
         note += f", where {entry.counts[0]:,} and {entry.counts[1]:,} were published"
     mean, std = entry.statistics
-    channels = train.images.shape[-1]  # an archive of grey copies has one
-    if len(mean) != channels:
+    if _is_decoded(train) and len(mean) != train.images.shape[-1]:  # an archive of grey copies has one channel
         from imc.data.statistics import channel_statistics
 
         mean, std = channel_statistics(train.images)
     return Dataset(name, train, test, unlabeled, mean, std, "; ".join(filter(None, [note, found])))
 
 
-def _from_path(source: str, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None) -> Dataset:
+def _from_path(source: str, read: Reader, labels_from_folders: bool, pixel_bits: int | None) -> Dataset:
     from imc.data.statistics import channel_statistics
 
     path = user_path(source)
     folder, is_file = os.path.isdir(path), os.path.isfile(path)  # False where it is too long, or has a null character
     name = name_of(source) if folder or is_file else ""
     if folder:
-        train, test, found = _read_folder(name, path, image_size, labels_from_folders, pixel_bits)
+        train, test, found = _read_folder(name, path, read, labels_from_folders)
     elif is_file and path.suffix.lower() in ARRAYS:
         if labels_from_folders:
             raise UserError(f"--labels-from-folders is for a folder of images; {source} is a file")
@@ -162,16 +168,14 @@ def _from_path(source: str, image_size: int | None, labels_from_folders: bool, p
         raise UserError(
             f"--data {source!r} is not there; accepted are {', '.join(NAMES)}, a folder of images, .npy and .npz{hint}"
         )
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images) if _is_decoded(train) else ((), ())
     counts = f"{len(train.images):,}" if test is None else f"{len(train.images):,} train and {len(test.images):,} test"
     kind = _kind(train, several=test is not None or len(train.images) != 1)
     note = "; ".join(filter(None, [f"{name}: {counts} {kind} from {path}", found]))
     return Dataset(name, train, test, None, mean, std, note)
 
 
-def _read_folder(
-    name: str, path: Path, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None
-) -> tuple[Images, Images | None, str]:
+def _read_folder(name: str, path: Path, read: Reader, labels_from_folders: bool) -> tuple[Images, Images | None, str]:
     from imc.data.folder_sets import read_own_folder
     from imc.data.named import NAMED, VARIABLE, published_names
 
@@ -180,7 +184,7 @@ def _read_folder(
             f"{known} ({VARIABLE} the folder that holds {NAMED[known].places[0]})" for known in names
         )
         raise UserError(f"--data {path} is a published set, which is read by its name: {accepted}")
-    return read_own_folder(name, path, image_size, labels_from_folders, pixel_bits)
+    return read_own_folder(name, path, read, labels_from_folders)
 
 
 def _read_arrays(name: str, path: Path, pixel_bits: int | None) -> tuple[Images, Images | None, str]:
@@ -205,7 +209,19 @@ def _resized(data: Dataset, size: int) -> Dataset:
     return dataclasses.replace(data, train=train, test=split(data.test), unlabeled=split(data.unlabeled), note=note)
 
 
+def _decoded(image_size: int | None, pixel_bits: int | None) -> Reader:
+    from imc.data.folders import read_folder
+
+    return lambda folder, within: read_folder(folder, image_size, pixel_bits, within=within)
+
+
+def _is_decoded(images: Images) -> bool:
+    return images.images.dim() == 4
+
+
 def _kind(images: Images, *, several: bool) -> str:
+    if not _is_decoded(images):
+        return f"image{'s' * several}"
     _, height, width, channels = images.images.shape
     return f"{'grey ' if channels == 1 else ''}image{'s' * several} of {width}x{height} pixels"
 

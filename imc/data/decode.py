@@ -21,6 +21,7 @@ from imc.data.wide import UnknownRangeError, UnsupportedError, WidePixels, is_gr
 MAX_PIXELS = 1 << 27  # 134 megapixels; of 16 bits with transparency they take 3.8 GB (8 times what 17 were seen to)
 LARGE_PIXELS = 1 << 24  # images above this are decoded one at a time, so that threads do not multiply their memory
 GREY = ("1", "L", "LA", "La")
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 UNKNOWN_RANGE = "of 32 bits a pixel, neither fractions 0..1 nor whole numbers 0..65535"
 DAMAGED = "damaged or cut short"
 
@@ -76,10 +77,12 @@ def read_header(path: Path) -> Header:
         return Header(image.width, image.height, grey, largest)
 
 
-def decode(path: Path, size: int, channels: int, bits: PixelBits | None = None) -> NDArray[np.uint8]:
+def decode(
+    path: Path, size: int, channels: int, bits: PixelBits | None = None, interpolation: str = "bilinear"
+) -> NDArray[np.uint8]:
     """The centre square of an image, turned upright: uint8 [size, size, channels].
 
-    The short side is resized to ``size`` by an antialiased bilinear filter. Transparent pixels are shown on white, of
+    The short side is resized to ``size`` by an antialiased filter. Transparent pixels are shown on white, of
     animations and of several pages the first is read. Colour profiles are not applied.
 
     Args:
@@ -88,6 +91,7 @@ def decode(path: Path, size: int, channels: int, bits: PixelBits | None = None) 
         channels: 1 (grey) or 3 (red, green, blue).
         bits: what pixels of over 8 bits are scaled by where the file does not say what is white; it meets their
             largest value. Default: 16 bits.
+        interpolation: the filter: bilinear or bicubic.
 
     Raises:
         UnreadableError: it cannot be decoded to its end.
@@ -108,7 +112,7 @@ def decode(path: Path, size: int, channels: int, bits: PixelBits | None = None) 
         else:
             image.load()
         turn = None if upright else remaining_turn(image)
-        square = _centre(_plain(shown, "L" if channels == 1 else "RGB"), size)
+        square = _centre(_plain(shown, "L" if channels == 1 else "RGB"), size, FILTERS[interpolation])
         if turn is not None:
             square = square.transpose(turn)
         return np.asarray(square).reshape(size, size, channels)
@@ -149,10 +153,10 @@ def _largest(wide: WidePixels) -> int | None:
     return None if wide.white is not None else int(wide.colour.max())
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def _centre(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    return image.resize((size, size), resampling, box=(left, top, left + short, top + short))
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 
 from imc.data.dataset import Images
 from imc.data.files import lines, read_bytes, refusal
-from imc.data.folders import FolderImages, has_image_suffix, natural_order, read_folder
+from imc.data.folders import FolderImages, Reader, has_image_suffix, natural_order
 from imc.data.ignored import is_hidden
 from imc.data.splits import find_splits, splits_below
 from imc.text import counted, printable
@@ -34,7 +34,7 @@ IMAGENETTE = {
 
 
 def read_own_folder(
-    name: str, folder: Path, image_size: int | None, labels_from_folders: bool, pixel_bits: int | None = None
+    name: str, folder: Path, read: Reader, labels_from_folders: bool
 ) -> tuple[Images, Images | None, str]:
     """A user's folder: its train and test split, and what was found, split and skipped, in words.
 
@@ -46,7 +46,7 @@ def read_own_folder(
         UserError: no image can be read, the splits are not clear, or an image that needs a label lies in no sub-folder.
     """
     parts, said = find_splits(folder, _sub_folders(folder), sum(has_image_suffix(name) for name in _visible(folder)))
-    found = read_folder(folder, image_size, pixel_bits, within=parts or (".",))
+    found = read(folder, parts or (".",))
     splits = _parts(folder, found, parts) if parts else [found]
     said += [] if parts else splits_below(found.files)
     prefixes = [part + os.sep for part in parts] or [""]
@@ -59,19 +59,19 @@ def read_own_folder(
     return train, rest[0] if rest else None, note
 
 
-def read_imagenette(name: str, folder: Path, image_size: int | None) -> tuple[Images, Images, None, str]:
+def read_imagenette(name: str, folder: Path, read: Reader) -> tuple[Images, Images, None, str]:
     """Imagenette of any resolution: ``train`` and ``val``, each with ten sub-folders.
 
     Raises:
         UserError: a split holds no image that can be read.
     """
-    found = read_folder(folder, image_size, within=(TRAIN, "val"))
+    found = read(folder, (TRAIN, "val"))
     splits = _parts(folder, found, (TRAIN, "val"))
     train, test = _label(name, splits, (TRAIN + os.sep, "val" + os.sep), _first_folder(folder), IMAGENETTE)
     return train, test, None, "; ".join(filter(None, [found.sizes, str(found.skipped)]))
 
 
-def read_tiny_imagenet(name: str, folder: Path, image_size: int | None) -> tuple[Images, Images, None, str]:
+def read_tiny_imagenet(name: str, folder: Path, read: Reader) -> tuple[Images, Images, None, str]:
     """Tiny-ImageNet: ``train/<class>/images/``, and ``val/images/`` with its annotations as the test split.
 
     Raises:
@@ -85,7 +85,7 @@ def read_tiny_imagenet(name: str, folder: Path, image_size: int | None) -> tuple
     if (folder / "words.txt").is_file():
         rows = (row.split("\t") for row in lines(read_bytes(folder / "words.txt", TEXT_LIMIT)))
         words = {row[0]: row[1].split(",")[0] for row in rows if len(row) == 2}
-    found = read_folder(folder, image_size, within=(TRAIN, "val"))
+    found = read(folder, (TRAIN, "val"))
     in_folder = _first_folder(folder)
 
     def label(path: str) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
 import os
 import re
 import statistics
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from imc.data.decode import Kind, UnreadableError, decode, read_header, read_kin
 from imc.data.files import refusal
 from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, is_hidden, is_output, is_output_figure
+from imc.data.in_order import Result, in_order
 from imc.data.pixel_bits import PixelBits
 from imc.files.run_places import CONFIG
 from imc.text import counted, printable
@@ -36,8 +35,6 @@ VERSION = 2  # of what an entry of the cache holds
 SIZES = (32, 64, 96, 128, 224)
 CHUNK = 32  # files per task of a thread
 MAX_FILE = 1 << 30  # bytes; some decoders read a whole file before they look at it
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -77,7 +74,8 @@ class FolderImages:
     """The images of a folder.
 
     Attributes:
-        images: uint8 [M, size, size, C], over a memory map.
+        images: uint8 [M, size, size, C], over a memory map; what :class:`imc.data.undecoded.Undecoded` reads: int64
+            [M], their numbers.
         files: [M] paths relative to the folder, in natural order.
         sizes: the size found and the one used, and how pixels of over 8 bits are shown, in words.
         skipped: what was left out.
@@ -89,6 +87,9 @@ class FolderImages:
     sizes: str
     skipped: Skipped
     pixel_bits: int | None = None
+
+
+Reader = Callable[[Path, Sequence[str]], FolderImages]  # the images in these sub-folders of a folder
 
 
 def read_folder(
@@ -109,10 +110,10 @@ def read_folder(
         UserError: there is no image that can be read, or the folder of decoded images cannot be written.
     """
     skipped = Skipped()
-    listing = _listing(folder, within, skipped)
-    names = [name for name, _ in listing]
+    found = listing(folder, within, skipped)
+    names = [name for name, _ in found]
     digest = hashlib.sha256()
-    for entry in listing:
+    for entry in found:
         digest.update(repr(entry).encode("utf-8", "surrogateescape"))
 
     def build() -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
@@ -123,7 +124,7 @@ def read_folder(
     skipped.add_all(content["skipped"])
     files = tuple(content["files"])
     if not files:
-        raise _nothing(folder, skipped)
+        raise nothing(folder, skipped)
     kind = "grey" if images.shape[3] == 1 else "colour"
     sizes = f"found at {content['median']} pixels (median), used at {images.shape[1]}x{images.shape[2]}, {kind}"
     sizes = "; ".join(filter(None, [sizes, content["shown"]]))
@@ -146,7 +147,7 @@ def decode_folder(
     Yields:
         The path relative to the folder, and uint8 [size, size, channels].
     """
-    names = [name for name, _ in _listing(folder, (".",), skipped)]
+    names = [name for name, _ in listing(folder, (".",), skipped)]
     return decode_files(folder, names, size, channels, skipped, converted, bits)
 
 
@@ -166,13 +167,13 @@ def decode_files(
             raise UnreadableError("over 1 GB")
         return decode(folder / name, size, channels, bits), read_kind(folder / name)
 
-    for name, (image, kind) in _in_threads(work, names, "predict", skipped):
+    for name, (image, kind) in read_in_threads(work, names, "predict", skipped):
         converted.meet(kind)
         yield name, image
 
 
-def _listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, str]]:
-    """What :func:`_walk` finds, in natural order.
+def listing(folder: Path, within: Sequence[str], skipped: Skipped) -> list[tuple[str, str]]:
+    """Path relative to the folder, and size and times of change, of each file that may be an image, in natural order.
 
     Raises:
         UserError: the folder is that of a run.
@@ -200,7 +201,7 @@ def _number(digits: str) -> tuple[int, str]:
     return len(significant), significant
 
 
-def _nothing(folder: Path, skipped: Skipped) -> Exception:
+def nothing(folder: Path, skipped: Skipped) -> Exception:
     return refusal(folder, f"it holds no image that can be read; {skipped.details}")
 
 
@@ -256,10 +257,10 @@ def _build(
 ) -> tuple[tuple[int, ...], Iterator[NDArray[np.uint8]], dict[str, Any]]:
     """Shape, images and content of the cache's entry; see :func:`imc.data.cache.cached`."""
     skipped = Skipped()
-    headers = dict(_in_threads(lambda name: read_header(folder / name), names, "read sizes", skipped))
+    headers = dict(read_in_threads(lambda name: read_header(folder / name), names, "read sizes", skipped))
     if not headers:
         skipped.add_all(before.reasons)
-        raise _nothing(folder, skipped)
+        raise nothing(folder, skipped)
     width = statistics.median_low(header.width for header in headers.values())
     height = statistics.median_low(header.height for header in headers.values())
     size = image_size or default_size(statistics.median_low(min(h.width, h.height) for h in headers.values()))
@@ -278,13 +279,15 @@ def _build(
     }
 
     def batches() -> Iterator[NDArray[np.uint8]]:
-        images = _in_threads(lambda name: decode(folder / name, size, channels, bits), list(headers), "decode", skipped)
+        images = read_in_threads(
+            lambda name: decode(folder / name, size, channels, bits), list(headers), "decode", skipped
+        )
         for name, image in images:
             files.append(printable(name))
             yield image[None]
         if not files:  # no entry is kept of nothing
             skipped.add_all(before.reasons)
-            raise _nothing(folder, skipped)
+            raise nothing(folder, skipped)
 
     return (len(headers), size, size, channels), batches(), content
 
@@ -294,12 +297,12 @@ def default_size(short_side: int) -> int:
     return max((size for size in SIZES if size <= short_side), default=SIZES[0])
 
 
-def _in_threads(
+def read_in_threads(
     work: Callable[[str], Result], names: Sequence[str], verb: str, skipped: Skipped
 ) -> Iterator[tuple[str, Result]]:
     """Names and results in order, those that are unreadable added to ``skipped`` instead.
 
-    Pillow decodes without holding Python's lock, so threads suffice. A bounded number of tasks is in flight.
+    Pillow decodes without holding Python's lock, so threads suffice.
     """
 
     def attempt(name: str) -> Result | UnreadableError:
@@ -311,25 +314,21 @@ def _in_threads(
     def chunk(start: int) -> list[tuple[str, Result | UnreadableError]]:
         return [(name, attempt(name)) for name in names[start : start + CHUNK] if not stopped.is_set()]
 
-    threads, stopped = torch.get_num_threads(), threading.Event()
-    starts = iter(range(0, len(names), CHUNK))
-    futures: deque[Future[list[tuple[str, Result | UnreadableError]]]] = deque()
-    bar = progress(len(names), verb, "image")
-    executor = ThreadPoolExecutor(threads)
-    with warnings.catch_warnings(), bar:
-        warnings.simplefilter("ignore")  # what Pillow says about odd files; the note says what was skipped
-        try:
-            while True:
-                for start in itertools.islice(starts, 4 * threads - len(futures)):
-                    futures.append(executor.submit(chunk, start))
-                if not futures:
-                    return
-                for name, result in futures.popleft().result():
-                    bar.update()
-                    if isinstance(result, UnreadableError):
-                        skipped.add(name, str(result))
-                    else:
-                        yield name, result
-        finally:
-            stopped.set()
-            executor.shutdown(cancel_futures=True)  # Ctrl-C waits for one image of each thread
+    stopped, bar = threading.Event(), progress(len(names), verb, "image")
+    chunks = in_order(chunk, range(0, len(names), CHUNK), torch.get_num_threads(), stopped)
+    with bar, quiet_pillow(), contextlib.closing(chunks):
+        for results in chunks:
+            for name, result in results:
+                bar.update()
+                if isinstance(result, UnreadableError):
+                    skipped.add(name, str(result))
+                else:
+                    yield name, result
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Inside, Pillow says nothing about odd files; the note says what was skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

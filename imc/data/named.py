@@ -10,6 +10,7 @@ from imc.data import download
 from imc.data.cifar import CIFAR10, CIFAR20, CIFAR100, Labels, read_cifar
 from imc.data.dataset import Images
 from imc.data.folder_sets import read_imagenette, read_tiny_imagenet
+from imc.data.folders import Reader
 from imc.data.idx import read_idx_folder
 from imc.data.stl10 import read_stl10
 from imc.errors import UserError
@@ -36,7 +37,7 @@ class NamedSet:
         marks: files of which one tells that a folder is the set.
         parents: folders that users keep the set in.
         in_root: the root itself may be the folder.
-        read: from name, place and the side asked for to the splits; only folders of images heed the side.
+        read: from name, place and what reads folders of images to the splits.
         statistics: published mean and standard deviation of the channels.
         counts: images of the published train and test split.
         archives: what its publisher offers.
@@ -45,7 +46,7 @@ class NamedSet:
     places: tuple[str, ...]
     marks: tuple[str, ...]
     parents: tuple[str, ...]
-    read: Callable[[str, Path, int | None], Splits]
+    read: Callable[[str, Path, Reader], Splits]
     statistics: Statistics
     counts: tuple[int, int]
     archives: tuple[download.Archive, ...]
@@ -68,12 +69,12 @@ class NamedSet:
         return any((place / mark).exists() for mark in self.marks)
 
 
-def _cifar(labels: Labels) -> Callable[[str, Path, int | None], Splits]:
-    return lambda name, place, size: (*read_cifar(name, place, labels), None, "")
+def _cifar(labels: Labels) -> Callable[[str, Path, Reader], Splits]:
+    return lambda name, place, read: (*read_cifar(name, place, labels), None, "")
 
 
-def _idx(class_names: tuple[str, ...]) -> Callable[[str, Path, int | None], Splits]:
-    return lambda name, place, size: (*read_idx_folder(name, place, class_names), None, "")
+def _idx(class_names: tuple[str, ...]) -> Callable[[str, Path, Reader], Splits]:
+    return lambda name, place, read: (*read_idx_folder(name, place, class_names), None, "")
 
 
 def _cifar_100(labels: Labels) -> NamedSet:
@@ -106,7 +107,7 @@ NAMED: dict[str, NamedSet] = {
         places=("stl10_binary",),
         marks=("train_X.bin",),
         parents=("stl10", "STL10"),
-        read=lambda name, place, size: (*read_stl10(name, place), ""),
+        read=lambda name, place, read: (*read_stl10(name, place), ""),
         statistics=((0.43, 0.42, 0.39), (0.27, 0.26, 0.27)),
         counts=(5_000, 8_000),
         archives=download.STL10,

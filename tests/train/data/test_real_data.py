@@ -1,38 +1,21 @@
-"""The published files themselves, where they are at hand.
-
-IMC_TEST_DATA, or else ``shared/data`` beside the repository, holds the sets as IMC_DATA would, or an ``unpack.py`` that
-restores them.
-"""
+"""The published files themselves, where they are at hand (:mod:`real_data`)."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from real_data import root_of
 
 from imc.data import Dataset, load
 from imc.data.named import NAMED
 from imc.data.statistics import channel_statistics
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-ROOT = Path(os.environ.get("IMC_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 SETS = ("cifar10", "fashion-mnist")
 
 
 @pytest.fixture(scope="module", params=SETS)
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    name, root = request.param, ROOT
-    if NAMED[name].find(root) is None:
-        unpack = ROOT / "unpack.py"
-        if not unpack.is_file():
-            pytest.skip(f"neither {name} nor unpack.py is in {ROOT}; IMC_TEST_DATA names another folder")
-        root = tmp_path_factory.mktemp("real")
-        subprocess.run([sys.executable, unpack, root, name], check=True, timeout=300, stdout=subprocess.DEVNULL)
-    return load(name, root=root)
+    return load(request.param, root=root_of(request.param, tmp_path_factory))
 
 
 def test_a_real_set_is_whole(real: Dataset) -> None:
