@@ -70,7 +70,14 @@ class Matched:
         return "; ".join([text, *self.notes])
 
 
-def load_pretrained(encoder: nn.Module, path: Path, prefix: str | None = None, config: Config | None = None) -> Matched:
+def load_pretrained(
+    encoder: nn.Module,
+    path: Path,
+    prefix: str | None = None,
+    config: Config | None = None,
+    *,
+    option: str = "--init",
+) -> Matched:
     """Copy into the encoder what a file holds for it, in the encoder's dtype.
 
     Of a query and a key encoder, an online and a target network, the first is taken; of a student and a teacher the
@@ -81,11 +88,12 @@ def load_pretrained(encoder: nn.Module, path: Path, prefix: str | None = None, c
         path: a file of :func:`imc.files.tensors.read_tensors`, or the folder of a run.
         prefix: of several encoders that fit, that with these names before its own, such as "student".
         config: of the encoder; what no shape shows is compared with the configuration of a run's folder.
+        option: that named the file.
 
     Raises:
         UserError: the file cannot be read, or does not hold the whole encoder.
     """
-    file = _file(path)
+    file = _file(path, option)
     try:
         tensors = read_tensors(file)
         for spelling in (unwrapped, usual):
@@ -95,15 +103,15 @@ def load_pretrained(encoder: nn.Module, path: Path, prefix: str | None = None, c
             if whole:
                 break
     except ValueError as reason:
-        raise UserError(f"--init {path} cannot be read: {reason}") from None
+        raise UserError(f"{option} {path} cannot be read: {reason}") from None
     if not whole:
-        raise UserError("; ".join([f"--init {path} {_refusal(own, found, fits)}", *_differences(path, config)]))
-    fit = _chosen(path, whole, prefix)
+        raise UserError("; ".join([f"{option} {path} {_refusal(own, found, fits)}", *_differences(path, config)]))
+    fit = _chosen(path, whole, prefix, option)
     others = [other.prefix for other in whole if other is not fit and not fit.equals(other)]
     try:
         encoder.load_state_dict({**encoder.state_dict(), **fit.state()})
     except ValueError as reason:
-        raise UserError(f"--init {path} cannot be used: {reason}") from None
+        raise UserError(f"{option} {path} cannot be used: {reason}") from None
     unused = [name for name in fit.unused if not any((fit.prefix + name).startswith(other) for other in others)]
     notes = [] if prefix is not None or not others else ["taken is the one that the authors of such methods evaluate"]
     return Matched(list(fit.taken), fit.prefix, unused, others, notes + _differences(path, config))
@@ -167,17 +175,17 @@ class _Fit:
         return all(_equal(x, other.taken[name][0]) for name, (x, _) in self.taken.items() if name in other.taken)
 
 
-def _file(path: Path) -> Path:
+def _file(path: Path, option: str) -> Path:
     """The file of a run's folder that holds its model."""
     path = user_path(path)
     if not path.is_dir():
         if not path.exists():
-            raise UserError(f"--init {path} is not there; accepted are a run's folder, .pt, .pth, .safetensors, .npz")
+            raise UserError(f"{option} {path} is not there; accepted are a run's folder, .pt, .pth, .safetensors, .npz")
         return path
     for name in (MODEL, CHECKPOINT):
         if (path / name).is_file():
             return path / name
-    raise UserError(f"--init {path} is a folder without {MODEL} or {CHECKPOINT}; name the file in it")
+    raise UserError(f"{option} {path} is a folder without {MODEL} or {CHECKPOINT}; name the file in it")
 
 
 def _own_names(encoder: nn.Module, spelling: Spelling) -> dict[str, tuple[str, Tensor]]:
@@ -220,7 +228,7 @@ def _prefixes(own: Iterable[str], found: Iterable[str]) -> list[str]:
     return list(prefixes)
 
 
-def _chosen(path: Path, whole: list[_Fit], prefix: str | None) -> _Fit:
+def _chosen(path: Path, whole: list[_Fit], prefix: str | None, option: str) -> _Fit:
     """Of the encoders that fit, the one asked for, or the one that the methods' authors evaluate."""
     names = _listed((repr(fit.prefix) for fit in whole), "and")
     if prefix is not None:
@@ -231,7 +239,8 @@ def _chosen(path: Path, whole: list[_Fit], prefix: str | None) -> _Fit:
     best = min(_rank(fit.prefix) for fit in whole)
     first, *others = [fit for fit in whole if _rank(fit.prefix) == best]
     if not all(first.equals(other) for other in others):
-        raise UserError(f"--init {path} holds {len(whole)} encoders that fit: {names}; choose one with --init-prefix")
+        advice = "choose one with --init-prefix" if option == "--init" else "give a file of one of them"
+        raise UserError(f"{option} {path} holds {len(whole)} encoders that fit: {names}; {advice}")
     return first
 
 
