@@ -18,6 +18,7 @@ from imc.text import shell_word
 
 COMMANDS = {
     "train": "cluster a data set: writes the clusters, their scores, figures and the model",
+    "embed": "what a pretrained encoder sees in every image, as an .npy file of features",
     "evaluate": "score runs: accuracy of clusters and encoder, per class, with figures; mean over several",
     "predict": "the cluster of every image in a folder, as a CSV; embeddings; images sorted by cluster",
     "report": "one HTML page of a run: curves, clusters, confusion, embeddings, configuration",

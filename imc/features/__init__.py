@@ -1,1 +1,1 @@
-"""Features made elsewhere, or by a frozen encoder: a data set whose samples are vectors, and their views."""
+"""Features of images by pretrained encoders: computed, kept, written to files."""
