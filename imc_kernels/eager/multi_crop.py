@@ -36,7 +36,7 @@ def multi_crop(
     crops = torch.where(number[Column.JITTER] > 0, jitter(crops, number), crops)
     crops = torch.where(number[Column.GRAYSCALE] > 0, gray(crops).expand_as(crops), crops)
     crops = torch.where(number[Column.BLUR] > 0, blur(crops, parameters[..., Column.BLUR]), crops)
-    mean_, std_ = (constants(values, crops).view(-1, 1, 1) for values in (mean, std))
+    mean_, std_ = (constants(values, crops.dtype, crops.device).view(-1, 1, 1) for values in (mean, std))
     crops = ((crops - mean_) / std_).to(dtype)
     return crops.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, crops.shape[:2])
 

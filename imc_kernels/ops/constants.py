@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 
-def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """``values`` [n] in the dtype and on the device of ``like``.
+def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` [n] on a device.
 
     Off the CPU each is filled in by the device: a copy from the host's memory would wait for all work that is queued
     there, and a stream that is being captured refuses it.
     """
-    if like.is_cpu:
-        return torch.tensor(values, dtype=like.dtype, device=like.device)
-    return torch.stack([like.new_full((), value) for value in values])
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])

@@ -130,15 +130,14 @@ def draw_crop_parameters(
     planes = torch.empty(len(Column), *uniform.shape[1:], dtype=torch.float64, device=indices.device)
     rest = uniform[2 * ATTEMPTS :]
     _fill_boxes(planes[:4], uniform[: 2 * ATTEMPTS], rest[:2], height, width, scale, ratio)
-    lows = [max(0.0, 1 - x) for x in (brightness, contrast, saturation)] + [-hue, blur_sigma[0]]
-    highs = [1 + x for x in (brightness, contrast, saturation)] + [hue, blur_sigma[1]]
-    spans = [high - low for low, high in zip(lows, highs, strict=True)]
-    numbers = constants([*lows, *spans, flip, jitter_probability, grayscale, blur_probability], planes)
-    low, span, rates = numbers.view(-1, 1, 1).split((5, 5, 4))
-    torch.addcmul(low, rest[2:7], span, out=planes[Column.BRIGHTNESS : Column.BLUR + 1])
-    happens = rest[7:11] < rates
-    planes[Column.FLIP : Column.GRAYSCALE + 1] = happens[:3]
-    planes[Column.BLUR] *= happens[3]
+    # Options travel with a launch, also in a tensor [] on the host. One of several would be copied, for which a device
+    # waits.
+    ranges = [(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue), blur_sigma]
+    for plane, drawn, (low, high) in zip(planes[Column.BRIGHTNESS :], rest[2:], ranges, strict=False):
+        torch.add(torch.tensor(low, dtype=torch.float64, device="cpu"), drawn, alpha=high - low, out=plane)
+    for plane, drawn, rate in zip(planes[Column.FLIP :], rest[7:], (flip, jitter_probability, grayscale), strict=False):
+        torch.lt(drawn, rate, out=plane)
+    planes[Column.BLUR] *= rest[10] < blur_probability
     torch.floor(rest[11] * 24, out=planes[Column.ORDER])
     return planes.permute(1, 2, 0).to(torch.float32, memory_format=torch.contiguous_format)
 
@@ -188,9 +187,12 @@ def _mix_(z: Tensor) -> Tensor:
 
 def _view_keys(seed: int, step: int | Tensor, views: range, device: torch.device) -> Tensor:
     """int64 [V], one hash of (seed, step, view) each. From a step in a tensor by the same arithmetic there."""
-    whole = _signed(_mix(seed))
-    key = _mix_(step + whole) if isinstance(step, Tensor) else _signed(_mix(whole + step))
-    return _mix_(torch.arange(views.start, views.stop, device=device) + key)
+    whole = _mix(seed)
+    if isinstance(step, Tensor):
+        key = _mix_(step + _signed(whole))
+        return _mix_(key + torch.arange(views.start, views.stop, device=device))
+    whole = _mix(whole + step)
+    return constants([_signed(_mix(whole + view)) for view in views], torch.int64, device)
 
 
 def _uniforms(seed: int, step: int | Tensor, indices: Tensor, first_view: int, views: int) -> Tensor:
@@ -233,14 +235,14 @@ def _fill_boxes(
     ranks = torch.arange(ATTEMPTS, 0, -1, device=fits.device)[:, None, None]
     rank = fits.double().mul_(ranks).amax(0)
     found = rank > 0
-    first = (ATTEMPTS - rank).clamp_(max=ATTEMPTS - 1).long().expand(2, 1, *rank.shape)
+    first = (ATTEMPTS - rank).clamp_(max=ATTEMPTS - 1).long()[None]
     central = [height, width]
     if width / height < ratio[0]:
         central[0] = max(1, round(width / ratio[0]))
     elif width / height > ratio[1]:
         central[1] = max(1, round(height * ratio[1]))
-    whole, least = constants([height, width, *central], boxes).view(2, 2, 1, 1)
-    sides = torch.where(found, tried.gather(1, first)[:, 0], least)
-    free = whole - sides
-    torch.floor(torch.where(found, position * (free + 1), free / 2), out=boxes[:2])
-    boxes[2:] = sides
+    for axis, (side, whole) in enumerate(zip(central, (height, width), strict=True)):
+        boxes[2 + axis] = torch.where(found, tried[axis].gather(0, first)[0], side)
+        torch.sub(whole, boxes[2 + axis], out=boxes[axis])
+    free = boxes[:2]
+    torch.floor(torch.where(found, position * (free + 1), free / 2), out=free)
