@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
-from imc.command_line.terminal import silence
-from imc.config import Config
-from imc.data import Images
+from imc.clusterer import Clusterer
 from imc.data.cache import tensor_over
-from imc.errors import StoppedError, UserError
-from imc.files.json import write_json
-from imc.files.run_places import CONFIG, MODEL
-from imc.machine.device import choose_device
-from imc.machine.torch_state import as_in_a_new_process
-from imc.runs.model import LoadedRun, load_run, save_model
-from imc.scores.evaluation import Outputs, outputs
 from imc.text import counted
-from imc.train import train
 
-SOURCE = "<array>"  # stands in a configuration where the name of a data set would
 PAD = "pad"
 CUT = 0.01  # of the values outside of the range of fit; beyond this share a prediction warns
 NARROW = 1 / 50  # of the range of fit; values within less are taken for values of another scale
-# Fields of a configuration that say where a run's data and files lie, and when it ends early.
-OF_COMMANDS = {
-    *("name", "overwrite", "resume", "stop_after_epoch", "print_config", "tensorboard"),
-    *("data_root", "download", "image_size", "labels_from_folders", "train_on"),
-}
 
 
-class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class ImageClusterer(Clusterer):
     """Clusters images without labels, by IMC-SwAV or CRLC: ``imc train`` with the conventions of scikit-learn.
 
     ``X`` is an array of images [M, H, W] or [M, H, W, C], C 1 or 3, or of flattened ones [M, features], as in
@@ -113,116 +89,18 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: object = None) -> ImageClusterer:  # noqa: N803
-        """Train, and cluster the images; ``y`` is ignored.
-
-        Trains in this process, also where that is one of a distributed job, and in any state of torch
-        (:mod:`imc.machine.torch_state`); fits of several threads take turns. What fails leaves the estimator as it was.
-        """
-        before = dict(self.__dict__)
-        try:
-            warned = self._fit(X)
-        except BaseException:
-            self.__dict__ = before
-            raise
-        for sentence in warned:
-            warnings.warn(sentence, ConvergenceWarning, stacklevel=2)
-        return self
-
-    def _fit(self, X: ArrayLike) -> list[str]:  # noqa: N803
-        """Train, and set the fitted attributes; what the run warned of, where it was not shown."""
-        images = self._images(X, reset=True)
-        if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 2:
-            raise ValueError(f"n_clusters must be an integer of at least 2, got {self.n_clusters!r}")
-        if len(images) < self.n_clusters:
-            raise ValueError(f"n_samples={len(images)} should be >= n_clusters={self.n_clusters}")
-        module = self.encoder if isinstance(self.encoder, nn.Module) else None
-        with tempfile.TemporaryDirectory() as folder, _as_value_error(), as_in_a_new_process():
-            config = self._config(Path(folder) / "run")
-            data = Images(SOURCE, images, None, ())
-            said: AbstractContextManager[list[str]] = contextlib.nullcontext([]) if self.verbose else silence()
-            with said as warned:
-                out = train(config, data, copy.deepcopy(module), report=False, embedded=True)
-            assert out is not None
-            run = load_run(out["out"], "cpu", copy.deepcopy(module))
-        self.config_, self.model_ = run.config, run.model
-        self.labels_ = self._outputs(images).clusters
-        return warned
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
-        """The cluster of each image [M]."""
-        return self._outputs(self._new_images(X)).clusters
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
-        """The probability of each cluster for each image [M, n_clusters]."""
-        return self._outputs(self._new_images(X)).probabilities.numpy()
-
-    def transform(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
-        """The encoder's features of each image [M, F]."""
-        return self._outputs(self._new_images(X)).features.numpy()
-
-    def save(self, folder: str | Path) -> None:
-        """Write the model and its configuration as a run, for ``imc predict`` and ``imc export``.
-
-        Raises:
-            ValueError: the folder holds a run already.
-        """
-        check_is_fitted(self)
-        folder = Path(folder)
-        if (folder / CONFIG).exists():
-            raise ValueError(f"{folder} holds a run already")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, self.config_.to_dict())
-        save_model(folder / MODEL, self.model_)
-
-    @property
-    def _n_features_out(self) -> int:
-        return int(self.config_.feature_dim)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes in
         return tags
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        if "model_" in state:  # a pickle that needs no GPU
-            state = {**state, "model_": copy.deepcopy(state["model_"]).cpu()}
-        return state
+    def _module(self) -> nn.Module | None:
+        return self.encoder if isinstance(self.encoder, nn.Module) else None
 
-    def _config(self, folder: Path) -> Config:
-        seed = self.random_state
-        if not isinstance(seed, (int, np.integer)):
-            seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
-        own: dict[str, Any] = {
-            "data": SOURCE,
-            "out": str(folder),
-            "clusters": int(self.n_clusters),
-            "method": self.method,
-            "encoder": None if isinstance(self.encoder, nn.Module) else self.encoder,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "seed": int(seed),
-            "device": self.device,
-            "checkpoint_every": 0,
-        }
-        if not isinstance(self.options, Mapping | None):
-            raise ValueError(f"options must be a mapping from names of imc.config.Config, got {self.options!r}")
-        taken = (own.keys() | OF_COMMANDS) & (self.options or {}).keys()
-        if taken:
-            raise ValueError(f"options must not set {min(taken)!r}, which has a parameter or is the estimator's own")
-        return Config.from_dict({**own, **(self.options or {})}).validate()
+    def _own(self) -> dict[str, Any]:
+        return {"encoder": self.encoder if self._module() is None else None}
 
-    def _new_images(self, X: ArrayLike) -> Tensor:  # noqa: N803
-        check_is_fitted(self)
-        return self._images(X, reset=False)
-
-    def _outputs(self, images: Tensor) -> Outputs:
-        with as_in_a_new_process():
-            return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), images)
-
-    def _images(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+    def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
         """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""
         shape = None
         array = X if hasattr(X, "ndim") else np.asarray(X)
@@ -313,14 +191,3 @@ def _pixels(flat: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     scale = 255 / (high - low) if high > low else 0.0
     dtype = np.float32 if flat.dtype == np.float32 else np.float64
     return np.clip(np.rint((flat.astype(dtype) - low) * scale), 0, 255).astype(np.uint8)
-
-
-@contextlib.contextmanager
-def _as_value_error() -> Iterator[None]:
-    """The errors of a run by the names that scikit-learn's users expect."""
-    try:
-        yield
-    except UserError as error:
-        raise ValueError(str(error)) from None
-    except StoppedError:
-        raise KeyboardInterrupt from None

@@ -201,7 +201,8 @@ def _draw(folder: Path, run: LoadedRun, splits: dict[str, Images], results: dict
             draw_confusion(folder / f"confusion-{name}.png", split, results[name].clusters, total)
     name, split = list(splits.items())[-1]  # the test split, where there is one
     draw_plane(folder / "embeddings.png", split, results[name], run.config.seed)
-    draw_heatmaps(folder / "heatmaps.png", run, split, results[name], run.config.seed)
+    if not split.are_features:
+        draw_heatmaps(folder / "heatmaps.png", run, split, results[name], run.config.seed)
 
 
 def table(evaluation: dict[str, Any]) -> str:

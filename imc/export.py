@@ -6,7 +6,8 @@
     imc export runs/birds --check new-photos     # compare with the model on these images
 
 Input: ``images``, uint8 [B, S, S, C] for any B, decoded as imc predict does (S and C are printed); scaling and
-normalisation are inside. Outputs: ``logits`` and ``probabilities``, float32 [B, clusters], and ``cluster``, int64 [B].
+normalisation are inside. Of a run on features ``images`` are rows of them, float32 [B, D]. Outputs: ``logits`` and
+``probabilities``, float32 [B, clusters], and ``cluster``, int64 [B].
 What is written is read again and compared with the model before it gets its name.
 
     program = torch.export.load("model.pt2").module()
@@ -90,7 +91,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
 
     Returns:
         ``files``: for each path the largest ``difference`` of a logit; ``images``: how many were compared; ``checked``:
-        which; ``shape``: that of an image.
+        which; ``shape`` and ``dtype``: those of an image, or of a row of features.
 
     Raises:
         UserError: there is no trained run, a file is there already, or a package is missing.
@@ -124,13 +125,13 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
                 os.replace(Path(temporary) / FILES[name], out / FILES[name])
     except OSError as error:
         raise RunError(f"cannot write {error.filename or out}: {error.strerror}") from None
-    shape = (run.config.side, run.config.side, run.config.channels)
-    return {"files": files, "images": len(images), "checked": checked, "shape": shape}
+    described = {"shape": _shape(run.config), "dtype": str(_dtype(run.config)).removeprefix("torch.")}
+    return {"files": files, "images": len(images), "checked": checked, **described}
 
 
 def report(result: dict[str, Any]) -> str:
     """What was exported, as text."""
-    lines = [f"images: uint8 [B, {', '.join(map(str, result['shape']))}]"]
+    lines = [f"images: {result['dtype']} [B, {', '.join(map(str, result['shape']))}]"]
     count = result["images"]
     lines += [
         f"{visible(path)}: the same cluster as the model for {count} of {counted(count, 'image{s}')} of "
@@ -160,11 +161,19 @@ class ExportedModel(nn.Module):
 
 def traced(model: ExportedModel) -> torch.export.ExportedProgram:
     """The model as a graph for any batch size."""
-    config = model.config
     # An example of one image would make the batch a constant.
-    example = torch.zeros(2, config.side, config.side, config.channels, dtype=torch.uint8)
+    example = torch.zeros(2, *_shape(model.config), dtype=_dtype(model.config))
     with torch.no_grad():
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _shape(config: Config) -> tuple[int, ...]:
+    """That of a sample that the program takes."""
+    return (config.side, config.side, config.channels) if config.columns is None else (sum(config.columns),)
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.uint8 if config.columns is None else torch.float32
 
 
 def _require_onnx() -> None:
@@ -186,12 +195,16 @@ def _test_batch(folder: Path, config: Config, source: str | None) -> tuple[Tenso
         return _patterns(config), "drawn patterns, as its data set is not here"
     images = data.train.images
     chosen = images[evenly_spaced(len(images), CHECKED)]
+    if data.train.are_features:
+        return chosen.float(), data.name
     side = config.side
     return (chosen if chosen.shape[1:3] == (side, side) else resized(chosen, side)), data.name
 
 
 def _patterns(config: Config) -> Tensor:
     generator = torch.Generator().manual_seed(0)
+    if config.columns is not None:
+        return torch.randn(CHECKED, *_shape(config), generator=generator, dtype=torch.float32)
     coarse = torch.rand(CHECKED, config.channels, 4, 4, generator=generator, dtype=torch.float32)
     fine = functional.interpolate(coarse, (config.side, config.side), mode="bilinear")
     return (fine * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -254,7 +267,7 @@ _READERS = {"torch": _read_torch, "onnx": _read_onnx}
 
 def _description(config: Config) -> str:
     """What a file says about itself, as JSON."""
-    shape = [config.side, config.side, config.channels]
+    shape = list(_shape(config))
     names = ("method", "data", "name", "encoder", "clusters")
     return json.dumps({"imc": __version__, **{name: getattr(config, name) for name in names}, "image": shape})
 

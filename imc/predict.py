@@ -2,7 +2,7 @@
 
     imc predict runs/birds new-photos                        # writes runs/birds/predictions-new-photos.csv
     imc predict runs/birds robin.jpg wren.heic               # prints the clusters of these pictures too
-    imc predict runs/birds birds.npy                         # images [M, H, W] or [M, H, W, C]
+    imc predict runs/birds birds.npy                         # images [M, H, W] or [M, H, W, C], or features [M, D]
     imc predict runs/birds new-photos --out birds.csv        # another file
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
@@ -62,7 +62,7 @@ class Options:
     """The options of ``imc predict``."""
 
     run: str = argument("RUN", "folder of a trained run")
-    images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files")
+    images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files; features")
     out: str | None = option(None, "prediction", "the CSV file; default: RUN/predictions-<name of IMAGES>.csv")
     embeddings: str | None = option(
         None, "prediction", "write the encoder's features to this file, float32 [images, features] as .npy"

@@ -109,9 +109,10 @@ def report(options: Options, data: Dataset | None = None) -> Path:
         caption = "t-SNE of the encoder's features: near points look alike to it."
         sections.append(("Embeddings", _figure(scatter, caption)))
         stages.next()
-        evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
-        caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
-        sections.append(("Evidence", _figure(evidence, caption)))
+        if not images.are_features:
+            evidence = draw_heatmaps(pictures / "heatmaps.png", run, images, result, seed)
+            caption = "Grad-CAM: the warm parts of an image speak for the cluster that it was given."
+            sections.append(("Evidence", _figure(evidence, caption)))
         stages.next()
         sections.append(("Training", _training(folder, pictures)))
         sections.append(("Use", _use(pictures, run, images, result)))
@@ -167,11 +168,14 @@ def _clusters(images: Images, result: Outputs) -> str:
 
 def _thumbnails(images: Images, confidence: NDArray[np.float32], members: NDArray[np.int64]) -> str:
     def name(index: int) -> str:
-        known = f"image {index}" if images.files is None else images.files[index]
+        known = f"{images.sample} {index}" if images.files is None else images.files[index]
         label = "" if images.labels is None else f", class {class_of(images, index)}"
         return f"{known}{label}, confidence {confidence[index]:.0%}"
 
-    return page.thumbnails((images.images[index].numpy(), name(index)) for index in members.tolist())
+    if images.shown is None:
+        return page.paragraph("; ".join(name(index) for index in members.tolist()))
+    shown = images.shown
+    return page.thumbnails((shown[index].numpy(), name(index)) for index in members.tolist())
 
 
 def _classes(images: Images, result: Outputs) -> str:

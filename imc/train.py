@@ -44,8 +44,10 @@ from imc.command_line.terminal import say, show, warn
 from imc.config import Config, presets
 from imc.data import Dataset, Images, absolute
 from imc.data.fingerprint import fingerprint
-from imc.data.views import unit_scale
+from imc.data.pixels import Source
+from imc.data.views import Views, unit_scale
 from imc.errors import UserError
+from imc.features.source import find_neighbours, row_source, write_neighbours
 from imc.files.json import write_json
 from imc.files.paths import user_path
 from imc.files.run_places import CONFIG, DATA, MODEL
@@ -58,8 +60,9 @@ from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.models.convolution import make_thread_independent
 from imc.models.pretrained import load_pretrained
+from imc.models.standardise import Standardise
 from imc.pages.results import table, write_results
-from imc.runs.data import clustered, fingerprint_of, require_apart, run_data, trained_parts
+from imc.runs.data import clustered, fingerprint_of, require_apart, run_data, sourced, trained_parts
 from imc.runs.folder import open_run_folder, require_free, run_folder
 from imc.runs.model import LoadedRun, save_model
 from imc.runs.resume import Begun, begun
@@ -75,7 +78,7 @@ from imc_kernels import backends
 def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
     config, given = arguments.parse_given(Config, argv, program="imc train", description=__doc__ or "")
-    config.validate()
+    config = (config if config.resume else sourced(config)).validate()
     if config.print_config:
         show(json.dumps(plan(config, given=given).to_dict(), indent=2))
         return
@@ -93,7 +96,8 @@ def plan(
     given: Collection[str] | None = None,
 ) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    run = begun(config.validate(), given, has_data=data is not None) if config.resume else None
+    config = (config if config.resume or data is not None else sourced(config)).validate()
+    run = begun(config, given, has_data=data is not None) if config.resume else None
     config = config if run is None else run.config
     return _resolve(config, run_data(config, data), encoder, choose_device(config.device))
 
@@ -131,7 +135,7 @@ def train(
         RunError: a loss became NaN, or another process died.
         StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
-    config.validate()
+    config = (config if config.resume or data is not None else sourced(config)).validate()
     device = choose_device(config.device)
     with turn(device), nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
         run = begun(config, given, has_data=data is not None) if config.resume else None
@@ -157,15 +161,21 @@ def train(
 
         seed_generators(config.seed, device)
         model = build_model(config, encoder)
+        if isinstance(model.encoder, Standardise):
+            model.encoder.fit(parts[0])
         if config.init is not None and (run is None or run.checkpoint is None):
             matched = load_pretrained(model.encoder, user_path(config.init), config.init_prefix, config)
             if processes.first:
                 say(f"--init {config.init}: {matched}")
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
+        neighbours = _neighbours(config, parts[0], model.encoder, run, processes, device)
         _place(model, config, device, processes)
 
         def begin() -> Config:
-            return _begin(replace(config, overwrite=overwrite), run, images, processes)
+            placed = _begin(replace(config, overwrite=overwrite), run, images, processes)
+            if neighbours is not None and processes.first:
+                write_neighbours(run_folder(placed), neighbours)
+            return placed
 
         named = backends.requested() if config.backend == "auto" else config.backend
 
@@ -174,7 +184,8 @@ def train(
                 warn(f"backend {named} has no {operation}: {chosen} runs it")
 
         with backends.backend(named, otherwise=otherwise):
-            loop = Loop(model, parts, config, processes, begin, signals=not embedded)
+            source = None if config.columns is None else _source_of_rows(config, parts[0], neighbours, device)
+            loop = Loop(model, parts, config, processes, begin, source, signals=not embedded)
             if run is not None and run.checkpoint is not None:
                 loop.load(run.checkpoint)
             elif processes.first:
@@ -219,9 +230,15 @@ def _load_in_turn(
 
 def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: torch.device) -> Config:
     """Replace what stands for "chosen by the run", and check what depends on the data and the machine."""
+    images = data.train.images
+    if data.train.are_features:
+        columns = data.train.columns or (images.shape[1],)
+        config = presets.resolve_on_features(
+            config, name=data.name, columns=columns, count=len(images), classes=len(data.train.class_names)
+        )
+        return _resolve_machine(config, device)
     if encoder is not None:
         config = replace(config, encoder="custom")
-    images = data.train.images
     if min(images.shape[:3]) < 1:
         raise UserError(f"{data.name} holds no images")
     count = len(images) + (len(data.test.images) if config.train_on == "train+test" and data.test is not None else 0)
@@ -233,20 +250,28 @@ def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: t
         count=count,
         classes=len(data.train.class_names),
     )
-    backend = _backend(config.backend, device)
-    set_threads(config.threads)
+    config = _resolve_machine(config, device)
     if config.pixel_scale is None:
         config = replace(config, pixel_scale=unit_scale(images) if config.augmentation == "affine" else 1 / 255)
     channels = images.shape[3]
     mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
-    amp = {"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp)
-    if config.thread_independent:
-        require_thread_independent(replace(config, amp=amp), backend, device)
     return replace(
         config,
         mean=mean if config.mean is None else config.mean,
         std=std if config.std is None else config.std,
         pixel_bits=config.pixel_bits or data.train.pixel_bits,
+    )
+
+
+def _resolve_machine(config: Config, device: torch.device) -> Config:
+    """Replace what stands for "chosen by the machine"; the number of threads is the run's from here on."""
+    backend = _backend(config.backend, device)
+    set_threads(config.threads)
+    amp = {"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp)
+    if config.thread_independent:
+        require_thread_independent(replace(config, amp=amp), backend, device)
+    return replace(
+        config,
         amp=amp,
         channels_last="off" if config.channels_last == "off" else "on",
         device=str(device) if config.device != "auto" else device.type,
@@ -298,6 +323,40 @@ def _begin(config: Config, run: Begun | None, images: dict[str, Any] | None, pro
     if failure is not None:
         raise UserError(failure)
     return placed
+
+
+def _neighbours(
+    config: Config, rows: torch.Tensor, encoder: nn.Module, run: Begun | None, processes: Ranks, device: torch.device
+) -> torch.Tensor | None:
+    """The neighbours that are the views of a run on features, found by the first process."""
+    if config.augmentation != "neighbours":
+        return None
+    found = None
+    if processes.first:
+        found = find_neighbours(
+            rows,
+            encoder,
+            count=config.neighbours,
+            mutual=config.mutual,
+            seed=config.seed,
+            device=device,
+            folder=None if run is None else run.folder,
+        )
+    return processes.share(found)
+
+
+def _source_of_rows(
+    config: Config, rows: torch.Tensor, neighbours: torch.Tensor | None, device: torch.device
+) -> tuple[Source, Views]:
+    return row_source(
+        rows,
+        neighbours,
+        views=(config.large_crops, config.small_crops),
+        noise=config.noise,
+        seed=config.seed,
+        device=device,
+        device_data=config.device_data,
+    )
 
 
 def _place(model: Method, config: Config, device: torch.device, processes: Ranks) -> None:

@@ -12,10 +12,21 @@ from typing import Any, get_origin, get_type_hints
 
 from imc.command_line.options import check, flag, option
 from imc.errors import UserError
+from imc.models.standardise import SCALINGS
 
 METHODS = ("imc-swav", "crlc")
 ENCODERS = ("digits", "resnet18", "resnet34", "resnet50", "custom")
+VIEWS = ("affine", "crops")  # of images
+ROW_VIEWS = ("neighbours", "noise")  # of features
 SWITCH = ("auto", "on", "off")
+OF_FEATURES = ("neighbours", "mutual", "scaling", "columns")
+OF_IMAGES = (
+    *("download", "image_size", "pixel_bits", "labels_from_folders", "init", "init_prefix", "freeze_encoder"),
+    *("large_size", "large_area", "small_size", "small_area", "pixel_scale", "rotation", "shear", "gain", "flip"),
+    *("jitter_probability", "brightness", "contrast", "saturation", "hue", "grayscale", "blur_probability"),
+    *("blur_sigma", "normalize", "mean", "std", "channels", "side", "stem", "widths", "pool_after", "pooled_size"),
+    *("encoder", "sync_bn", "compile"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +37,17 @@ class Config:
     types are those of a resolved configuration, which is what the run saves.
     """
 
-    method: str = option("imc-swav", "run", "the method", choices=METHODS)
+    method: str = option(None, "run", "the method; default: imc-swav on images, crlc on features", choices=METHODS)
     data: str = option("digits", "run", "data set by name, or a path: a folder of images, an .npy or an .npz")
+    features: tuple[str, ...] = option(
+        None,
+        "run",
+        "instead of --data: .npy or .npz files of rows, one each sample; several lie side by side",
+    )
+    files: str | None = option(None, "run", "with --features: a text with the name of each row, one a line")
+    labels: str | None = option(
+        None, "run", "with --features: the classes of the rows, as .npy or one a line; read by the report at the end"
+    )
     data_root: str | None = option(
         None, "run", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc"
     )
@@ -98,8 +118,17 @@ class Config:
     augmentation: str = option(
         None,
         "views",
-        "affine: rotation, shear, gain, noise; crops: flip, resized crops, colour",
-        choices=("affine", "crops"),
+        "affine: rotation, shear, gain, noise; crops: flip, resized crops, colour; of features neighbours: rows near "
+        "to a sample; noise: a sample with noise",
+        choices=VIEWS + ROW_VIEWS,
+    )
+    neighbours: int = option(None, "views", "features: nearest rows that are views of a sample", at_least=1)
+    mutual: bool = option(None, "views", "features: only neighbours that have each other")
+    scaling: str = option(
+        None,
+        "views",
+        "features: of each row the length, of each column the deviation, or neither becomes 1",
+        choices=SCALINGS,
     )
     large_crops: int = option(None, "views", "large crops per image: those that assign prototypes", at_least=1)
     large_size: int = option(None, "views", "side of a large crop, pixels", at_least=4, at_most=4096)
@@ -113,7 +142,9 @@ class Config:
     rotation: float = option(None, "views", "affine: rotation up to +-this, degrees", at_least=0, at_most=180)
     shear: float = option(None, "views", "affine: shear up to +-this", at_least=0, at_most=1)
     gain: tuple[float, float] = option(None, "views", "affine: factor on the brightness", at_least=0)
-    noise: float = option(None, "views", "affine: standard deviation of noise on the scaled pixels", at_least=0)
+    noise: float = option(
+        None, "views", "affine: standard deviation of noise on the scaled pixels; features: / their size", at_least=0
+    )
     flip: float = option(None, "views", "crops: probability of mirroring", at_least=0, at_most=1)
     jitter_probability: float = option(None, "views", "crops: probability of colour jitter", at_least=0, at_most=1)
     brightness: float = option(None, "views", "crops: brightness is multiplied by 1 +- this", at_least=0)
@@ -130,6 +161,7 @@ class Config:
     clusters: int = option(None, "network", "number of clusters; default: the data set's classes", at_least=2)
     channels: int = option(None, "network", "channels of the images; found in the data", at_least=1, at_most=3)
     side: int = option(None, "network", "short side of the images, pixels; found in the data", at_least=1)
+    columns: tuple[int, ...] = option(None, "network", "features: columns of each file; found in the data", at_least=1)
     encoder: str = option(None, "network", "custom: a module given from Python", choices=ENCODERS)
     stem: str = option(
         None,
@@ -162,7 +194,9 @@ class Config:
         None, "network", "classifier's hidden layers", at_least=1, method="imc-swav"
     )
     sub_heads: int = option(None, "network", "number of cluster heads", at_least=1, method="crlc")
-    head_hidden: int = option(None, "network", "width of a cluster head's hidden layer", at_least=1, method="crlc")
+    head_hidden: int = option(
+        None, "network", "width of a cluster head's hidden layer; 0: none", at_least=0, method="crlc"
+    )
 
     temperature: float = option(None, "loss", "divides prototype scores, or cosines of embeddings", above=0)
     entropy_weight: float = option(None, "loss", "weight of the entropy of the clusters", at_least=0)
@@ -216,13 +250,15 @@ class Config:
             UserError: the first value that is not, with what is accepted.
         """
         check(self)
+        method = self.method or self.default_method
         for entry in fields(self):
             owner = entry.metadata["method"]
-            if owner not in (None, self.method) and getattr(self, entry.name) != entry.default:
-                raise UserError(f"{flag(entry.name)} belongs to --method {owner}, this is --method {self.method}")
+            if owner not in (None, method) and getattr(self, entry.name) != entry.default:
+                raise UserError(f"{flag(entry.name)} belongs to --method {owner}, this is --method {method}")
+        self._check_features()
         if self.large_crops is not None and self.small_crops is not None and self.large_crops + self.small_crops < 2:
             raise UserError("--large-crops and --small-crops must be at least 2 together, got 1")
-        if self.method == "crlc" and (self.large_crops not in (None, 2) or self.small_crops not in (None, 0)):
+        if method == "crlc" and (self.large_crops not in (None, 2) or self.small_crops not in (None, 0)):
             raise UserError("--method crlc takes two views: --large-crops 2 --small-crops 0")
         if self.widths is not None and self.pool_after is not None and self.pool_after > len(self.widths):
             raise UserError(
@@ -239,6 +275,28 @@ class Config:
         if self.init_prefix is not None and self.init is None:
             raise UserError("--init-prefix needs --init, the file to look into")
         return self
+
+    @property
+    def default_method(self) -> str:
+        """The method where none is named."""
+        return "imc-swav" if self.features is None else "crlc"
+
+    def _check_features(self) -> None:
+        """What is for features alone is not given without, and what is for images not with them."""
+        if self.features is None:
+            for name in ("files", "labels", *OF_FEATURES):
+                if getattr(self, name) is not None:
+                    raise UserError(f"{flag(name)} is for features: --features, and none are given")
+            if self.augmentation in ROW_VIEWS:
+                raise UserError(f"--augmentation {self.augmentation} is for features; of images accepted are {VIEWS}")
+            return
+        for name in OF_IMAGES:
+            if getattr(self, name) not in (None, False):
+                raise UserError(f"{flag(name)} is for images, and the run is on --features")
+        if self.augmentation in VIEWS:
+            raise UserError(f"--augmentation {self.augmentation} is for images; of features accepted are {ROW_VIEWS}")
+        if self.train_on != "train":
+            raise UserError("--train-on is for images; put the rows of --features into one file instead")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""

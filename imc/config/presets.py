@@ -233,6 +233,70 @@ FEW_IMAGES: dict[str, Numbers] = {
 }
 
 
+# Ours, found on two cores for EfficientNet-Lite0's features of photographs; docs/embeddings.md says what was tried.
+# Several starts and the lowest loss do most: of heads that start alike the mean is 5 to 10 points below the best.
+FEATURES: Numbers = {
+    "optimizer": "adam",
+    "schedule": "cosine",
+    "lr_epochs": (1,),
+    "lr_factor": 1.0,
+    "warmup_updates": 30,
+    "freeze_updates": 0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "decay_matrices_only": False,
+    "augmentation": "neighbours",
+    "mutual": False,
+    "scaling": "length",
+    "noise": 0.0,
+    "large_crops": 2,
+    "small_crops": 0,
+    "bn_momentum": 0.1,
+    "projection_hidden": 128,
+    "embedding_dim": 64,
+}
+METHODS_ON_FEATURES: dict[str, Numbers] = {
+    "crlc": {
+        "lr": 3e-3,
+        "sub_heads": 30,
+        "head_hidden": 0,
+        "contrast_weight": 0.0,  # of frozen features nothing is left to contrast
+        "temperature": 0.1,
+        "entropy_weight": 2.0,
+        "logit_limit": 25.0,
+        "smoothing": 0.01,
+    },
+    "imc-swav": {
+        "lr": 3e-3,
+        "classifier_lr": 5e-3,
+        "projection_bias": False,
+        "prototypes": 100,
+        "classifier_widths": (256,),
+        "temperature": 0.1,
+        "entropy_weight": 4.0,
+        "logit_limit": 5.0,
+        "sinkhorn_epsilon": 0.05,
+        "sinkhorn_iterations": 3,
+        "bank": False,
+    },
+}
+ROWS_OF_A_BATCH = 512
+FEWEST_UPDATES, MOST_UPDATES, PASSES = 300, 3000, 30  # a run has PASSES epochs, within these bounds
+NEIGHBOURS = 10
+
+
+def numbers_on_features(method: str, count: int) -> Numbers:
+    """What the presets say about a method on so many rows of features."""
+    # Half of a small set, so that an epoch has two updates or more, and its batches differ.
+    batch = max(2, min(ROWS_OF_A_BATCH, count // 2))
+    steps = max(1, count // batch)
+    updates = min(max(PASSES * steps, FEWEST_UPDATES), MOST_UPDATES)
+    sizes = {"batch_size": batch, "epochs": -(-updates // steps), "neighbours": max(1, min(NEIGHBOURS, count - 1))}
+    return {**FEATURES, **METHODS_ON_FEATURES[method], **sizes}
+
+
 def numbers(method: str, data: str, side: int, count: int) -> Numbers:
     """What the presets say about a method, a data set (by name) and so many images of this side."""
     if (method, data) not in DATA and side < SMALL:
@@ -265,6 +329,7 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
     Raises:
         UserError: a value that the data do not allow, or none can be found.
     """
+    config = replace(config, method=config.method or config.default_method)
     preset = numbers(config.method, name, side, count)
     preset["stem"] = "cifar" if side < 48 else "cifar-pool"
     preset["channels"], preset["side"] = channels, side
@@ -274,7 +339,36 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
         preset["epochs"] = max(preset["epochs"], math.ceil(LEAST_UPDATES / steps))
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
         preset |= DIGITS_ENCODER
-    preset["clusters"] = classes if classes > 1 else None
+    config = _filled(config, preset, name, "images", count, classes)
+    if config.channels != channels:
+        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
+    return config.validate()
+
+
+def resolve_on_features(config: Config, *, name: str, columns: tuple[int, ...], count: int, classes: int) -> Config:
+    """The same where the samples are rows of features.
+
+    Args:
+        config, name, classes: as of :func:`resolve`.
+        columns: of each file of features.
+        count: number of rows.
+
+    Raises:
+        UserError: as :func:`resolve`.
+    """
+    config = replace(config, method=config.method or config.default_method)
+    preset = {**numbers_on_features(config.method, count), "columns": columns}
+    config = _filled(config, preset, name, "rows", count, classes)
+    if config.columns != columns:
+        raise UserError(f"--columns must be {columns}, those of {name}, got {config.columns}")
+    if config.neighbours >= count:
+        raise UserError(f"--neighbours must be at most {count - 1}, the other rows of {name}, got {config.neighbours}")
+    return config.validate()
+
+
+def _filled(config: Config, preset: Numbers, name: str, samples: str, count: int, classes: int) -> Config:
+    """The configuration with what it leaves open taken from a preset."""
+    preset = {**preset, "clusters": classes if classes > 1 else None}
     given = {entry.name for entry in fields(config) if getattr(config, entry.name) is not None}
     config = replace(config, **{name: value for name, value in preset.items() if name not in given})
     if config.classifier_lr is None:
@@ -284,7 +378,5 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
         raise UserError(f"--clusters must say how many to find: {name} has {labels}")
     for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
         if value > count:
-            raise UserError(f"{flag} must be at most {count}, the images of {name}, got {value}")
-    if config.channels != channels:
-        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
-    return config.validate()
+            raise UserError(f"{flag} must be at most {count}, the {samples} of {name}, got {value}")
+    return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import zipfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def read_npy(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Imag
     except (TypeError, ValueError):
         images = None  # a dtype that torch lacks, a byte order, or damage: what numpy says about it decides
     except Exception as error:
-        raise refusal(path, _reason(error)) from None
+        raise refusal(path, reason_of(error)) from None
     if images is not None and images.dtype == torch.uint8 and _is_channels_last(tuple(images.shape)):
         return Images(name, images, None, ()), None, ""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
-        raise refusal(path, _reason(error)) from None
+        raise refusal(path, reason_of(error)) from None
     (converted,), bits, note = _convert(path, [("the array", array)], pixel_bits)
     return Images(name, converted, None, (), pixel_bits=bits), None, note
 
@@ -63,13 +64,13 @@ def read_npz(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Imag
     Raises:
         UserError: it is damaged, needs a pickle, holds no images, or more than fits into the memory.
     """
-    arrays = _load_npz(path)
+    arrays = load_npz(path, {*TRAIN_IMAGES, *TRAIN_LABELS, *TEST_IMAGES, *TEST_LABELS})
     images = _first(arrays, TRAIN_IMAGES)
     if images is None:
         found = ", ".join(arrays) or "none"
         raise refusal(path, f"it has no array named {' or '.join(TRAIN_IMAGES)}, but {found}")
     pairs = [(images, _first(arrays, TRAIN_LABELS)), (_first(arrays, TEST_IMAGES), _first(arrays, TEST_LABELS))]
-    classes, numbers = _classes(path, [labels for images, labels in pairs if images is not None])
+    classes, numbers = class_numbers(path, [labels for images, labels in pairs if images is not None])
     tensors, bits, note = _convert(path, [images for images, _ in pairs if images is not None], pixel_bits)
     splits: list[Images | None] = []
     for images, labels in pairs:
@@ -93,8 +94,12 @@ def read_npz(name: str, path: Path, pixel_bits: int | None = None) -> tuple[Imag
 Named = tuple[str, NDArray[Any]]
 
 
-def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    wanted = {*TRAIN_IMAGES, *TRAIN_LABELS, *TEST_IMAGES, *TEST_LABELS}
+def load_npz(path: Path, wanted: Collection[str], flag: str = "--data") -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz, read without pickles; of those whose names are not ``wanted`` the names alone.
+
+    Raises:
+        UserError: it is damaged, needs a pickle, or holds more than half the memory; named as a value of ``flag``.
+    """
     memory = machine_memory()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -105,13 +110,14 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
                 path,
                 f"its arrays take {total / 1e9:,.1f} GB, more than half the memory here ({memory / 1e9:,.1f} GB); "
                 "an .npy file is read from the disk",
+                flag,
             )
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in sizes if key in wanted}
     except UserError:
         raise
     except Exception as error:
-        raise refusal(path, _reason(error)) from None
+        raise refusal(path, reason_of(error, "arrays"), flag) from None
     unread = {key: np.empty(0) for key in sizes if key not in wanted}
     return {key: array for key, array in {**arrays, **unread}.items() if isinstance(array, np.ndarray)}
 
@@ -120,17 +126,25 @@ def _first(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> Named | N
     return next(((name, arrays[name]) for name in names if name in arrays), None)
 
 
-def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """The class names of all splits together, and the numbers of each array of labels; a number below 0 is no label."""
+def class_numbers(
+    path: Path, labels: Sequence[Named | None], flag: str = "--data"
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """The class names of all splits together, and the numbers of each array of labels; a number below 0 is no label.
+
+    Raises:
+        UserError: they are no labels; ``path`` is named as a value of ``flag``.
+    """
     present = [entry for entry in labels if entry is not None]
     flat: dict[str, NDArray[Any]] = {}
     for key, array in present:
         values = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
         if values.ndim != 1 or values.dtype.kind not in "iuU" or not len(values):
-            raise refusal(path, f"{key} must be whole numbers or texts [M], got {array.dtype} {list(array.shape)}")
+            raise refusal(
+                path, f"{key} must be whole numbers or texts [M], got {array.dtype} {list(array.shape)}", flag
+            )
         flat[key] = values
     if len({values.dtype.kind == "U" for values in flat.values()}) > 1:
-        raise refusal(path, f"{' and '.join(flat)} must both be numbers or both be texts")
+        raise refusal(path, f"{' and '.join(flat)} must both be numbers or both be texts", flag)
     if not flat:
         return (), {}
     values, numbers = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
@@ -143,7 +157,7 @@ def _classes(path: Path, labels: list[Named | None]) -> tuple[tuple[str, ...], d
     except (ValueError, SystemError):  # beyond the last character
         names = ("\udfff",)
     if not all(map(is_unicode, names)):
-        raise refusal(path, f"{' and '.join(flat)} hold texts that are not Unicode")
+        raise refusal(path, f"{' and '.join(flat)} hold texts that are not Unicode", flag)
     return names, {key: torch.from_numpy(part) for key, part in zip(flat, split, strict=True)}
 
 
@@ -204,10 +218,11 @@ def _range(array: NDArray[Any]) -> Range:
     return functools.reduce(operator.or_, parts)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception, content: str = "images") -> str:
+    """Why numpy could not read a file of ``content``, in words."""
     text = str(error)
     if "allow_pickle" in text or "Python objects" in text:
-        return "it holds Python objects, whose loading could run code; save the images as numbers"
+        return f"it holds Python objects, whose loading could run code; save the {content} as numbers"
     if isinstance(error, MemoryError):
         return "it says that it holds more than fits into the memory"
     if isinstance(error, OSError) and error.strerror:

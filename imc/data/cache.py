@@ -31,7 +31,7 @@ from imc.machine.environment import folder_of
 
 VARIABLE = "IMC_CACHE"
 ABANDONED = 24 * 3600  # seconds after which a file that was being written belongs to a process that was killed
-Batches = Iterator[NDArray[np.uint8]]
+Batches = Iterator[NDArray[Any]]
 
 
 def cache_folder() -> Path:
@@ -44,6 +44,7 @@ def cached(
     variant: str,
     fingerprint: str,
     build: Callable[[], tuple[tuple[int, ...], Batches, dict[str, Any]]],
+    dtype: type[np.generic] = np.uint8,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The entry of this source, variant and fingerprint, built and stored if it is not there.
 
@@ -55,6 +56,7 @@ def cached(
         fingerprint: changes whenever the entry would.
         build: returns the largest shape [M, H, W, C], the images in batches (fewer than M are accepted), and a
             dictionary that JSON can hold, read after the last batch.
+        dtype: of the array; the shape is [M, D] where it is not that of images, uint8.
 
     Returns:
         The images, over a read-only memory map, and the dictionary.
@@ -66,13 +68,13 @@ def cached(
     key = _digest(f"{source.resolve()}\0{variant}")
     stem = f"{key}-{_digest(fingerprint)}"
     with contextlib.suppress(Exception):  # an entry that is damaged, in whatever way, is no entry
-        return _read(folder / f"{stem}.npy", folder / f"{stem}.json")
+        return _read(folder / f"{stem}.npy", folder / f"{stem}.json", dtype)
     shape, batches, content = build()
     temporary = folder / f"{stem}.{uuid.uuid4().hex}.tmp"
     try:
         with new_folder(folder):
             try:
-                _write(temporary, shape, batches)
+                _write(temporary, shape, batches, np.dtype(dtype))
                 os.replace(temporary, folder / f"{stem}.npy")
                 temporary.write_text(json.dumps({"content": content, "crc32": _sum(content)}), encoding="utf-8")
                 os.replace(temporary, folder / f"{stem}.json")
@@ -80,8 +82,8 @@ def cached(
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"--data needs {np.prod(shape) / 1e9:.1f} GB in the folder of decoded images, {folder}: "
-            f"{error.strerror or error}; set {VARIABLE} to another folder"
+            f"--data needs {np.dtype(dtype).itemsize * np.prod(shape) / 1e9:.1f} GB in the folder of decoded images, "
+            f"{folder}: {error.strerror or error}; set {VARIABLE} to another folder"
         ) from None
     for other in folder.glob(f"{key}-*"):
         with contextlib.suppress(OSError):  # another process may be first
@@ -122,9 +124,10 @@ class _Writable:
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
-def _read(images: Path, described: Path) -> tuple[Tensor, dict[str, Any]]:
+def _read(images: Path, described: Path, dtype: type[np.generic]) -> tuple[Tensor, dict[str, Any]]:
     entry, array = json.loads(described.read_text(encoding="utf-8")), memory_mapped(images)
-    if _sum(entry["content"]) != entry["crc32"] or array.dtype != torch.uint8 or array.dim() != 4:
+    expected = (torch.uint8, 4) if dtype is np.uint8 else (torch.from_numpy(np.empty(0, dtype)).dtype, 2)
+    if _sum(entry["content"]) != entry["crc32"] or (array.dtype, array.dim()) != expected:
         raise ValueError
     return array, entry["content"]
 
@@ -137,22 +140,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _write(path: Path, shape: tuple[int, ...], batches: Batches) -> None:
+def _write(path: Path, shape: tuple[int, ...], batches: Batches, dtype: np.dtype[Any]) -> None:
     free = shutil.disk_usage(path.parent).free
-    if np.prod(shape, dtype=np.float64) > free:
+    if dtype.itemsize * np.prod(shape, dtype=np.float64) > free:
         raise OSError(f"only {free / 1e9:.1f} GB are free")
     # Plain writes: a full disk is then an error, where a write through a memory map would end the process.
     with path.open("wb") as file:
-        _write_header(file, shape)
+        _write_header(file, shape, dtype)
         start, count = file.tell(), 0
         for batch in batches:
             file.write(np.ascontiguousarray(batch).data)
             count += len(batch)
         file.seek(0)
-        _write_header(file, (count, *shape[1:]))  # numpy pads headers, so that the length does not depend on the count
+        _write_header(
+            file, (count, *shape[1:]), dtype
+        )  # numpy pads headers, so that the length does not depend on the count
         assert file.tell() == start
 
 
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    descriptor = npy.dtype_to_descr(np.dtype(np.uint8))
+def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    descriptor = npy.dtype_to_descr(dtype)
     npy.write_array_header_1_0(file, {"descr": descriptor, "fortran_order": False, "shape": shape})

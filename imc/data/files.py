@@ -16,9 +16,9 @@ from imc.errors import UserError
 SUFFIX_GZIP = ".gz"
 
 
-def refusal(path: Path, reason: str) -> UserError:
-    """The error that names a file and why it cannot be used."""
-    return UserError(f"--data cannot use {str(path)!r}: {reason}")
+def refusal(path: Path, reason: str, flag: str = "--data") -> UserError:
+    """The error that names a file, given by ``flag``, and why it cannot be used."""
+    return UserError(f"{flag} cannot use {str(path)!r}: {reason}")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

@@ -22,12 +22,12 @@ def fingerprint(parts: Sequence[Tensor], labels: Tensor | None) -> dict[str, Any
     """What tells whether images are the same, in the same order: of their pixels, whatever the files are called.
 
     Args:
-        parts: uint8 [M, H, W, C] each, of one shape; what is trained on, in its order.
+        parts: uint8 [M, H, W, C] each, of one shape, or rows [M, D]; what is trained on, in its order.
         labels: int64 [M] of the first part, or None.
 
     Returns:
-        ``images``: how many; ``shape``: [H, W, C]; ``content``: a digest of all in their order; ``members``: one that
-        any order gives; ``labels``: one of the labels, or None. BLAKE2b, as hexadecimal digits.
+        ``images``: how many; ``shape``: [H, W, C] or [D]; ``content``: a digest of all in their order; ``members``: one
+        that any order gives; ``labels``: one of the labels, or None. BLAKE2b, as hexadecimal digits.
     """
     content, members, count = hashlib.blake2b(digest_size=DIGEST), 0, 0
     of_labels = None if labels is None else hashlib.blake2b(labels.contiguous().numpy().data, digest_size=DIGEST)
@@ -50,9 +50,7 @@ def fingerprint(parts: Sequence[Tensor], labels: Tensor | None) -> dict[str, Any
 def difference(recorded: dict[str, Any], found: dict[str, Any]) -> str:
     """How the images found differ from those recorded, in words; empty where they do not. Labels do not count."""
     if recorded["shape"] != found["shape"]:
-        shapes = (recorded["shape"], found["shape"])
-        then, now = (f"{w}x{h} pixels of {counted(c, 'channel{s}')}" for h, w, c in shapes)
-        return f"they had {then}, and have {now}"
+        return f"they had {_sizes(recorded['shape'])}, and have {_sizes(found['shape'])}"
     if recorded["images"] != found["images"]:
         return f"they were {recorded['images']:,}, and are {found['images']:,}"
     if recorded["content"] == found["content"]:
@@ -60,6 +58,13 @@ def difference(recorded: dict[str, Any], found: dict[str, Any]) -> str:
     if recorded["members"] == found["members"]:
         return "they are the same in another order"
     return f"they are {found['images']:,} as before, but not all the same"
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    if len(shape) == 1:
+        return counted(shape[0], "feature{s}")
+    height, width, channels = shape
+    return f"{width}x{height} pixels of {counted(channels, 'channel{s}')}"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -74,7 +79,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     record = read_json(path)
     texts = all(isinstance(record.get(name), str) for name in ("content", "members"))
     shape = record.get("shape")
-    sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape)
+    sizes = isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int for size in shape)
     if not (texts and sizes and type(record.get("images")) is int and "labels" in record):
         raise UserError(f"{path} is damaged: it does not describe the images of a run; remove it to go on without")
     return record

@@ -25,6 +25,10 @@ def fit_for_model(config: Config, data: Dataset) -> Dataset:
     Raises:
         UserError: they are in colour where the run's are grey, or the other way round.
     """
+    if config.columns is not None:
+        return _require_columns(sum(config.columns), data)
+    if data.train.are_features:
+        raise UserError(f"{data.name} holds features, and the run was trained on images")
     channels = data.train.images.shape[-1]
     if channels != config.channels:
         raise UserError(f"{data.name} has {_kind(channels)}, and the run was trained on {_kind(config.channels)}")
@@ -44,6 +48,15 @@ def fit_for_model(config: Config, data: Dataset) -> Dataset:
         test=None if data.test is None else fitting(data.test),
         note="; ".join(filter(None, [data.note, sentence])),
     )
+
+
+def _require_columns(columns: int, data: Dataset) -> Dataset:
+    if not data.train.are_features:
+        raise UserError(f"{data.name} holds images, and the run was trained on rows of {columns:,} features")
+    if data.train.images.shape[1] != columns:
+        found = data.train.images.shape[1]
+        raise UserError(f"{data.name} has rows of {found:,} features, and the run was trained on {columns:,}")
+    return data
 
 
 def bits_of_files(config: Config) -> PixelBits:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from imc.config import Config
@@ -19,6 +19,7 @@ from imc.data.folders import Skipped, decode_files, decode_folder
 from imc.data.model_images import fit_for_model
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
+from imc.features.files import read_features
 from imc.files.paths import meant, user_path
 
 FOLDER, PICTURE, ARRAY = "folder", "picture", "array"
@@ -31,13 +32,13 @@ class NewImage:
     Attributes:
         name: in the CSV: relative to the folder where one is all that was given, else as it was given; of an array its
             name and the row.
-        pixels: uint8 [side, side, C]; of an array [H, W, C], the shorter of both the side.
+        pixels: uint8 [side, side, C]; of an array [H, W, C], the shorter of both the side; of features a row [D].
         path: the file; None: a row of an array.
         place: where a copy of the file goes below a folder of its cluster.
     """
 
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     path: Path | None = None
     place: str = ""
 
@@ -54,7 +55,7 @@ def sources(given: Sequence[str]) -> list[Path]:
             close = meant(text)
             hint = f"; did you mean {close}?" if close else ""
             there = "is no folder and no file" if os.path.exists(path) else "is not there"
-            raise UserError(f"{text!r} {there}; accepted are folders of images, pictures and .npy files{hint}")
+            raise UserError(f"{text!r} {there}; accepted are folders, pictures, .npy files and features{hint}")
     return paths
 
 
@@ -89,6 +90,9 @@ def read_new_images(
     Raises:
         UserError: a folder that is a run, or an array that is none of images, or of other channels than the run's.
     """
+    if config.columns is not None:
+        yield from _features(paths, config)
+        return
     into = (config.side, config.channels, skipped, converted, bits)
     for kind, group in itertools.groupby(paths, _kind):
         if kind == PICTURE:  # those that follow one another together, so that they are decoded in threads
@@ -105,11 +109,29 @@ def read_new_images(
                 yield NewImage(name if one else str(path / name), pixels, path / name, place)
 
 
+def _features(paths: Sequence[Path], config: Config) -> Iterator[NewImage]:
+    """The rows of files of features; those of a run on several, side by side, are of as many again."""
+    for path in paths:
+        if _kind(path) != ARRAY:
+            raise UserError(f"{path} is no file of features, which the run was trained on; accepted are .npy and .npz")
+    width = len(config.columns)
+    if len(paths) % width:
+        raise UserError(f"the run was trained on {width} files of features side by side, and {len(paths)} are given")
+    for first in range(0, len(paths), width):
+        data = fit_for_model(config, read_features([str(path) for path in paths[first : first + width]]))
+        for row, values in enumerate(data.train.images):
+            known = data.train.files
+            name = f"{paths[first]}[{row}]" if known is None else known[row]
+            yield NewImage(name, values.float().numpy())
+
+
 def _kind(path: Path) -> str:
-    return FOLDER if path.is_dir() else ARRAY if path.suffix.lower() == ".npy" else PICTURE
+    return FOLDER if path.is_dir() else ARRAY if path.suffix.lower() in (".npy", ".npz") else PICTURE
 
 
 def _rows(path: Path, config: Config) -> Iterator[NewImage]:
+    if path.suffix.lower() == ".npz":
+        raise UserError(f"{path} cannot be used: a run on images takes .npy files, one on features .npz too")
     images, _, note = read_npy(str(path), path, config.pixel_bits)
     data = Dataset(str(path), images, test=None, unlabeled=None, mean=(), std=(), note=note)
     for row, pixels in enumerate(fit_for_model(config, data).train.images):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,13 @@ from imc.data.views import Batch
 from imc.errors import UserError
 
 FREE_SHARE = 0.5  # of the device's free memory that a data set may take unasked
+
+
+class Source(Protocol):
+    """What gives the batches of an epoch."""
+
+    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Generator[Batch]:
+        """The batches of these samples, each int64 [B] on the host."""
 
 
 class ResidentPixels:

@@ -186,15 +186,18 @@ def epoch_order(config: Config, count: int, epoch: int) -> Tensor:
 
 
 def prepare(images: Tensor, config: Config) -> Tensor:
-    """The whole images as a trained model takes them, without augmentation.
+    """The whole images as a trained model takes them, without augmentation; rows of features as they are.
 
     Args:
-        images: uint8 [B, H, W, C].
+        images: uint8 [B, H, W, C], or rows [B, D].
         config: resolved.
 
     Returns:
-        float32 [B, C, s, s]: for crops the images at their size, normalised; for affine views resized to a large crop.
+        float32 [B, C, s, s]: for crops the images at their size, normalised; for affine views resized to a large crop;
+        of rows float32 [B, D].
     """
+    if config.columns is not None:
+        return images.float()
     if config.augmentation == "affine":
         return resize(images, config.large_size, config.pixel_scale)
     mean, std = (

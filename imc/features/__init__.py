@@ -1,1 +1,1 @@
-"""Features of images by pretrained encoders: computed, kept, written to files."""
+"""Features by a frozen encoder, or made elsewhere: a data set whose samples are vectors, and their views."""

@@ -13,8 +13,9 @@ RESULT = "result.json"
 FIGURES = "figures"  # a folder
 METRICS, MODEL, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 LABELS = "labels.csv"
+NEIGHBOURS = "neighbours.npy"  # of a run on features
 DATA = "data.json"  # the fingerprint of the images
-FILES = (CONFIG, DATA, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
+FILES = (CONFIG, DATA, NEIGHBOURS, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
 NAMED = 3  # runs in a message
 
 

@@ -24,17 +24,20 @@ from torch.nn import functional
 
 from imc.errors import UserError
 from imc.methods.method import LabelledRows, Method, Step
+from imc.models.standardise import Standardise
 from imc_kernels import info_nce_loss, log_dot_product_loss
+
+SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
 
 
 class ClusterHeads(nn.Module):
-    """H two-layer perceptrons on the same features, as one matrix product per layer: [N, F] -> [H, N, C].
+    """H perceptrons of one or two layers on the same features, a matrix product per layer: [N, F] -> [H, N, C].
 
     All weights are drawn by Kaiming's uniform rule with gain sqrt 2, each head's as if it stood alone; biases are 0.
 
     Args:
         features: F.
-        hidden: width of each head's hidden layer.
+        hidden: width of each head's hidden layer; 0: there is none.
         clusters: C.
         heads: H.
     """
@@ -42,13 +45,17 @@ class ClusterHeads(nn.Module):
     def __init__(self, features: int, hidden: int, clusters: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.hidden = he_uniform(nn.Linear(features, heads * hidden, dtype=torch.float32))
-        bound = math.sqrt(6 / hidden)
-        self.weight = nn.Parameter(torch.empty(heads, hidden, clusters, dtype=torch.float32).uniform_(-bound, bound))
+        self.hidden = he_uniform(nn.Linear(features, heads * hidden, dtype=torch.float32)) if hidden else None
+        # A layer alone starts near equal probabilities: from larger weights more heads end in poor optima.
+        inputs, bound = (hidden, math.sqrt(6 / hidden)) if hidden else (features, SMALL / math.sqrt(features))
+        self.weight = nn.Parameter(torch.empty(heads, inputs, clusters, dtype=torch.float32).uniform_(-bound, bound))
         # One dimension: weight decay tells biases by that.
         self.bias = nn.Parameter(torch.zeros(heads * clusters, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.hidden is None:
+            weight = self.weight.transpose(0, 1).flatten(1)
+            return torch.addmm(self.bias, features, weight).unflatten(1, (self.heads, -1)).transpose(0, 1)
         hidden = functional.relu(self.hidden(features), inplace=True)
         hidden = hidden.unflatten(1, (self.heads, -1)).transpose(0, 1)
         return torch.baddbmm(self.bias.view(self.heads, 1, -1), hidden, self.weight)
@@ -59,7 +66,8 @@ class Crlc(Method):
 
     Args:
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F], with the attribute ``feature_dim``.
-        projection_hidden, embedding_dim: widths of the projection's two layers.
+        projection_hidden, embedding_dim: widths of the projection's two layers; there is none on features that are
+            given, which no contrast would change.
         clusters: number C of clusters.
         sub_heads: number H of cluster heads.
         head_hidden: width of each cluster head's hidden layer.
@@ -88,11 +96,13 @@ class Crlc(Method):
     ) -> None:
         super().__init__(encoder)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
-        self.projection = nn.Sequential(
-            he_uniform(nn.Linear(feature_dim, projection_hidden, dtype=torch.float32)),
-            nn.ReLU(inplace=True),
-            he_uniform(nn.Linear(projection_hidden, embedding_dim, dtype=torch.float32)),
-        )
+        self.projection: nn.Module | None = None
+        if not isinstance(encoder, Standardise):
+            self.projection = nn.Sequential(
+                he_uniform(nn.Linear(feature_dim, projection_hidden, dtype=torch.float32)),
+                nn.ReLU(inplace=True),
+                he_uniform(nn.Linear(projection_hidden, embedding_dim, dtype=torch.float32)),
+            )
         self.heads = ClusterHeads(feature_dim, head_hidden, clusters, sub_heads)
         self.temperature = temperature
         self.contrast_weight = contrast_weight
@@ -116,10 +126,6 @@ class Crlc(Method):
         if len(crops) != 1 or len(crops[0]) != 2:
             raise UserError("crlc contrasts two views: --large-crops must be 2 and --small-crops 0")
         features = self.encode(crops)
-        embeddings = self.projection(features).unflatten(0, (2, -1))
-        contrast = self.contrast_weight * info_nce_loss(
-            embeddings, temperature=self.temperature, normalise=True, group=self.group
-        )
         logits = self.heads(features).unflatten(1, (2, -1))
         head_losses = log_dot_product_loss(
             logits,
@@ -132,8 +138,14 @@ class Crlc(Method):
         if self.training:
             self.head_loss_sum.add_(head_losses.detach())
             self.head_loss_steps.add_(1)
-        terms = {"instance_contrast": contrast.detach(), "cluster_contrast": clustering.detach()}
-        return Step(contrast + clustering, terms, None, self._of_best_head(logits.detach()))
+        terms, loss = {"cluster_contrast": clustering.detach()}, clustering
+        if self.projection is not None:
+            embeddings = self.projection(features).unflatten(0, (2, -1))
+            contrast = self.contrast_weight * info_nce_loss(
+                embeddings, temperature=self.temperature, normalise=True, group=self.group
+            )
+            terms, loss = {"instance_contrast": contrast.detach(), **terms}, contrast + clustering
+        return Step(loss, terms, None, self._of_best_head(logits.detach()))
 
     def begin_epoch(self, epoch: int) -> None:
         self.head_loss_sum.zero_()
@@ -158,7 +170,8 @@ class Crlc(Method):
         return logits.index_select(0, self.head_loss_sum.argmin().view(1)).squeeze(0)
 
     def embed(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.projection(self.features(images)), dim=1)
+        features = self.features(images)
+        return functional.normalize(features if self.projection is None else self.projection(features), dim=1)
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         return list(self.heads.parameters())

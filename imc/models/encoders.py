@@ -14,6 +14,7 @@ from imc.errors import UserError
 from imc.models.batch_norm import PerViewBatchNorm
 from imc.models.convolution import Convolution
 from imc.models.resnet import ResNet
+from imc.models.standardise import Standardise
 
 
 class DigitsEncoder(nn.Module):
@@ -108,6 +109,8 @@ class CustomEncoder(nn.Module):
 
 def build_encoder(config: Config, custom: nn.Module | None = None) -> nn.Module:
     """The untrained encoder of a resolved configuration, or ``custom`` as one."""
+    if config.columns is not None:
+        return Standardise(config.columns, config.scaling)
     if custom is not None:
         return CustomEncoder(custom, config.channels, config.large_size)
     if config.encoder == "custom":

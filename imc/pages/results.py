@@ -21,7 +21,7 @@ from imc.files.run_places import FILES, RESULT
 from imc.files.whole import replacing, written
 from imc.machine.arithmetic import arithmetic, processor
 from imc.pages.run_figures import draw_confusion, draw_gallery
-from imc.scores.evaluation import kmeans_on_pixels
+from imc.scores.evaluation import kmeans_on_features, kmeans_on_pixels
 from imc.scores.metrics import SCORES, clustering_scores
 from imc.text import counted, shell_word, visible
 from imc_kernels.version import __version__
@@ -45,18 +45,24 @@ def write_results(
         train_seconds: wall time of the training loop.
 
     Returns:
-        The content of result.json. Without labels the scores are None and k-means does not run.
+        The content of result.json. Without labels the scores are None and k-means does not run; on features that of
+        pixels runs where these are known.
     """
     labels = None if data.labels is None else data.labels.numpy()
     own: dict[str, float | None] = dict.fromkeys(SCORES)
     baseline: dict[str, float | None] = dict.fromkeys(SCORES)
+    on_features: dict[str, float | None] = dict.fromkeys(SCORES) if data.are_features else {}
     assert config.clusters is not None
     if labels is not None:
         own.update(clustering_scores(labels, clusters))
-        baseline.update(clustering_scores(labels, kmeans_on_pixels(data.images, config.clusters, config.seed)))
+        if data.shown is not None:
+            baseline.update(clustering_scores(labels, kmeans_on_pixels(data.shown, config.clusters, config.seed)))
+        if data.are_features:
+            on_features.update(clustering_scores(labels, kmeans_on_features(data.images, config.clusters, config.seed)))
     result: dict[str, Any] = {
         **own,
         **{f"kmeans_{name}": value for name, value in baseline.items()},
+        **{f"kmeans_features_{name}": value for name, value in on_features.items()},
         "train_seconds": round(train_seconds, 3),
         "clusters": config.clusters,
         "clusters_used": len(np.unique(clusters)),
@@ -76,7 +82,8 @@ def write_results(
         _write_labels(folder / "labels.csv", data, clusters, confidence)
         if labels is not None:
             draw_confusion(folder / "confusion.png", data, clusters, config.clusters)
-        draw_gallery(folder / "gallery.png", data, clusters, confidence, config.clusters)
+        if data.shown is not None:
+            draw_gallery(folder / "gallery.png", data, clusters, confidence, config.clusters)
     write_json(folder / RESULT, result)
     return result
 
@@ -111,7 +118,10 @@ def table(result: dict[str, Any], folder: Path) -> str:
     if result["acc"] is not None:
         lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
         method = {"imc-swav": "IMC-SwAV", "crlc": "CRLC"}[result["method"]]
-        for title, prefix in ((method, ""), ("k-means on pixels", "kmeans_")):
+        baselines = (("k-means on features", "kmeans_features_"), ("k-means on pixels", "kmeans_"))
+        for title, prefix in ((method, ""), *baselines):
+            if result.get(f"{prefix}acc") is None:
+                continue
             scores = "".join(f"{result[prefix + name]:8.3f}" for name in SCORES)
             lines.append(f"{title:20}{scores}")
     lines.append(

@@ -70,7 +70,8 @@ def draw_gallery(
     """One row per cluster, its most and its least certain images."""
     title = f"{images.name}: {counted(len(clusters), 'image{s}')} in {num_clusters} clusters"
     captions = [f"cluster {cluster}: {text}" for cluster, text in enumerate(describe(images, clusters, num_clusters))]
-    figures.save_gallery(path, images.images.numpy(), clusters, confidence, captions, title)
+    assert images.shown is not None
+    figures.save_gallery(path, images.shown.numpy(), clusters, confidence, captions, title)
     return Drawn(
         path, f"Gallery of {num_clusters} clusters, one a row: its most certain images, then its least certain."
     )

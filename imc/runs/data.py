@@ -17,11 +17,31 @@ from imc.data.fingerprint import difference, fingerprint, read_record
 from imc.data.model_images import bits_of_files, fit_for_model
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
+from imc.features.files import holds_features, read_features
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
 from imc.text import counted
 
 SIDE_WITHOUT_GPU = 32
+
+
+def sourced(config: Config) -> Config:
+    """The configuration with its features, where it is on some, by the paths that lead to them from anywhere.
+
+    An array of rows that is given as the data set is features.
+
+    Raises:
+        UserError: features and another data set are given.
+    """
+    if config.features is None and holds_features(config.data):
+        config = replace(config, features=(config.data,))
+    if config.features is None:
+        return config
+    features = tuple(map(absolute, config.features))
+    if config.data not in (Config.data, *config.features, features[0]):
+        raise UserError(f"--data {config.data} and --features exclude each other")
+    files, labels = (None if path is None else absolute(path) for path in (config.files, config.labels))
+    return replace(config, data=features[0], features=features, files=files, labels=labels)
 
 
 def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
@@ -31,11 +51,13 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
         UserError: it is not there, cannot be read, or has labels that are none of its classes.
     """
     if isinstance(data, Images):
-        mean, std = channel_statistics(data.images)
+        mean, std = ((), ()) if data.are_features else channel_statistics(data.images)
         data = Dataset(data.name, data, test=None, unlabeled=None, mean=mean, std=std, note="")
     if data is not None:
         test = None if data.test is None else _labelled(data.test)
         return replace(data, train=_labelled(data.train), test=test)
+    if config.features is not None:
+        return read_features(config.features, files=config.files, labels=config.labels)
     return load(
         config.data,
         root=None if config.data_root is None else user_path(config.data_root),
@@ -127,6 +149,8 @@ def other_data(folder: Path, config: Config, source: str | None, labels_from_fol
         UserError: it is not there, or its images are not of the kind that the model takes.
     """
     record, own = read_record(folder), source is None or absolute(source) == absolute(config.data)
+    if config.features is not None and source is not None and not own:
+        return fit_for_model(config, read_features([source]))
     if source is None or own:
         require_there(config.data, folder)
         data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))

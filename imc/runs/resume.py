@@ -16,12 +16,13 @@ from imc.data.fingerprint import difference, read_record
 from imc.errors import UserError
 from imc.files.paths import meant
 from imc.files.run_places import CHECKPOINT, CONFIG, MODEL, is_run, newest
-from imc.runs.data import require_there
+from imc.runs.data import require_there, sourced
 from imc.runs.folder import read_config, run_folder
 from imc.training.checkpoint import read_checkpoint
 
 # What a resumed run may be told anew: how long, where and how fast it runs, not what it computes.
 FREE = {
+    *("features", "files", "labels"),  # of which the rows are compared once they are read
     *("out", "name", "resume", "overwrite", "print_config", "data_root", "download", "epochs", "stop_after_epoch"),
     *("device", "threads", "backend", "amp", "channels_last", "device_data", "compile", "cuda_graph", "rank_timeout"),
     *("log_every", "tensorboard", "checkpoint_every", "checkpoint_minutes"),
@@ -108,10 +109,14 @@ def resumed_config(asked: Config, saved: dict[str, Any], given: Collection[str])
                 "takes anew --epochs, --data for the same images at another place, and how the run computes, not what)"
             )
     changed = {name: getattr(asked, name) for name in given if name in FREE}
-    if "data" in given:
+    if "data" in given and config.features is not None:
+        changed["features"] = (asked.data,)
+    elif "data" in given:
         changed["data"] = absolute(asked.data)
         changed["labels_from_folders"] = config.labels_from_folders and is_folder(asked.data)
-    return Config.from_dict({**saved, "stop_after_epoch": None, **changed})
+    if "features" in changed:
+        changed["data"] = changed["features"][0]
+    return sourced(Config.from_dict({**saved, "stop_after_epoch": None, **changed}))
 
 
 def _no_run(folder: Path) -> str:

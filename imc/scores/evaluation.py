@@ -1,8 +1,8 @@
-"""What a trained model says about images: features, clusters, and the plane; beside them, k-means on the pixels."""
+"""What a trained model says about images: features, clusters, and the plane; beside them, k-means."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -135,18 +135,29 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
 
     Of more than 10,000 images, 10,000 evenly spaced ones decide the centres.
     """
-    count = len(images)
+    return _kmeans(images, _pixels, clusters, seed, "k-means on pixels")
+
+
+def kmeans_on_features(rows: Tensor, clusters: int, seed: int) -> NDArray[np.int64]:
+    """The same on rows of features [M, D], each divided by its length."""
+    return _kmeans(rows, _directions, clusters, seed, "k-means on features")
+
+
+def _kmeans(
+    samples: Tensor, numbers: Callable[[Tensor], NDArray[np.float32]], clusters: int, seed: int, title: str
+) -> NDArray[np.int64]:
+    count = len(samples)
     sample = evenly_spaced(count, KMEANS_IMAGES)
-    pixels, random = _pixels(images[sample]), np.random.RandomState(seed)
+    points, random = numbers(samples[sample]), np.random.RandomState(seed)
     # Threads would add up the centres in an order that changes from run to run.
-    with threadpool_limits(limits=1), progress(KMEANS_RESTARTS, "k-means on pixels", "start") as bar:
+    with threadpool_limits(limits=1), progress(KMEANS_RESTARTS, title, "start") as bar:
         # The starts that n_init=KMEANS_RESTARTS would make, one by one, since they may take minutes.
         fits = []
         for _ in range(KMEANS_RESTARTS):
-            fits.append(KMeans(clusters, n_init=1, random_state=random).fit(pixels))
+            fits.append(KMeans(clusters, n_init=1, random_state=random).fit(points))
             bar.update()
         kmeans = min(fits, key=lambda fit: fit.inertia_)
-        labels = [kmeans.predict(_pixels(batch)) for batch in images.split(KMEANS_IMAGES)]
+        labels = [kmeans.predict(numbers(batch)) for batch in samples.split(KMEANS_IMAGES)]
     return np.concatenate(labels).astype(np.int64)
 
 
@@ -158,6 +169,10 @@ def evenly_spaced(count: int, most: int) -> Tensor:
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:
     return images.flatten(1).cpu().numpy().astype(np.float32) / np.float32(255)
+
+
+def _directions(rows: Tensor) -> NDArray[np.float32]:
+    return torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()
 
 
 def plane(features: Tensor, seed: int) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from imc.command_line.terminal import progress, warn
 from imc.config import Config
-from imc.data.pixels import open_pixels
-from imc.data.views import Batch, epoch_order, make_views
+from imc.data.pixels import Source, open_pixels
+from imc.data.views import Batch, Views, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
 from imc.files.json import append_json_line, keep_json_lines
 from imc.files.run_places import METRICS
@@ -37,11 +37,12 @@ class Loop:
 
     Args:
         model: on its device.
-        parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones.
+        parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones; or rows [M, D].
         config: resolved.
         ranks: the processes of the run.
         begin: makes the run's folder and returns the configuration with it. Called after the first update, so that a
             start that fails leaves no trace. None: the folder of ``config`` is there.
+        source: where the batches come from and what their views are; None: images and their crops.
         signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
 
     Attributes:
@@ -57,6 +58,7 @@ class Loop:
         config: Config,
         ranks: Ranks,
         begin: Callable[[], Config] | None = None,
+        source: tuple[Source, Views] | None = None,
         *,
         signals: bool = True,
     ) -> None:
@@ -72,8 +74,9 @@ class Loop:
         self.per_rank = config.batch_size // ranks.world
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, config, self.device)
-        self.pixels = open_pixels(parts, self.device, config.device_data)
-        self.views = make_views(config, self.device)
+        if source is None:
+            source = open_pixels(parts, self.device, config.device_data), make_views(config, self.device)
+        self.pixels, self.views = source
         self.graph = self._graphed() if config.cuda_graph else None
         self.prototypes = config.prototypes if config.method == "imc-swav" else 0
         self.update = 0

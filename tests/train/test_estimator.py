@@ -95,7 +95,7 @@ def test_floats_are_stretched_from_the_range_that_fit_saw(pixels: NDArray[np.uin
     np.testing.assert_array_equal(scaled.labels_, own.labels_)
     given = tiny(value_range=(0, 1)).fit(pixels[:32] / 255)
     with pytest.warns(UserWarning, match=r"% of the values of X lie outside of 0\.\.1, the range of fit, and are cut"):
-        cut = given._images(pixels[:4] / 255 * 3, reset=False)[..., 0]
+        cut = given._samples(pixels[:4] / 255 * 3, reset=False)[..., 0]
     np.testing.assert_array_equal(cut, np.minimum(pixels[:4] * 3.0, 255))
 
 
@@ -242,7 +242,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(pixels: NDArray[np.uint8], monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise StoppedError("stopped")
 
-    monkeypatch.setattr("imc.estimator.train", interrupted)
+    monkeypatch.setattr("imc.clusterer.train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny().fit(pixels)
 

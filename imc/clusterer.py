@@ -1,0 +1,186 @@
+"""What the estimators share: a run of ``imc train`` with the conventions of scikit-learn."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from imc.command_line.terminal import silence
+from imc.config import Config
+from imc.data import Images
+from imc.errors import StoppedError, UserError
+from imc.files.json import write_json
+from imc.files.run_places import CONFIG, MODEL
+from imc.machine.device import choose_device
+from imc.machine.torch_state import as_in_a_new_process
+from imc.runs.model import LoadedRun, load_run, save_model
+from imc.scores.evaluation import Outputs, outputs
+from imc.train import train
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SOURCE = "<array>"  # stands in a configuration where the name of a data set would
+# Fields of a configuration that say where a run's data and files lie, and when it ends early.
+OF_COMMANDS = {
+    *("name", "overwrite", "resume", "stop_after_epoch", "print_config", "tensorboard"),
+    *("data_root", "download", "image_size", "labels_from_folders", "train_on"),
+}
+
+
+class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """A run whose samples are given. Subclasses have the parameters that :meth:`_config` reads, and ``_samples``."""
+
+    n_clusters: int
+    method: str
+    epochs: int | None
+    batch_size: int | None
+    options: Mapping[str, Any] | None
+    random_state: int | np.random.RandomState | None
+    device: str
+    verbose: bool
+
+    def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+        """The samples that training takes, of what a user gave; with ``reset`` their kind is learned from it."""
+        raise NotImplementedError
+
+    def _module(self) -> nn.Module | None:
+        """The encoder, where it is a module."""
+        return None
+
+    def _own(self) -> dict[str, Any]:
+        """Further fields of the configuration."""
+        return {}
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: N803
+        """Train, and cluster the samples; ``y`` is ignored.
+
+        Trains in this process, also where that is one of a distributed job, and in any state of torch
+        (:mod:`imc.machine.torch_state`); fits of several threads take turns. What fails leaves the estimator as it was.
+        """
+        before = dict(self.__dict__)
+        try:
+            warned = self._fit(X)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        for sentence in warned:
+            warnings.warn(sentence, ConvergenceWarning, stacklevel=2)
+        return self
+
+    def _fit(self, X: ArrayLike) -> list[str]:  # noqa: N803
+        """Train, and set the fitted attributes; what the run warned of, where it was not shown."""
+        samples = self._samples(X, reset=True)
+        if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 2:
+            raise ValueError(f"n_clusters must be an integer of at least 2, got {self.n_clusters!r}")
+        if len(samples) < self.n_clusters:
+            raise ValueError(f"n_samples={len(samples)} should be >= n_clusters={self.n_clusters}")
+        module = self._module()
+        with tempfile.TemporaryDirectory() as folder, _as_value_error(), as_in_a_new_process():
+            config = self._config(Path(folder) / "run")
+            data = Images(SOURCE, samples, None, ())
+            said: AbstractContextManager[list[str]] = contextlib.nullcontext([]) if self.verbose else silence()
+            with said as warned:
+                out = train(config, data, copy.deepcopy(module), report=False, embedded=True)
+            assert out is not None
+            run = load_run(out["out"], "cpu", copy.deepcopy(module))
+        self.config_, self.model_ = run.config, run.model
+        self.labels_ = self._outputs(samples).clusters
+        return warned
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
+        """The cluster of each sample [M]."""
+        return self._outputs(self._new(X)).clusters
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        """The probability of each cluster for each sample [M, n_clusters]."""
+        return self._outputs(self._new(X)).probabilities.numpy()
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        """What the model's heads see of each sample [M, F]."""
+        return self._outputs(self._new(X)).features.numpy()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model and its configuration as a run, for ``imc predict`` and ``imc export``.
+
+        Raises:
+            ValueError: the folder holds a run already.
+        """
+        check_is_fitted(self)
+        folder = Path(folder)
+        if (folder / CONFIG).exists():
+            raise ValueError(f"{folder} holds a run already")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, self.config_.to_dict())
+        save_model(folder / MODEL, self.model_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.config_.feature_dim)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes in
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "model_" in state:  # a pickle that needs no GPU
+            state = {**state, "model_": copy.deepcopy(state["model_"]).cpu()}
+        return state
+
+    def _config(self, folder: Path) -> Config:
+        seed = self.random_state
+        if not isinstance(seed, (int, np.integer)):
+            seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
+        own: dict[str, Any] = {
+            "data": SOURCE,
+            "out": str(folder),
+            "clusters": int(self.n_clusters),
+            "method": self.method,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": int(seed),
+            "device": self.device,
+            "checkpoint_every": 0,
+            **self._own(),
+        }
+        if not isinstance(self.options, Mapping | None):
+            raise ValueError(f"options must be a mapping from names of imc.config.Config, got {self.options!r}")
+        taken = (own.keys() | OF_COMMANDS) & (self.options or {}).keys()
+        if taken:
+            raise ValueError(f"options must not set {min(taken)!r}, which has a parameter or is the estimator's own")
+        return Config.from_dict({**own, **(self.options or {})}).validate()
+
+    def _new(self, X: ArrayLike) -> Tensor:  # noqa: N803
+        check_is_fitted(self)
+        return self._samples(X, reset=False)
+
+    def _outputs(self, samples: Tensor) -> Outputs:
+        with as_in_a_new_process():
+            return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), samples)
+
+
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """The errors of a run by the names that scikit-learn's users expect."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    except StoppedError:
+        raise KeyboardInterrupt from None

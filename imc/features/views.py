@@ -1,0 +1,79 @@
+"""Views of a sample that is a row of features: itself and its neighbours, or itself with noise.
+
+As of images (:mod:`imc.data.views`), they are a pure function of the seed, the number of the update and the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from imc.data.pixels import FREE_SHARE, ResidentPixels
+from imc.data.views import VIEWS, Batch, derived_seed
+
+NEIGHBOURS, NOISE = "neighbours", "noise"  # values of --augmentation
+
+
+class HostRows:
+    """Rows in host memory or over a memory map, from which the views of a batch are gathered; for a GPU without room.
+
+    Args:
+        rows: [M, D].
+        device: where the batches go.
+    """
+
+    def __init__(self, rows: Tensor, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+
+    def batches(self, rows: Sequence[Tensor], start: int, total: int) -> Generator[Batch]:
+        """The batches of these samples, each int64 [B] on the host."""
+        for samples in rows:
+            positions = samples.to(self.device, non_blocking=True)
+            yield Batch(self.rows, positions, positions, start, total)
+
+
+def open_rows(rows: Tensor, device: torch.device, choice: str) -> ResidentPixels | HostRows:
+    """The rows by the choice "on" (the device), "off" (the host), or "auto": on the device where they fit."""
+    if choice == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        choice = "on" if rows.nbytes < FREE_SHARE * free else "off"
+    return HostRows(rows, device) if choice == "off" else ResidentPixels([rows], device)
+
+
+class RowViews:
+    """The views of rows: the first is the row itself, every further one a neighbour, drawn evenly.
+
+    Args:
+        neighbours: int32 [M, k]; None: every view is the row itself.
+        views: number of large and of small views, which differ in their part in the loss alone.
+        noise: standard deviation of normal noise on every view, as a fraction of the row's root mean square.
+        seed: of the run.
+        device: where the views go.
+    """
+
+    def __init__(
+        self, neighbours: Tensor | None, *, views: tuple[int, int], noise: float, seed: int, device: torch.device
+    ) -> None:
+        self.neighbours = None if neighbours is None else neighbours.to(device)
+        self.views, self.noise, self.seed = views, noise, seed
+        self.generator = torch.Generator(device)
+
+    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
+        """For the large and the small views a tensor float32 [V, B, D]."""
+        self.generator.manual_seed(derived_seed(self.seed, VIEWS, update))
+        device, count = self.generator.device, len(batch.samples)
+        part = slice(batch.start, batch.start + count)
+        samples = batch.samples.expand(sum(self.views), count)
+        if self.neighbours is not None:
+            shape = (sum(self.views) - 1, batch.total)
+            # Drawn for all ranks, so that their number does not change what a sample sees.
+            drawn = torch.randint(self.neighbours.shape[1], shape, generator=self.generator, device=device)[:, part]
+            samples = torch.cat([samples[:1], self.neighbours[samples[1:], drawn].long()])
+        views = batch.images[samples.to(batch.images.device)].to(device, torch.float32)
+        if self.noise:
+            every = (len(views), batch.total, views.shape[2])
+            noise = torch.randn(every, generator=self.generator, dtype=torch.float32, device=device)[:, part]
+            views = views + self.noise * views.square().mean(dim=2, keepdim=True).sqrt() * noise
+        return [size for size in views.split(list(self.views)) if len(size)]

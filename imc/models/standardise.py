@@ -1,0 +1,64 @@
+"""The encoder of features that are given: it scales them, and has nothing to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SCALINGS = ("length", "columns", "none")
+BLOCK = 4096  # rows
+
+
+class Standardise(nn.Module):
+    """Rows [N, D] of any real dtype -> float32 [N, D], of mean 0 and mean square 1 over the rows of :meth:`fit`.
+
+    Args:
+        columns: of each file whose rows lie side by side; D is their sum.
+        scaling: "length": first each file's part of a row is divided by its length, for what networks give;
+            "columns": each column is divided by its own deviation, for measurements in several units; "none": neither.
+
+    Attributes:
+        feature_dim: D.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, columns: Sequence[int], scaling: str) -> None:
+        super().__init__()
+        self.columns = list(columns)
+        self.feature_dim = sum(columns)
+        self.scaling = scaling
+        self.register_buffer("mean", torch.zeros(self.feature_dim, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(self.feature_dim, dtype=torch.float32))
+
+    def forward(self, rows: Tensor, views: int = 1) -> Tensor:
+        return (self._lengths(rows) - self.mean) * self.scale
+
+    def _lengths(self, rows: Tensor) -> Tensor:
+        rows = rows.float()
+        if self.scaling != "length":
+            return rows
+        if len(self.columns) == 1:
+            return functional.normalize(rows, dim=1)
+        return torch.cat([functional.normalize(part, dim=1) for part in rows.split(self.columns, dim=1)], dim=1)
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor) -> None:
+        """Take mean and scale from rows [M, D], block by block. A column, or a matrix, without spread stays 0."""
+        # Two passes: a column of 10^6 +- 1 would lose its spread in a difference of sums of squares.
+        mean, variance = (torch.zeros(self.feature_dim, dtype=torch.float64) for _ in range(2))
+        for block in rows.split(BLOCK):
+            mean += self._lengths(block).double().sum(dim=0) / len(rows)
+        for block in rows.split(BLOCK):
+            variance += (self._lengths(block).double() - mean).square().sum(dim=0) / len(rows)
+        if self.scaling != "columns":
+            variance = variance.mean().expand(self.feature_dim)
+        deviation = variance.sqrt()
+        # Of equal numbers the rounding of their mean is left, which is no spread.
+        flat = deviation <= 1e-6 * mean.abs().max().clamp_min(1e-30)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(flat, 0.0, 1 / deviation.clamp_min(1e-38)))

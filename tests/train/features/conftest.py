@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from train.features.blobs import blobs
+
+from imc.config import Config
+from imc.train import train
+
+
+@pytest.fixture(scope="session")
+def rows() -> NDArray[np.float32]:
+    """Three groups of 30 rows each."""
+    return blobs()[0]
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with their labels, as an .npz."""
+    path = tmp_path_factory.mktemp("features") / "blobs.npz"
+    values, labels = blobs()
+    np.savez(path, features=values, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_on_features(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on them; a test that writes into it works on a copy."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train(on_features(features, out))
+    return out
+
+
+def on_features(features: Path, out: Path, **options: object) -> Config:
+    """A run on features that takes a fraction of a second."""
+    own = {"epochs": 30, "warmup_updates": 5, "sub_heads": 4, "neighbours": 5, "checkpoint_every": 0, "lr": 0.02}
+    return Config(features=(str(features),), out=str(out), backend="eager", **{**own, **options})  # type: ignore[arg-type]
