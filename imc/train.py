@@ -96,7 +96,7 @@ def plan(
     given: Collection[str] | None = None,
 ) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    config = (config if config.resume or data is not None else sourced(config)).validate()
+    config = (config if config.resume else sourced(config, data)).validate()
     run = begun(config, given, has_data=data is not None) if config.resume else None
     config = config if run is None else run.config
     return _resolve(config, run_data(config, data), encoder, choose_device(config.device))
@@ -135,7 +135,7 @@ def train(
         RunError: a loss became NaN, or another process died.
         StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
-    config = (config if config.resume or data is not None else sourced(config)).validate()
+    config = (config if config.resume else sourced(config, data)).validate()
     device = choose_device(config.device)
     with turn(device), nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
         run = begun(config, given, has_data=data is not None) if config.resume else None

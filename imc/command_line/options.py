@@ -22,20 +22,21 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
-    method: str | None = None,
+    method: str | tuple[str, ...] = (),
 ) -> Any:
     """A flag: its default, its group and line in ``--help``, the bounds of its value or the texts accepted, and the
-    method that alone has it.
+    method, or methods, that alone have it.
 
     A default of None stands for what is chosen later; the field's type is then that of the choice.
     """
+    methods = (method,) if isinstance(method, str) else method
     bounds = {"of at least": at_least, "above": above, "of at most": at_most, "below": below}
     return field(
         default=default,
         metadata={
             "group": group,
-            "help": f"{method}: {help}" if method else help,
-            "method": method,
+            "help": f"{', '.join(methods)}: {help}" if methods else help,
+            "method": methods,
             "bounds": {k: v for k, v in bounds.items() if v is not None},
             "choices": choices,
         },

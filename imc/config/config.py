@@ -14,7 +14,7 @@ from imc.command_line.options import check, flag, option
 from imc.errors import UserError
 from imc.models.standardise import SCALINGS
 
-METHODS = ("imc-swav", "crlc")
+METHODS = ("imc-swav", "crlc", "temi")
 ENCODERS = ("digits", "resnet18", "resnet34", "resnet50", "custom")
 VIEWS = ("affine", "crops")  # of images
 ROW_VIEWS = ("neighbours", "noise")  # of features
@@ -193,9 +193,9 @@ class Config:
     classifier_widths: tuple[int, ...] = option(
         None, "network", "classifier's hidden layers", at_least=1, method="imc-swav"
     )
-    sub_heads: int = option(None, "network", "number of cluster heads", at_least=1, method="crlc")
+    sub_heads: int = option(None, "network", "number of cluster heads", at_least=1, method=("crlc", "temi"))
     head_hidden: int = option(
-        None, "network", "width of a cluster head's hidden layer; 0: none", at_least=0, method="crlc"
+        None, "network", "width of a cluster head's hidden layer; 0: none", at_least=0, method=("crlc", "temi")
     )
 
     temperature: float = option(None, "loss", "divides prototype scores, or cosines of embeddings", above=0)
@@ -215,6 +215,10 @@ class Config:
         None, "loss", "the classifier sees labelled-split rows only, collected to a batch", method="imc-swav"
     )
     smoothing: float = option(None, "loss", "weight of the uniform distribution", at_least=0, below=1, method="crlc")
+    beta: float = option(None, "loss", "exponent of the joint probabilities", above=0, method="temi")
+    teacher_momentum: float = option(
+        None, "loss", "share of the heads' moving averages that a step leaves", at_least=0, at_most=1, method="temi"
+    )
     contrast_weight: float = option(None, "loss", "weight of the contrast of the embeddings", at_least=0, method="crlc")
 
     device: str = option(
@@ -253,8 +257,10 @@ class Config:
         method = self.method or self.default_method
         for entry in fields(self):
             owner = entry.metadata["method"]
-            if owner not in (None, method) and getattr(self, entry.name) != entry.default:
-                raise UserError(f"{flag(entry.name)} belongs to --method {owner}, this is --method {method}")
+            if owner and method not in owner and getattr(self, entry.name) != entry.default:
+                raise UserError(
+                    f"{flag(entry.name)} belongs to --method {' or '.join(owner)}, this is --method {method}"
+                )
         self._check_features()
         if self.large_crops is not None and self.small_crops is not None and self.large_crops + self.small_crops < 2:
             raise UserError("--large-crops and --small-crops must be at least 2 together, got 1")
@@ -284,6 +290,8 @@ class Config:
     def _check_features(self) -> None:
         """What is for features alone is not given without, and what is for images not with them."""
         if self.features is None:
+            if self.method == "temi":
+                raise UserError("--method temi is for features: --features, and none are given")
             for name in ("files", "labels", *OF_FEATURES):
                 if getattr(self, name) is not None:
                     raise UserError(f"{flag(name)} is for features: --features, and none are given")

@@ -268,6 +268,15 @@ METHODS_ON_FEATURES: dict[str, Numbers] = {
         "logit_limit": 25.0,
         "smoothing": 0.01,
     },
+    # arXiv 2303.17896 and its authors' code, with as many heads as for crlc.
+    "temi": {
+        "lr": 1e-2,
+        "sub_heads": 30,
+        "head_hidden": 0,
+        "temperature": 0.1,
+        "beta": 0.6,
+        "teacher_momentum": 0.996,
+    },
     "imc-swav": {
         "lr": 3e-3,
         "classifier_lr": 5e-3,

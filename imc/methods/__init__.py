@@ -88,7 +88,7 @@ def _planned(config: Config, encoder: nn.Module | None) -> Method:
 
 
 def _build(config: Config, encoder: nn.Module) -> Method:
-    return {"imc-swav": _imc_swav, "crlc": _crlc}[config.method](config, encoder)
+    return {"imc-swav": _imc_swav, "crlc": _crlc, "temi": _temi}[config.method](config, encoder)
 
 
 def _imc_swav(config: Config, encoder: nn.Module) -> Method:
@@ -129,4 +129,18 @@ def _crlc(config: Config, encoder: nn.Module) -> Method:
         smoothing=config.smoothing,
         entropy_weight=config.entropy_weight,
         logit_limit=config.logit_limit,
+    )
+
+
+def _temi(config: Config, encoder: nn.Module) -> Method:
+    from imc.methods.temi import Temi
+
+    return Temi(
+        encoder,
+        clusters=config.clusters,
+        sub_heads=config.sub_heads,
+        head_hidden=config.head_hidden,
+        beta=config.beta,
+        temperature=config.temperature,
+        teacher_momentum=config.teacher_momentum,
     )

@@ -117,7 +117,7 @@ def table(result: dict[str, Any], folder: Path) -> str:
     lines = []
     if result["acc"] is not None:
         lines.append(f"{'':20}{'ACC':>8}{'NMI':>8}{'ARI':>8}")
-        method = {"imc-swav": "IMC-SwAV", "crlc": "CRLC"}[result["method"]]
+        method = {"imc-swav": "IMC-SwAV", "crlc": "CRLC", "temi": "TEMI"}[result["method"]]
         baselines = (("k-means on features", "kmeans_features_"), ("k-means on pixels", "kmeans_"))
         for title, prefix in ((method, ""), *baselines):
             if result.get(f"{prefix}acc") is None:

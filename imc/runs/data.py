@@ -25,14 +25,17 @@ from imc.text import counted
 SIDE_WITHOUT_GPU = 32
 
 
-def sourced(config: Config) -> Config:
+def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
     """The configuration with its features, where it is on some, by the paths that lead to them from anywhere.
 
-    An array of rows that is given as the data set is features.
+    An array of rows that is given as the data set is features, also where it is given from Python as ``data``.
 
     Raises:
         UserError: features and another data set are given.
     """
+    if data is not None:
+        rows = (data if isinstance(data, Images) else data.train).are_features
+        return replace(config, features=(config.data,)) if rows and config.features is None else config
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
     if config.features is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -15,12 +16,15 @@ from train.features.conftest import on_features
 from imc import predict
 from imc.cli import main
 from imc.config import Config
+from imc.data import Images
 from imc.data.views import Batch
 from imc.errors import StoppedError, UserError
 from imc.evaluate import evaluate
 from imc.features.views import RowViews
 from imc.files.csv import read_rows
 from imc.files.run_places import NEIGHBOURS
+from imc.methods.temi import Temi
+from imc.models.standardise import Standardise
 from imc.report import Options as ReportOptions
 from imc.report import report
 from imc.runs.model import load_run
@@ -46,6 +50,49 @@ def test_by_the_other_method(features: Path, tmp_path: Path) -> None:
     result = train(on_features(features, tmp_path / "run", **own))
     assert result is not None
     assert result["acc"] > 0.9
+
+
+def test_by_self_distillation(features: Path, tmp_path: Path) -> None:
+    config = on_features(features, tmp_path / "run", method="temi", teacher_momentum=0.9)
+    result = train(config)
+    assert result is not None
+    assert result["acc"] > 0.9
+    stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
+    with pytest.raises(StoppedError):
+        train(dataclasses.replace(stopped, stop_after_epoch=7))
+    train(Config(out=stopped.out, resume=True))
+    model = load_run(stopped.out).model.state_dict()
+    assert all(torch.equal(x, model[name]) for name, x in load_run(tmp_path / "run").model.state_dict().items())
+    assert np.load(tmp_path / "run" / NEIGHBOURS).shape == (90, 5)
+
+
+def test_the_teachers_and_the_prior_are_moving_averages() -> None:
+    encoder = Standardise((8,), "none")
+    sizes = {"clusters": 3, "sub_heads": 2, "head_hidden": 0, "beta": 0.6, "temperature": 0.1}
+    model = Temi(encoder, teacher_momentum=0.75, **sizes).train()
+    before = model.teachers.weight.clone()
+    with torch.no_grad():
+        model.heads.weight.add_(1)
+    views = torch.randn(2, 10, 8)
+    step = model([views])
+    assert torch.allclose(model.teachers.weight, before + 0.25)
+    predicted = (model.teachers(views.flatten(0, 1)) / 0.1).softmax(dim=-1).mean(dim=1)
+    assert torch.allclose(model.prior, 0.9 / 3 + 0.1 * predicted, atol=1e-6)
+    step.loss.backward()
+    assert model.heads.weight.grad is not None
+    assert model.teachers.weight.grad is None
+    held = copy.deepcopy(model.state_dict())
+    model.eval()([views])
+    assert all(torch.equal(x, held[name]) for name, x in model.state_dict().items())
+
+
+def test_rows_may_be_given_from_python(tmp_path: Path) -> None:
+    values, labels = blobs()
+    data = Images("blobs", torch.from_numpy(values), torch.from_numpy(labels), ("a", "b", "c"))
+    own = {"epochs": 30, "warmup_updates": 5, "sub_heads": 4, "neighbours": 5, "lr": 0.02}
+    result = train(Config(out=str(tmp_path / "run"), backend="eager", **own), data)  # type: ignore[arg-type]
+    assert result is not None
+    assert result["acc"] > 0.95
 
 
 def test_the_default_method_is_that_of_features(features: Path) -> None:
@@ -128,6 +175,7 @@ def test_its_neighbours_are_those_it_began_with(features: Path, tmp_path: Path) 
         ({"data": "digits.npy"}, "exclude each other"),
         ({"train_on": "train+test"}, "--train-on"),
         ({"columns": (9,)}, "--columns must be"),
+        ({"beta": 0.5}, "--beta belongs to --method temi, this is --method crlc"),
     ],
 )
 def test_options_that_features_do_not_take(features: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -136,7 +184,7 @@ def test_options_that_features_do_not_take(features: Path, tmp_path: Path, optio
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 3}, {"augmentation": "noise"}, {"labels": "y.npy"}])
+@pytest.mark.parametrize("options", [{"neighbours": 3}, {"augmentation": "noise"}, {"files": "y"}, {"method": "temi"}])
 def test_options_that_images_do_not_take(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="for features"):
         Config(**options).validate()
