@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +73,28 @@ def load_encoder(
     Raises:
         UserError: the name is unknown, what it needs is not installed, or the weights are of another architecture.
     """
-    file = None if weights is None else user_path(weights)
-    return FrozenEncoder(_pretrained(name, file), side=side, device=device, amp=amp)
+    return FrozenEncoder(load_network(name, weights), side=side, device=device, amp=amp)
+
+
+def reload_encoder(
+    identity: Mapping[str, Any],
+    weights: str | Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> FrozenEncoder:
+    """The encoder of an identity that was stored (:attr:`imc.models.frozen.FrozenEncoder.identity`).
+
+    Raises:
+        UserError: it cannot be loaded, or its weights are others now.
+    """
+    name, amp = str(identity["encoder"]), "bf16" if identity["dtype"] == "bfloat16" else "off"
+    encoder = load_encoder(name, weights, side=identity["side"], device=device, amp=amp)
+    if encoder.weights_sha256 != identity["weights_sha256"]:
+        raise UserError(
+            f"--encoder {name} has other weights than were used before: SHA-256 {encoder.weights_sha256[:16]}..., then "
+            f"{str(identity['weights_sha256'])[:16]}...; --weights FILE names those of before"
+        )
+    return encoder
 
 
 def is_named(name: str) -> bool:
@@ -93,14 +113,16 @@ def weights_of(name: str) -> Path | None:
     return None
 
 
-def _pretrained(name: str, weights: Path | None) -> Pretrained:
+def load_network(name: str, weights: str | Path | None = None) -> Pretrained:
+    """The network of that name and what it wants; see :func:`load_encoder`."""
+    file = None if weights is None else user_path(weights)
     if name in LITES:
-        return _lite(name, weights)
+        return _lite(name, file)
     kind, separator, rest = name.partition(":")
     if separator and f"{kind}:" in PREFIXES:
         if not rest:
             raise UserError(f"--encoder {name} lacks what comes after the colon; accepted are {ACCEPTED}")
-        return {"timm": _timm, "torchvision": _torchvision, "module": _own}[kind](name, rest, weights)
+        return {"timm": _timm, "torchvision": _torchvision, "module": _own}[kind](name, rest, file)
     close = difflib.get_close_matches(name.lower().replace("_", "-"), LITES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"--encoder {name!r} is not known; accepted are {ACCEPTED}{hint}")

