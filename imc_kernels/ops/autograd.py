@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
-# What torch's transforms and modes are recognised by: at most 0.07 us each.
-_transforms_active = torch._C._are_functorch_transforms_active
-_modes_active = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+# What torch's transforms and modes are recognised by, at most 0.07 us each: functions that are not public, found in
+# torch 2.13. In place of one that a version lacks, what stands beside it takes the slower way that is right as well,
+# such as the operator.
+PRIVATE: dict[str, Callable[..., Any]] = {
+    "_C._are_functorch_transforms_active": lambda: False,  # a wrapped tensor has no memory, which the kernels refuse
+    "_C._len_torch_dispatch_stack": lambda: 1,
+    "_C._get_tracing_state": lambda: True if torch.jit.is_tracing() else None,
+    "_C._autograd._get_current_graph_task_keep_graph": lambda: True,
+    "_C._functorch.is_functorch_wrapped_tensor": lambda tensor: _transforms_active(),
+    "_C._functorch.is_legacy_batchedtensor": lambda tensor: False,
+}
+
+
+def private(path: str, torch_without: str = "") -> Callable[..., Any]:
+    """torch's function of this path, or what stands for it."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return PRIVATE[path] if found is None or path == torch_without else found
+
+
+def levels(module: Any) -> Any:
+    """What has the level of forward mode as ``_current_level``: 0 or above makes each tensor be asked."""
+    return module if hasattr(module, "_current_level") else SimpleNamespace(_current_level=0)
+
+
+_transforms_active: Callable[[], bool] = private("_C._are_functorch_transforms_active")
+_modes_active = private("_C._len_torch_dispatch_stack")
+_tracing_state = private("_C._get_tracing_state")
+_keeps_graph = private("_C._autograd._get_current_graph_task_keep_graph")
+_wrapped_by_transform = private("_C._functorch.is_functorch_wrapped_tensor")
+_batched = private("_C._functorch.is_legacy_batchedtensor")
+_mode_stack: Callable[[], list] = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
+_levels = levels(forward_ad)
 
 
 def is_direct(operation: str, backend: str, *tensors: Tensor | None) -> bool:
@@ -29,21 +60,46 @@ def is_direct(operation: str, backend: str, *tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    if _transforms_active():  # which wraps every new tensor, those that a kernel is to fill as well
-        raise NotImplementedError(
-            f"{operation}: backend {backend!r} has no rules for the transforms of torch.func (grad, vmap, jvp and the "
-            'like); pass backend="eager"'
-        )
-    if forward_ad._current_level >= 0 and any(t is not None and has_tangent(t) for t in tensors):
-        raise NotImplementedError(
-            f'{operation}: backend {backend!r} has no forward-mode derivative; pass backend="eager"'
-        )
+    if _transforms_active() or _levels._current_level >= 0:
+        refuse_derivatives(operation, backend, *tensors)
     if _modes_active() or _tracing_state() is not None:
         return False
     for tensor in tensors:
         if type(tensor) is not Tensor and tensor is not None and type(tensor) is not torch.nn.Parameter:
             return False
     return True
+
+
+def refuse_derivatives(operation: str, backend: str, *tensors: Tensor | None) -> None:
+    """Kernels have no derivatives but the first in reverse mode, and know no transform of ``torch.func``.
+
+    Raises:
+        NotImplementedError: as :func:`is_direct`.
+    """
+    if _transforms_active():  # which wraps every new tensor, those that a kernel is to fill as well
+        raise NotImplementedError(
+            f"{operation}: backend {backend!r} has no rules for the transforms of torch.func (grad, vmap, jvp and the "
+            'like); pass backend="eager"'
+        )
+    if any(t is not None and has_tangent(t) for t in tensors):
+        raise NotImplementedError(
+            f'{operation}: backend {backend!r} has no forward-mode derivative; pass backend="eager"'
+        )
+
+
+def refuse_recording(operation: str, backend: str, *tensors: Tensor | None) -> None:
+    """A call with a group is no operator of torch's, so what would record it is refused.
+
+    Raises:
+        NotImplementedError: inside ``torch.jit.trace``, ``make_fx`` or a mode of fake tensors, or as :func:`is_direct`.
+    """
+    refuse_derivatives(operation, backend, *tensors)
+    modes: list = _mode_stack() if _modes_active() else []  # torch's own have a key; others only look on
+    if _tracing_state() is not None or any(getattr(mode, "_mode_key", None) is not None for mode in modes):
+        raise NotImplementedError(
+            f"{operation}: with a group, backend {backend!r} can neither be recorded (torch.jit.trace, make_fx) nor "
+            'run on fake tensors; pass backend="eager"'
+        )
 
 
 def is_traced() -> bool:
@@ -60,12 +116,12 @@ def has_values(tensor: Tensor) -> bool:
 
 def has_tangent(tensor: Tensor) -> bool:
     """Whether forward-mode differentiation (``torch.autograd.forward_ad``) follows this tensor."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+    return _levels._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a transform of ``torch.func`` wraps this tensor."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return _wrapped_by_transform(tensor)
 
 
 def memory(tensor: Tensor) -> Tensor:
@@ -114,8 +170,8 @@ def only_first_derivative(backward: Backward) -> Backward:
 def _is_wrapped(gradient: Tensor | None) -> bool:
     if gradient is None or torch.compiler.is_compiling():
         return False
-    batched = torch._C._functorch.is_legacy_batchedtensor(gradient)  # by is_grads_batched
-    return batched or is_transformed(gradient) or has_tangent(gradient)
+    # By is_grads_batched, by torch.func, by forward mode.
+    return _batched(gradient) or is_transformed(gradient) or has_tangent(gradient)
 
 
 def anchor(like: Tensor) -> Tensor:

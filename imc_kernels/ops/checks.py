@@ -137,23 +137,31 @@ def number(operation: str, name: str, value: Any, accepted: Range) -> float:
     return value
 
 
-def integer(operation: str, name: str, value: Any, least: int | None = None) -> int:
+def integer(operation: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """The option ``value`` as an int: an integer of Python's or NumPy's, or an integer tensor [].
+
+    Where run time or memory grows with an option and with nothing else that the caller has made, ``most`` ends it: a
+    call with a mistyped number says so, and does not run for years.
 
     Raises:
         TypeError: it is none of these. A boolean is no integer, nor is a float, of whatever value.
-        ValueError: it is below ``least``.
+        ValueError: it is below ``least`` or above ``most``.
     """
     if type(value) is not int:
         value = _scalar(operation, name, value)
         if not isinstance(value, torch.SymInt):
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                words = "an integer" if least is None else f"an integer of at least {least}"
-                raise TypeError(f"{operation}: {name} must be {words}, got {_kind(value)}")
+                raise TypeError(f"{operation}: {name} must be {_integer(least, most)}, got {_kind(value)}")
             value = int(value)
-    if least is not None and value < least:
-        raise ValueError(f"{operation}: {name} must be an integer of at least {least}, got {value}")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise ValueError(f"{operation}: {name} must be {_integer(least, most)}, got {value}")
     return value
+
+
+def _integer(least: int | None, most: int | None) -> str:
+    if least is None:
+        return "an integer"
+    return f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
 
 
 def flag(operation: str, name: str, value: Any) -> bool:

@@ -13,6 +13,8 @@ from imc_kernels.ops.constants import constants
 
 NAME = "draw_crop_parameters"
 
+MOST_VIEWS = 2**16
+MOST_SIDE = 2**24  # whole pixels that float32 holds
 ATTEMPTS = 10  # boxes tried before the central one, as in torchvision's RandomResizedCrop
 
 
@@ -75,12 +77,12 @@ def draw_crop_parameters(
     Memory: beside the result, less than 2 KiB a crop.
 
     Args:
-        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a captured
-            CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
+        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a
+            captured CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
         indices: int64 [B], the samples' numbers in the data set.
-        views: number V of views drawn.
+        views: number V of views drawn, up to 2^16.
         first_view: number of the first; views of another size or scale take other numbers.
-        height, width: of the source images, pixels.
+        height, width: of the source images, pixels, up to 2^24.
         scale: range of the box's area as a fraction of the image's.
         ratio: range of the box's width / height.
         flip, jitter_probability, grayscale, blur_probability: of each happening, 0 to 1.
@@ -93,7 +95,7 @@ def draw_crop_parameters(
 
     Raises:
         TypeError: indices are no int64 tensor, step is a tensor of another dtype, or an option is of another type.
-        ValueError: indices of another rank, or an option out of its range.
+        ValueError: indices of another rank, a step on another device, or an option out of its range.
     """
     if isinstance(step, Tensor):
         if step.dtype != torch.int64 or step.dim() > 0:
@@ -103,10 +105,16 @@ def draw_crop_parameters(
     else:
         step = checks.integer(NAME, "step", step)
     _check_indices(indices)
+    if isinstance(step, Tensor) and step.device != indices.device:
+        raise ValueError(f"{NAME}: indices are on {indices.device} and step on {step.device}; move one")
     seed, first_view = checks.integer(NAME, "seed", seed), checks.integer(NAME, "first_view", first_view)
     views, height, width = (
-        checks.integer(NAME, name, value, least=1)
-        for name, value in (("views", views), ("height", height), ("width", width))
+        checks.integer(NAME, name, value, 1, most)
+        for name, value, most in (
+            ("views", views, MOST_VIEWS),
+            ("height", height, MOST_SIDE),
+            ("width", width, MOST_SIDE),
+        )
     )
     scale, ratio, blur_sigma = (
         _range(name, ends) for name, ends in (("scale", scale), ("ratio", ratio), ("blur_sigma", blur_sigma))

@@ -62,6 +62,7 @@ def per_view_batch_norm(
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
         ValueError: shapes or devices that do not fit, an empty input, or views of a single value a channel.
+        NotImplementedError: the kernel is asked for a derivative that only ``backend="eager"`` has.
     """
     input = checks.floating(NAME, "input", input, "[V*B, C, ...]")
     views = checks.integer(NAME, "views", views, least=1)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from imc_kernels.ops.checks import Range, number
 
+STATIC = "has_static_value"  # of the compiler: whether a number is part of the graph
+
 
 def packed(options: Mapping[str, Range | str], given: Sequence[Any]) -> tuple[Sequence[Any], Tensor | None]:
     """The options, None for numbers that change, and a float64 tensor [n] of the values of these, None without."""
@@ -42,6 +44,7 @@ def _changes(option: float | Tensor) -> bool:
         return True
     if not torch.compiler.is_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # of the compiler, which is loaded by now
+    from torch.fx.experimental import symbolic_shapes  # of the compiler, which is loaded by now
 
-    return not has_static_value(option)
+    # Where a version lacks it (2.13 has it), each new value compiles anew.
+    return hasattr(symbolic_shapes, STATIC) and not getattr(symbolic_shapes, STATIC)(option)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 NAME = "sinkhorn"
+MOST_ITERATIONS = 2**20  # seconds on the smallest matrix
 
 
 def sinkhorn(
@@ -43,12 +44,12 @@ def sinkhorn(
 
     Memory: on ``cpu``, beside the result, min(B / 32 + 1, 64) K numbers of 12 bytes and B + K of 8 for each problem at
     work; for a gradient ``iterations`` (B + K) float64 a problem are kept. ``cuda`` takes sizes up to 2^30,
-    the number of problems and of iterations among them.
+    the number of problems among them.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
         epsilon: entropy regularisation; divides the scores, above 0.
-        iterations: at least 1. There is no convergence test.
+        iterations: 1 to 2^20. There is no convergence test.
         marginals: [K] positive shares of the prototypes, for imbalanced data; they are divided by their sum. Constants,
             floating, on the scores' device. Default: all the same.
         queue: [..., Q, K] scores of further samples, which take part in the iterations and are not returned; floating,
@@ -70,7 +71,7 @@ def sinkhorn(
     """
     scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
     epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)
-    iterations = checks.integer(NAME, "iterations", iterations, least=1)
+    iterations = checks.integer(NAME, "iterations", iterations, 1, MOST_ITERATIONS)
     checks.dtype(NAME, dtype)
     checks.group(NAME, group)
     if marginals is None and queue is None and dtype is None:
@@ -148,7 +149,7 @@ def _native(
     (batch, prototypes), iterations = scores.shape[-2:], options[1]
     problems = scores.numel() // (batch * prototypes)
     if module == "_cuda":
-        native.check_cuda_sizes(NAME, problems, batch, prototypes, iterations)
+        native.check_cuda_sizes(NAME, problems, batch, prototypes)
     scores = scores.contiguous()
     assignments = torch.empty_like(scores)
     rows = columns = None

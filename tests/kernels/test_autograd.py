@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+import imc_kernels
+
 SMALL = Sizes(2, 3, 4, 3, 3)
 REFUSED = r'{}: .*pass backend="eager"'
 
@@ -291,3 +293,9 @@ def test_lazily_negated_gradients(operation: Operation, backend: str) -> None:
     expected = torch.autograd.grad(result, grown(leaves), upstream, retain_graph=True)
     for gradient, value in zip(torch.autograd.grad(result, grown(leaves), lazy), expected, strict=True):
         assert torch.equal(gradient, value)
+
+
+@pytest.mark.parametrize("name", sorted({operation.name for operation in OPERATIONS}))
+def test_the_docstring_names_what_is_refused(name: str) -> None:
+    raised = (getattr(imc_kernels, name).__doc__ or "").partition("Raises:")[2]
+    assert "NotImplementedError: " in raised

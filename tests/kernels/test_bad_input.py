@@ -23,7 +23,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "epsilon": (lambda: k.sinkhorn(S, epsilon=0), ValueError, r"epsilon must be a finite number above 0, got 0"),
     "epsilon nan": (lambda: k.sinkhorn(S, epsilon=float("nan")), ValueError, r"epsilon must be a finite number"),
-    "iterations": (lambda: k.sinkhorn(S, iterations=0), ValueError, r"iterations must be an integer of at least 1"),
+    "iterations": (
+        lambda: k.sinkhorn(S, iterations=0),
+        ValueError,
+        r"iterations must be an integer from 1 to 1048576, got 0",
+    ),
     "marginals": (
         lambda: k.sinkhorn(S, marginals=torch.ones(5)),
         ValueError,

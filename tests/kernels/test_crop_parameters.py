@@ -57,6 +57,16 @@ def test_a_step_in_another_tensor_is_refused() -> None:
         draw_crop_parameters(0, torch.tensor(1.0), torch.arange(2), views=1, **SIDES)
 
 
+def test_a_step_on_another_device_is_refused() -> None:
+    """On meta it has no value."""
+    step, indices = torch.zeros((), dtype=torch.int64), torch.arange(3)
+    for steps, samples in (("meta", "cpu"), ("cpu", "meta")):
+        sentence = rf"^draw_crop_parameters: indices are on {samples} and step on {steps}; move one$"
+        with pytest.raises(ValueError, match=sentence):
+            draw_crop_parameters(0, step.to(steps), indices.to(samples), views=2, **SIDES)
+    assert draw_crop_parameters(0, step.to("meta"), indices.to("meta"), views=2, **SIDES).is_meta
+
+
 def test_threads_change_nothing() -> None:
     threads = torch.get_num_threads()
     try:
@@ -147,8 +157,8 @@ def test_probabilities_of_0_and_1_are_certain(value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": 0}, "views must be an integer of at least 1, got 0"),
-        ({"height": 0}, "height must be an integer of at least 1, got 0"),
+        ({"views": 0}, "views must be an integer from 1 to 65536, got 0"),
+        ({"height": 0}, "height must be an integer from 1 to 16777216, got 0"),
         ({"scale": (0.5, 0.2)}, "scale must be a range (low, high) with low <= high, got (0.5, 0.2)"),
         ({"scale": (0.5,)}, "scale must be 2 numbers, got 1"),
         ({"ratio": (0.0, 1.0)}, "ratio[0] must be a finite number above 0, got 0"),

@@ -88,9 +88,10 @@ NUMBERS = [
     ),
 ]
 INTEGERS = [
-    Option("sinkhorn", "iterations", 2, (0, -1)),
+    Option("sinkhorn", "iterations", 2, (0, -1, 2**20 + 1, 2**62)),
     Option("multi_crop", "size", 5, (0, -1)),
-    *(Option("draw_crop_parameters", n, 5, (0, -1)) for n in ("views", "height", "width")),
+    Option("draw_crop_parameters", "views", 5, (0, -1, 2**16 + 1, 2**62)),
+    *(Option("draw_crop_parameters", n, 5, (0, -1, 2**24 + 1, 2**62)) for n in ("height", "width")),
     *(Option("draw_crop_parameters", n, 5, ()) for n in ("first_view", "seed", "step")),
 ]
 FLAGS = [
@@ -210,8 +211,44 @@ def test_what_is_an_integer(option: Option, backend: str) -> None:
             call(option, backend, value)
     for value in option.outside:
         for form in (value, np.int64(value), torch.tensor(value)):
-            with pytest.raises(ValueError, match=rf"{option.name} must be an integer of at least 1, got {value}$"):
+            with pytest.raises(
+                ValueError, match=rf"{option.name} must be an integer (of at least 1|from 1 to \d+), got {value}$"
+            ):
                 call(option, backend, form)
+
+
+BOUNDED = [option for option in INTEGERS if len(option.outside) > 2]
+
+
+@of_each_backend(BOUNDED)
+def test_the_largest_integer_is_a_stated_one(option: Option, backend: str) -> None:
+    """No call runs for years or asks for all memory by one number alone; what the sentence names is accepted."""
+    with pytest.raises(ValueError, match=r"from 1 to (\d+), got") as refusal:
+        call(option, backend, 2**62)
+    most = int(re.findall(r"from 1 to (\d+)", str(refusal.value))[0])
+    assert most + 1 == option.outside[2]
+    assert f"2^{most.bit_length() - 1}" in (getattr(k, option.operation).__doc__ or "")
+
+
+def test_every_integer_has_an_end() -> None:
+    """By itself or by the sizes of the tensors: seeds, steps and numbers of views are hashed, of any size."""
+    ended = {(option.operation, option.name) for option in BOUNDED}
+    hashed = {("draw_crop_parameters", name) for name in ("seed", "step", "first_view")}
+    by_sizes = {
+        ("multi_crop", "size"): "crops of 4611686018427387904 pixels from images of 8 are too large",
+        ("per_view_batch_norm", "views"): "6 rows are not 4611686018427387904 views of equal size",
+    }
+    for (operation, name), sentence in by_sizes.items():
+        with pytest.raises(ValueError, match=f"^{operation}: {sentence}$"):
+            CALLS[operation](**{name: 2**62})
+    known = {(operation, name) for operation in CALLS for name, annotation in integers_of(operation)}
+    assert known == ended | hashed | set(by_sizes)
+
+
+def integers_of(operation: str) -> Iterator[tuple[str, str]]:
+    for name, annotation in getattr(k, operation).__annotations__.items():
+        if annotation.split(" | ")[0] == "int":
+            yield name, annotation
 
 
 @of_each_backend(FLAGS)

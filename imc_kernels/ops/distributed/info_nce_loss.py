@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
+from imc_kernels.ops.autograd import refuse_recording
 from imc_kernels.ops.distributed.collectives import gather, gather_samples, not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
@@ -44,6 +45,7 @@ def info_nce_loss(
     chosen = backends.choose(form, (*PHASES, "eager"), embeddings.device, embeddings.dtype, backend)
     if chosen == "eager":
         return specification(eager.info_nce_loss, embeddings, temperature, normalise, group)
+    refuse_recording("info_nce_loss", chosen, embeddings)
     phases = PHASES[chosen]
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:

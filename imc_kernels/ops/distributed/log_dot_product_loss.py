@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
+from imc_kernels.ops.autograd import refuse_recording
 from imc_kernels.ops.distributed.collectives import gather, not_compiled
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
@@ -57,6 +58,7 @@ def log_dot_product_loss(
     if chosen == "eager":
         everything = (logits, smoothing, entropy_weight, logit_limit, critic, group)
         return specification(eager.log_dot_product_loss, *everything)
+    refuse_recording("log_dot_product_loss", chosen, logits)
     if chosen == "cuda":
         native.check_cuda_sizes("log_dot_product_loss", *logits.shape)
     phases = PHASES[chosen]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import mutual_information_cuda as cuda
+from imc_kernels.ops.autograd import refuse_recording
 from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
@@ -52,6 +53,7 @@ def mutual_information_loss(
     if chosen == "eager":
         everything = (logits, scores, temperature, entropy_weight, logit_limit, symmetric, group)
         return specification(eager.mutual_information_loss, *everything)
+    refuse_recording("mutual_information_loss", chosen, logits, scores)
     if chosen == "cuda":
         cuda.check_sizes(logits, scores)
     phases, limit = PHASES[chosen], math.inf if logit_limit is None else logit_limit

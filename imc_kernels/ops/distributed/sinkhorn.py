@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
-from imc_kernels.ops.autograd import memory, only_first_derivative
+from imc_kernels.ops.autograd import memory, only_first_derivative, refuse_recording
 from imc_kernels.ops.distributed.collectives import gather, not_compiled, sum_over
 from imc_kernels.ops.precision import at_least_single, specification
 
@@ -55,8 +55,9 @@ def sinkhorn(
     chosen = backends.choose(form, (*PHASES, "eager"), scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals, group).to(scores.dtype)
+    refuse_recording("sinkhorn", chosen, scores, marginals)
     if chosen == "cuda":
-        native.check_cuda_sizes("sinkhorn", scores.shape[:-2].numel(), *scores.shape[-2:], iterations)
+        native.check_cuda_sizes("sinkhorn", scores.shape[:-2].numel(), *scores.shape[-2:])
     x = at_least_single(scores)
     return _Sinkhorn.apply(PHASES[chosen], x, epsilon, iterations, marginals, group).to(scores.dtype)
 
