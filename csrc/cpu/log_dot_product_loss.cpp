@@ -111,7 +111,7 @@ void softmax(const Block<T>& block, T* p, T* q) {
     T* e = p + c * kBlock;
 #pragma omp simd
     for (int64_t i = 0; i < kBlock; ++i) {
-      e[i] = exp_bounded(e[i] - high[i]);
+      e[i] = exp_gradual(e[i] - high[i]);  // a dot product counts down to the smallest normal number
       sum[i] += e[i];
     }
   }

@@ -31,6 +31,14 @@ inline float exp_bounded(float x) {
 
 inline double exp_bounded(double x) { return __builtin_exp(x); }
 
+// exp(x) for x <= 88, numbers below the smallest normal one too, error under 4 ulp: for a sum of products that may be of
+// their size.
+template <typename T>
+inline T exp_gradual(T x) {
+  const T root = exp_bounded(x * T(0.5));
+  return root * root;
+}
+
 // log(x) for x a positive normal number, error under 1.5 ulp; NaN and infinity give NaN. Coefficients of Cephes' logf.
 inline float log_normal(float x) {
   int32_t bits;

@@ -70,3 +70,28 @@ def test_the_answer_is_finite_and_right(operation: Operation, values: str) -> No
             # A result below 1e-12 is 0 up to the rounding of terms, of the size of the inputs, that cancel.
             allowed = 3 * rivals + 16 * unit.eps * scale + unit.tiny + (1e-5 * largest if scale < 1e-12 else 0)
             assert error <= allowed, (backend, size, dtype, error, allowed)
+
+
+SATURATING = [o for o in OPERATIONS if o.is_loss or o.name == "sinkhorn"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "backend"), [(o, backend) for o in SATURATING for backend in o.backends], ids=str
+)
+@pytest.mark.parametrize("factor", [3, 10, 30, 100, 300, 1000])
+def test_gradients_of_saturated_rows(operation: Operation, backend: str, factor: float) -> None:
+    """As rows go from soft to one-hot, a gradient is what is left where terms cancel or underflow. The error budget is
+    the contract's: that of eager PyTorch in float32 against float64, plus a little."""
+    sizes = [Sizes(2, 5, 7, 3, 4)] if backend != "cpu" else [Sizes(2, 5, 7, 3, 4), Sizes(3, 37, 129, 7, 33)]
+    grows = factor**0.5 if operation.name == "info_nce_loss" else factor  # whose rows meet in products
+    for size in sizes:
+        made = operation.inputs(size, torch.float32)
+        inputs = tuple(x * grows if n else x for x, n in zip(made, operation.differentiable, strict=True))
+        ours, single = run(operation, inputs, backend), run(operation, inputs, "eager")
+        truth = run(operation, tuple(x.double() for x in inputs), "eager", ours[0])
+        for result, rival, exact in list(zip(ours, single, truth, strict=True))[1:]:
+            error, rivals, norm = (float(x.norm()) for x in (result - exact, rival - exact, exact))
+            if norm < 1e-12:  # zero up to the rounding of the specification itself
+                assert result.abs().max() < 1e-5, size
+            else:
+                assert error <= 3 * rivals + 16 * torch.finfo(torch.float32).eps * norm, (size, error / norm)
