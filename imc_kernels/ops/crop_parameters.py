@@ -77,8 +77,8 @@ def draw_crop_parameters(
     Memory: beside the result, less than 2 KiB a crop.
 
     Args:
-        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a
-            captured CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
+        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a captured
+            CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
         indices: int64 [B], the samples' numbers in the data set.
         views: number V of views drawn, up to 2^16.
         first_view: number of the first; views of another size or scale take other numbers.
@@ -141,8 +141,9 @@ def draw_crop_parameters(
     # Options travel with a launch, also in a tensor [] on the host. One of several would be copied, for which a device
     # waits.
     ranges = [(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue), blur_sigma]
+    host = "meta" if indices.is_meta else "cpu"
     for plane, drawn, (low, high) in zip(planes[Column.BRIGHTNESS :], rest[2:], ranges, strict=False):
-        torch.add(torch.tensor(low, dtype=torch.float64, device="cpu"), drawn, alpha=high - low, out=plane)
+        torch.add(torch.tensor(low, dtype=torch.float64, device=host), drawn, alpha=high - low, out=plane)
     for plane, drawn, rate in zip(planes[Column.FLIP :], rest[7:], (flip, jitter_probability, grayscale), strict=False):
         torch.lt(drawn, rate, out=plane)
     planes[Column.BLUR] *= rest[10] < blur_probability
