@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +166,14 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         taken = (own.keys() | OF_COMMANDS) & (self.options or {}).keys()
         if taken:
             raise ValueError(f"options must not set {min(taken)!r}, which has a parameter or is the estimator's own")
-        return Config.from_dict({**own, **(self.options or {})}).validate()
+        known = [entry.name for entry in fields(Config)]
+        for name in self.options or {}:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"options has {name!r}, which is no field of imc.config.Config{hint}")
+        given = {**own, **(self.options or {})}
+        return Config.from_dict({name: _plain(value) for name, value in given.items()}).validate()
 
     def _new(self, X: ArrayLike) -> Tensor:  # noqa: N803
         check_is_fitted(self)
@@ -184,3 +193,10 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from None
     except StoppedError:
         raise KeyboardInterrupt from None
+
+
+def _plain(value: Any) -> Any:
+    """A value with numbers as Python has them, instead of NumPy's, which a search over parameters draws."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value

@@ -173,7 +173,9 @@ def test_a_saved_estimator_is_a_run(fitted: ImageClusterer, pixels: NDArray[np.u
             r"the encoder must take images .* of float32",
         ),
         ((9, 64), {"options": {"seed": 1}}, "options must not set 'seed'"),
-        ((9, 64), {"options": {"lrr": 1}}, "lrr"),
+        ((9, 64), {"options": {"lrr": 1}}, "options has 'lrr', which is no field of .*; did you mean 'lr'?"),
+        ((9, 64), {"options": {3: 1}}, "options has 3, which is no field"),
+        ((9, 64), {"random_state": 2**32}, "--seed must be an integer of at least 0 and below 4294967296"),
         ((9, 64), {"epochs": 0}, "--epochs must be an integer of at least 1, got 0"),
         ((9, 64), {"device": "tpu"}, "--device 'tpu'"),
     ],
@@ -181,6 +183,20 @@ def test_a_saved_estimator_is_a_run(fitted: ImageClusterer, pixels: NDArray[np.u
 def test_a_mistake_is_one_sentence(shape: tuple[int, ...], parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tiny(**parameters).fit(np.random.default_rng(0).random(shape))
+
+
+def test_numbers_of_numpy_are_numbers(pixels: NDArray[np.uint8]) -> None:
+    options = {name: np.array(value) if isinstance(value, tuple) else value for name, value in OPTIONS.items()}
+    given = {
+        "lr": np.float32(0.5),
+        "prototypes": np.int8(12),
+        "normalize": np.bool_(True),
+        "large_area": [np.half(0.5), 1],
+    }
+    numpy = tiny(epochs=np.int64(1), batch_size=np.array(32), n_clusters=np.int32(2), options={**options, **given})
+    plain = {"lr": 0.5, "prototypes": 12, "normalize": True, "large_area": (0.5, 1)}
+    expected = tiny(batch_size=32, options={**OPTIONS, **plain}).fit(pixels)
+    np.testing.assert_array_equal(numpy.fit(pixels).transform(pixels), expected.transform(pixels))
 
 
 @pytest.mark.parametrize(
