@@ -97,8 +97,8 @@ def progress(total: int, what: str, unit: str, *, done: int = 0, delay: float = 
         delay=delay,
         disable=not shown or _warned.get() is not None,
         file=screen,
-        # A terminal that does not know its width (under script, in a container) would get empty bars.
-        **({"dynamic_ncols": True} if screen.width() else {"ncols": 80}),
+        # A terminal that does not know its size (under script, in a container) would get empty bars.
+        **({"dynamic_ncols": True} if all(screen.size()) else {"ncols": screen.size()[0] or 80}),
     )
 
 
@@ -152,11 +152,12 @@ class _Screen:
         except (AttributeError, ValueError):  # a stream of one's own that has no such method, or a closed one
             return False
 
-    def width(self) -> int:
+    def size(self) -> tuple[int, int]:
+        """Columns and lines of a terminal; 0 of what it does not know."""
         try:
-            return os.get_terminal_size(self.fileno()).columns
+            return os.get_terminal_size(self.fileno())
         except (AttributeError, OSError, ValueError):
-            return 0
+            return 0, 0
 
     def fileno(self) -> int:
         return -1 if self.stream is None else self.stream.fileno()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +182,24 @@ def test_a_second_ctrl_c_ends_training_at_once(tmp_path: Path) -> None:
     assert "finishing this step, then saving a checkpoint; a second Ctrl-C ends at once" in shown
     assert "Traceback" not in shown
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("lines", [0, 1, 24])
+@pytest.mark.parametrize("columns", [0, 2, 10, 40, 80, 300])
+def test_a_bar_fits_a_terminal_of_any_size_and_is_shown_where_it_is_not_known(
+    columns: int, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    with open(terminal, "w", encoding="utf-8") as stream, open(own, "rb", buffering=0) as read:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress(2, "work", "part", delay=0) as bar:
+            bar.update(2)
+        sent = b""
+        while select.select([read], [], [], 0.1)[0]:
+            sent += read.read(1 << 16)
+    shown = sent.decode()
+    assert all(len(state.strip("\n")) <= (columns or 80) for state in shown.split("\r"))
+    if not 0 < columns < 40:
+        assert "work: 100%" in shown
+        assert "2/2" in shown
