@@ -33,8 +33,9 @@ from imc.files.whole import replacing
 from imc.machine.device import DEVICES, choose_device
 from imc.machine.threads import set_threads
 from imc.machine.torch_state import turn
+from imc.models.encoder_names import ACCEPTED, DEFAULT
 from imc.models.frozen import FrozenEncoder
-from imc.models.named import ACCEPTED, DEFAULT, load_encoder
+from imc.models.named import load_encoder
 from imc.text import counted, visible
 
 COLUMNS = ("row", "file", "split", "label", "class")

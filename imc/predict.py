@@ -47,6 +47,8 @@ from imc.files.run_places import is_run
 from imc.files.whole import replacing
 from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
+from imc.models.frozen import CHANNELS
+from imc.runs.data import kept_encoder
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import outputs
 from imc.text import counted, inflected, shell_word, shortened, visible
@@ -100,9 +102,11 @@ def predict(options: Options) -> dict[str, Any]:
         raise UserError(f"{options.run} is not the folder of a run, and {paths[0]} is; did you mean {swapped}?")
     targets = _targets(options, paths)
     run = load_run(user_path(options.run), choose_device(options.device))
-    skipped, converted = _Skipped(), Converted(run.config.side, run.config.channels)
+    encoder = kept_encoder(run.config) if run.config.encodes else None
+    skipped = _Skipped()
+    converted = Converted(*((run.config.side, run.config.channels) if encoder is None else (encoder.side, CHANNELS)))
     bits = bits_of_files(run.config)
-    images = read_new_images(paths, run.config, skipped, converted, bits)
+    images = read_new_images(paths, run.config, skipped, converted, bits, encoder)
     pictures: list[tuple[str, int, float]] | None = (
         [] if len(paths) <= PRINTED and all(map(is_picture, paths)) else None
     )

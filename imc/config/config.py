@@ -12,6 +12,7 @@ from typing import Any, get_origin, get_type_hints
 
 from imc.command_line.options import check, flag, option
 from imc.errors import UserError
+from imc.models.encoder_names import ACCEPTED, DEFAULT, is_named
 from imc.models.standardise import SCALINGS
 
 METHODS = ("imc-swav", "crlc", "temi")
@@ -20,12 +21,13 @@ VIEWS = ("affine", "crops")  # of images
 ROW_VIEWS = ("neighbours", "noise")  # of features
 SWITCH = ("auto", "on", "off")
 OF_FEATURES = ("neighbours", "mutual", "scaling", "columns")
+OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder")
 OF_IMAGES = (
-    *("download", "image_size", "pixel_bits", "labels_from_folders", "init", "init_prefix", "freeze_encoder"),
+    *("init", "init_prefix", "freeze_encoder"),
     *("large_size", "large_area", "small_size", "small_area", "pixel_scale", "rotation", "shear", "gain", "flip"),
     *("jitter_probability", "brightness", "contrast", "saturation", "hue", "grayscale", "blur_probability"),
     *("blur_sigma", "normalize", "mean", "std", "channels", "side", "stem", "widths", "pool_after", "pooled_size"),
-    *("encoder", "sync_bn", "compile"),
+    *("sync_bn", "compile"),
 )
 
 
@@ -162,7 +164,16 @@ class Config:
     channels: int = option(None, "network", "channels of the images; found in the data", at_least=1, at_most=3)
     side: int = option(None, "network", "short side of the images, pixels; found in the data", at_least=1)
     columns: tuple[int, ...] = option(None, "network", "features: columns of each file; found in the data", at_least=1)
-    encoder: str = option(None, "network", "custom: a module given from Python", choices=ENCODERS)
+    encoder: str = option(
+        None,
+        "network",
+        f"one that is trained: {', '.join(ENCODERS)} (a module given from Python); or one that is kept, whose features "
+        f"are clustered: {ACCEPTED}",
+    )
+    weights: str | None = option(
+        None, "network", "of an encoder that is kept: a .pt, .pth, .safetensors or .npz instead of those of its name"
+    )
+    weights_sha256: str | None = option(None, "network", "of an encoder that is kept; found in it")
     stem: str = option(
         None,
         "network",
@@ -285,26 +296,47 @@ class Config:
     @property
     def default_method(self) -> str:
         """The method where none is named."""
-        return "imc-swav" if self.features is None else "crlc"
+        return "crlc" if self.on_features else "imc-swav"
+
+    @property
+    def on_features(self) -> bool:
+        """Whether the samples are rows of features, given or by an encoder that is kept."""
+        return self.features is not None or self.encodes
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder that is kept makes the samples of images."""
+        return self.encoder is not None and self.encoder not in ENCODERS
 
     def _check_features(self) -> None:
         """What is for features alone is not given without, and what is for images not with them."""
+        if self.encodes and not is_named(self.encoder):
+            known = f"{', '.join(ENCODERS)}, {ACCEPTED}"
+            raise UserError(f"--encoder {self.encoder!r} is not known; accepted are {known}")
         if self.features is None:
-            if self.method == "temi":
-                raise UserError("--method temi is for features: --features, and none are given")
-            for name in ("files", "labels", *OF_FEATURES):
+            for name in ("files", "labels"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{flag(name)} is for features: --features, and none are given")
+        if not self.encodes and (self.weights is not None or self.weights_sha256 is not None):
+            raise UserError("--weights is for an --encoder that is kept; --init takes those of one that is trained")
+        if not self.on_features:
+            kind = f"for features: --features, or --encoder {DEFAULT}"
+            if self.method == "temi":
+                raise UserError(f"--method temi is {kind}")
+            for name in OF_FEATURES:
+                if getattr(self, name) is not None:
+                    raise UserError(f"{flag(name)} is {kind}")
             if self.augmentation in ROW_VIEWS:
                 raise UserError(f"--augmentation {self.augmentation} is for features; of images accepted are {VIEWS}")
             return
-        for name in OF_IMAGES:
+        on = f"--encoder {self.encoder}, which is kept" if self.features is None else "--features"
+        for name in OF_IMAGES if self.features is None else (*OF_IMAGES, *OF_FILES_OF_IMAGES):
             if getattr(self, name) not in (None, False):
-                raise UserError(f"{flag(name)} is for images, and the run is on --features")
+                raise UserError(f"{flag(name)} is for images, and the run is on {on}")
         if self.augmentation in VIEWS:
             raise UserError(f"--augmentation {self.augmentation} is for images; of features accepted are {ROW_VIEWS}")
         if self.train_on != "train":
-            raise UserError("--train-on is for images; put the rows of --features into one file instead")
+            raise UserError(f"--train-on is for images, and the run is on {on}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""

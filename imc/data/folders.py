@@ -132,7 +132,13 @@ def read_folder(
 
 
 def decode_folder(
-    folder: Path, size: int, channels: int, skipped: Skipped, converted: Converted, bits: PixelBits
+    folder: Path,
+    size: int,
+    channels: int,
+    skipped: Skipped,
+    converted: Converted,
+    bits: PixelBits,
+    interpolation: str = "bilinear",
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The images under a folder one after another, in natural order, a bounded number of them in memory.
 
@@ -143,12 +149,13 @@ def decode_folder(
         skipped: takes what is left out.
         converted: takes the kinds of the images.
         bits: what scales pixels of over 8 bits; meets their largest value.
+        interpolation: how they become that size: bilinear or bicubic.
 
     Yields:
         The path relative to the folder, and uint8 [size, size, channels].
     """
     names = [name for name, _ in listing(folder, (".",), skipped)]
-    return decode_files(folder, names, size, channels, skipped, converted, bits)
+    return decode_files(folder, names, size, channels, skipped, converted, bits, interpolation)
 
 
 def decode_files(
@@ -159,13 +166,14 @@ def decode_files(
     skipped: Skipped,
     converted: Converted,
     bits: PixelBits,
+    interpolation: str = "bilinear",
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """As :func:`decode_folder`, of these files in the folder."""
 
     def work(name: str) -> tuple[NDArray[np.uint8], Kind]:
         if os.path.getsize(folder / name) > MAX_FILE:
             raise UnreadableError("over 1 GB")
-        return decode(folder / name, size, channels, bits), read_kind(folder / name)
+        return decode(folder / name, size, channels, bits, interpolation), read_kind(folder / name)
 
     for name, (image, kind) in read_in_threads(work, names, "predict", skipped):
         converted.meet(kind)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from imc.config import Config
@@ -19,9 +21,11 @@ from imc.data.folders import Skipped, decode_files, decode_folder
 from imc.data.model_images import fit_for_model
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
-from imc.features.files import read_features
+from imc.features.files import holds_features, read_features
 from imc.files.paths import meant, user_path
+from imc.models.frozen import CHANNELS, FrozenEncoder
 
+ENCODED = 16  # images at a time through an encoder that is kept: on a CPU the maps of more leave its caches
 FOLDER, PICTURE, ARRAY = "folder", "picture", "array"
 
 
@@ -76,7 +80,12 @@ def title(paths: Sequence[Path]) -> str:
 
 
 def read_new_images(
-    paths: Sequence[Path], config: Config, skipped: Skipped, converted: Converted, bits: PixelBits
+    paths: Sequence[Path],
+    config: Config,
+    skipped: Skipped,
+    converted: Converted,
+    bits: PixelBits,
+    encoder: FrozenEncoder | None = None,
 ) -> Iterator[NewImage]:
     """The images of all the sources, in their order, a bounded number of those in files in memory.
 
@@ -86,14 +95,36 @@ def read_new_images(
         skipped: takes the files that cannot be read.
         converted: takes the kinds of the images in files.
         bits: what scales pixels of over 8 bits in files; meets their largest value.
+        encoder: that of a run on its features: the samples are those, of arrays of rows the rows.
 
     Raises:
         UserError: a folder that is a run, or an array that is none of images, or of other channels than the run's.
     """
+    if encoder is not None:
+        for features, group in itertools.groupby(paths, lambda path: holds_features(str(path))):
+            if features:
+                yield from _features(list(group), config)
+            else:
+                into = (encoder.side, CHANNELS, skipped, converted, bits, encoder.interpolation)
+                yield from _encoded(_images(list(group), config, into, alone=len(paths) == 1), encoder)
+        return
     if config.columns is not None:
         yield from _features(paths, config)
         return
-    into = (config.side, config.channels, skipped, converted, bits)
+    yield from _images(paths, config, (config.side, config.channels, skipped, converted, bits), alone=len(paths) == 1)
+
+
+def _encoded(images: Iterator[NewImage], encoder: FrozenEncoder) -> Iterator[NewImage]:
+    """The features of images, in batches of those of one shape that follow one another."""
+    for _, alike in itertools.groupby(images, lambda image: image.pixels.shape):
+        while batch := list(itertools.islice(alike, ENCODED)):
+            rows = encoder.embed_batch(torch.from_numpy(np.stack([image.pixels for image in batch]))).numpy()
+            for image, row in zip(batch, rows, strict=True):
+                yield replace(image, pixels=row)
+
+
+def _images(paths: Sequence[Path], config: Config, into: tuple[Any, ...], *, alone: bool) -> Iterator[NewImage]:
+    """The images of sources, decoded by these arguments; ``alone``: names are relative to the only folder."""
     for kind, group in itertools.groupby(paths, _kind):
         if kind == PICTURE:  # those that follow one another together, so that they are decoded in threads
             for name, pixels in decode_files(Path(), [str(path) for path in group], *into):
@@ -104,9 +135,8 @@ def read_new_images(
                 yield from _rows(path, config)
                 continue
             for name, pixels in decode_folder(path, *into):
-                one = len(paths) == 1
-                place = name if one else os.path.join(path.resolve().name, name)
-                yield NewImage(name if one else str(path / name), pixels, path / name, place)
+                place = name if alone else os.path.join(path.resolve().name, name)
+                yield NewImage(name if alone else str(path / name), pixels, path / name, place)
 
 
 def _features(paths: Sequence[Path], config: Config) -> Iterator[NewImage]:
@@ -134,5 +164,6 @@ def _rows(path: Path, config: Config) -> Iterator[NewImage]:
         raise UserError(f"{path} cannot be used: a run on images takes .npy files, one on features .npz too")
     images, _, note = read_npy(str(path), path, config.pixel_bits)
     data = Dataset(str(path), images, test=None, unlabeled=None, mean=(), std=(), note=note)
-    for row, pixels in enumerate(fit_for_model(config, data).train.images):
+    fitting = data if config.columns is not None else fit_for_model(config, data)
+    for row, pixels in enumerate(fitting.train.images):
         yield NewImage(f"{path}[{row}]", pixels.numpy())

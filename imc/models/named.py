@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,35 +22,13 @@ from torch import nn
 from imc.errors import UserError
 from imc.files.paths import user_path
 from imc.models.efficientnet_lite import EfficientNetLite
+from imc.models.encoder_names import ACCEPTED, LITES, PREFIXES
 from imc.models.frozen import CHANNELS, FrozenEncoder, Pretrained
 from imc.models.pretrained import load_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224  # of an encoder that says nothing
 INTERPOLATIONS = ("bilinear", "bicubic")
-
-
-class Lite(NamedTuple):
-    """One of the EfficientNet-Lites.
-
-    Attributes:
-        width, depth: see :class:`imc.models.efficientnet_lite.EfficientNetLite`.
-        side: of the images it was trained on, pixels.
-    """
-
-    width: float
-    depth: float
-    side: int
-
-
-LITES = {
-    "efficientnet-lite0": Lite(1.0, 1.0, 224),
-    "efficientnet-lite1": Lite(1.0, 1.1, 240),
-    "efficientnet-lite2": Lite(1.1, 1.2, 260),
-}
-DEFAULT = "efficientnet-lite0"
-PREFIXES = ("timm:", "torchvision:", "module:")
-ACCEPTED = f"{', '.join(LITES)}, timm:NAME, torchvision:NAME and module:package.function"
 
 
 def load_encoder(
@@ -95,11 +73,6 @@ def reload_encoder(
             f"{str(identity['weights_sha256'])[:16]}...; --weights FILE names those of before"
         )
     return encoder
-
-
-def is_named(name: str) -> bool:
-    """Whether a text is the name of a pretrained encoder."""
-    return name in LITES or name.startswith(PREFIXES)
 
 
 def weights_of(name: str) -> Path | None:

@@ -17,9 +17,11 @@ from imc.data.fingerprint import difference, fingerprint, read_record
 from imc.data.model_images import bits_of_files, fit_for_model
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
+from imc.features.encoded import encoded, frozen_encoder
 from imc.features.files import holds_features, read_features
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
+from imc.models.frozen import FrozenEncoder
 from imc.text import counted
 
 SIDE_WITHOUT_GPU = 32
@@ -39,12 +41,34 @@ def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
     if config.features is None:
-        return config
+        return _with_weights(config) if config.encodes else config
     features = tuple(map(absolute, config.features))
     if config.data not in (Config.data, *config.features, features[0]):
         raise UserError(f"--data {config.data} and --features exclude each other")
     files, labels = (None if path is None else absolute(path) for path in (config.files, config.labels))
     return replace(config, data=features[0], features=features, files=files, labels=labels)
+
+
+def kept_encoder(config: Config) -> FrozenEncoder:
+    """The encoder whose features a run is on.
+
+    Raises:
+        UserError: it cannot be loaded, or has other weights than the run began with.
+    """
+    encoder = frozen_encoder(config.encoder, config.weights, config.image_size, str(choose_device(config.device)))
+    if config.weights_sha256 not in (None, encoder.weights_sha256):
+        raise UserError(
+            f"--encoder {config.encoder} has other weights here than those of the run: SHA-256 "
+            f"{encoder.weights_sha256[:16]}..., and theirs was {config.weights_sha256[:16]}...; give --weights, where "
+            "they are"
+        )
+    return encoder
+
+
+def _with_weights(config: Config) -> Config:
+    """The configuration with the digest of its encoder's weights, and a path to them from anywhere."""
+    config = replace(config, weights=None if config.weights is None else absolute(config.weights))
+    return replace(config, weights_sha256=kept_encoder(config).weights_sha256)
 
 
 def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
@@ -61,6 +85,15 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
         return replace(data, train=_labelled(data.train), test=test)
     if config.features is not None:
         return read_features(config.features, files=config.files, labels=config.labels)
+    if config.encodes:
+        return encoded(
+            config.data,
+            kept_encoder(config),
+            root=None if config.data_root is None else user_path(config.data_root),
+            labels_from_folders=config.labels_from_folders,
+            download=config.download,
+            pixel_bits=config.pixel_bits,
+        )
     return load(
         config.data,
         root=None if config.data_root is None else user_path(config.data_root),

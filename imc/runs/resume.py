@@ -22,7 +22,7 @@ from imc.training.checkpoint import read_checkpoint
 
 # What a resumed run may be told anew: how long, where and how fast it runs, not what it computes.
 FREE = {
-    *("features", "files", "labels"),  # of which the rows are compared once they are read
+    *("features", "files", "labels", "weights"),  # of which the rows are compared once they are read
     *("out", "name", "resume", "overwrite", "print_config", "data_root", "download", "epochs", "stop_after_epoch"),
     *("device", "threads", "backend", "amp", "channels_last", "device_data", "compile", "cuda_graph", "rank_timeout"),
     *("log_every", "tensorboard", "checkpoint_every", "checkpoint_minutes"),

@@ -10,7 +10,8 @@ from torch import Tensor
 from imc.data import load
 from imc.data.undecoded import Undecoded
 from imc.models.efficientnet_lite import EfficientNetLite
-from imc.models.named import LITES, load_encoder, weights_of
+from imc.models.encoder_names import LITES
+from imc.models.named import load_encoder, weights_of
 from imc.models.pretrained import load_pretrained
 
 PARAMETERS = {"efficientnet-lite0": 4_652_008, "efficientnet-lite1": 5_416_680, "efficientnet-lite2": 6_092_072}

@@ -15,7 +15,8 @@ from torch import nn
 
 from imc.errors import UserError
 from imc.models.efficientnet_lite import EfficientNetLite
-from imc.models.named import LITES, is_named, load_encoder, reload_encoder, weights_of
+from imc.models.encoder_names import LITES, is_named
+from imc.models.named import load_encoder, reload_encoder, weights_of
 
 OWN = """
 import torch
