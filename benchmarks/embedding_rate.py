@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from imc.features.embedding import CPU_BATCH
 from imc.machine.threads import one_thread
+from imc.models.encoder_names import DEFAULT
 from imc.models.frozen import FrozenEncoder
 from imc.models.fusing import fused
-from imc.models.named import DEFAULT, load_network
+from imc.models.named import load_network
 
 Form = Callable[[], object]
 

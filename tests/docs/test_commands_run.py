@@ -23,7 +23,8 @@ from test_commands import COMMANDS, ROOT, Command
 
 from imc import cli
 from imc.errors import StoppedError
-from imc.models.named import DEFAULT, weights_of
+from imc.models.encoder_names import DEFAULT
+from imc.models.named import weights_of
 
 SHORT = ("--epochs", "1")
 ELSEWHERE = {  # dry-run by test_commands.py
