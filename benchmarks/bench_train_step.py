@@ -102,7 +102,7 @@ class ReleasedLoop(TimedLoop):
 
     def make_views(self, batch: Batch) -> list[Tensor]:
         parameters = self.views.parameters(batch, self.update)  # type: ignore[attr-defined]
-        sizes = (self.config.large_size, self.config.small_size)
+        sizes = (self.options.large_size, self.options.small_size)
         images = batch.images[batch.positions]
         return [pillow_crops(images, drawn, size) for drawn, size in zip(parameters, sizes, strict=True)]
 

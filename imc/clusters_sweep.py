@@ -46,9 +46,9 @@ from imc.machine.torch_state import turn
 from imc.pages import figures
 from imc.runs.data import clustered
 from imc.runs.model import LoadedRun, load_run
-from imc.runs.several import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.scores.evaluation import embeddings, evenly_spaced, outputs
 from imc.scores.metrics import SCORES
+from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
 
 SWEEP = "clusters-sweep"  # of the files

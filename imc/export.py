@@ -45,8 +45,10 @@ from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
 from imc.config import Config
 from imc.data import views
+from imc.data.options import SampleOptions
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
+from imc.features.options import ReadOptions
 from imc.files.paths import user_path
 from imc.machine.torch_state import turn
 from imc.runs.data import other_data
@@ -119,7 +121,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
             for name in formats:
                 stages.next()
                 path = Path(temporary) / FILES[name]
-                _WRITERS[name](path, program, run.config)
+                _WRITERS[name](path, program, _description(run.config))
                 files[str(out / FILES[name])] = _difference(name, _READERS[name](path), images, expected)
             for name in formats:
                 os.replace(Path(temporary) / FILES[name], out / FILES[name])
@@ -167,13 +169,13 @@ def traced(model: ExportedModel) -> torch.export.ExportedProgram:
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def _shape(config: Config) -> tuple[int, ...]:
+def _shape(options: SampleOptions) -> tuple[int, ...]:
     """That of a sample that the program takes."""
-    return (config.side, config.side, config.channels) if config.columns is None else (sum(config.columns),)
+    return (options.side, options.side, options.channels) if options.columns is None else (sum(options.columns),)
 
 
-def _dtype(config: Config) -> torch.dtype:
-    return torch.uint8 if config.columns is None else torch.float32
+def _dtype(options: SampleOptions) -> torch.dtype:
+    return torch.uint8 if options.columns is None else torch.float32
 
 
 def _require_onnx() -> None:
@@ -185,28 +187,28 @@ def _require_onnx() -> None:
         )
 
 
-def _test_batch(folder: Path, config: Config, source: str | None) -> tuple[Tensor, str]:
+def _test_batch(folder: Path, options: ReadOptions, source: str | None) -> tuple[Tensor, str]:
     """Images uint8 [B, side, side, C] to compare on, evenly spaced over a data set, and what they are of."""
     try:
-        data = other_data(folder, replace(config, download=False), source, labels_from_folders=False)
+        data = other_data(folder, replace(options, download=False), source, labels_from_folders=False)
     except UserError:
         if source is not None:
             raise
-        return _patterns(config), "drawn patterns, as its data set is not here"
+        return _patterns(options), "drawn patterns, as its data set is not here"
     images = data.train.images
     chosen = images[evenly_spaced(len(images), CHECKED)]
     if data.train.are_features:
         return chosen.float(), data.name
-    side = config.side
+    side = options.side
     return (chosen if chosen.shape[1:3] == (side, side) else resized(chosen, side)), data.name
 
 
-def _patterns(config: Config) -> Tensor:
+def _patterns(options: SampleOptions) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    if config.columns is not None:
-        return torch.randn(CHECKED, *_shape(config), generator=generator, dtype=torch.float32)
-    coarse = torch.rand(CHECKED, config.channels, 4, 4, generator=generator, dtype=torch.float32)
-    fine = functional.interpolate(coarse, (config.side, config.side), mode="bilinear")
+    if options.columns is not None:
+        return torch.randn(CHECKED, *_shape(options), generator=generator, dtype=torch.float32)
+    coarse = torch.rand(CHECKED, options.channels, 4, 4, generator=generator, dtype=torch.float32)
+    fine = functional.interpolate(coarse, (options.side, options.side), mode="bilinear")
     return (fine * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
@@ -225,9 +227,9 @@ def _difference(name: str, program: Program, images: Tensor, expected: tuple[Ten
     return difference
 
 
-def _write_torch(path: Path, program: torch.export.ExportedProgram, config: Config) -> None:
+def _write_torch(path: Path, program: torch.export.ExportedProgram, description: str) -> None:
     with path.open("wb") as file:  # a path that torch opened itself would have to be UTF-8
-        torch.export.save(program, file, extra_files={"imc.json": _description(config)})
+        torch.export.save(program, file, extra_files={"imc.json": description})
 
 
 def _read_torch(path: Path) -> Program:
@@ -236,7 +238,7 @@ def _read_torch(path: Path) -> Program:
     return torch.no_grad()(module)
 
 
-def _write_onnx(path: Path, program: torch.export.ExportedProgram, config: Config) -> None:
+def _write_onnx(path: Path, program: torch.export.ExportedProgram, description: str) -> None:
     exported = torch.onnx.export(
         program,
         dynamo=True,
@@ -246,7 +248,7 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram, config: Confi
         dynamic_shapes=({0: "batch"},),
     )
     assert exported is not None
-    exported.model.metadata_props["imc"] = _description(config)
+    exported.model.metadata_props["imc"] = description
     exported.save(str(path), external_data=False)  # type: ignore[arg-type]
 
 

@@ -38,7 +38,6 @@ from imc.data.converted import Converted
 from imc.data.folders import Skipped
 from imc.data.ignored import mark_output
 from imc.data.model_images import bits_of_files
-from imc.data.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.errors import RunError, UserError
 from imc.files.csv import Rows
 from imc.files.npy import GrowingArray
@@ -50,6 +49,7 @@ from imc.machine.torch_state import turn
 from imc.models.frozen import CHANNELS
 from imc.runs.data import kept_encoder
 from imc.runs.model import LoadedRun, load_run
+from imc.runs.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.scores.evaluation import outputs
 from imc.text import counted, inflected, shell_word, shortened, visible
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _configuration(folder: Path, run: LoadedRun) -> str:
     result = read_json(path) if path.exists() else {}
     parts = [part for part in (result.get("machine"), result.get("versions")) if isinstance(part, dict)]
     machine = {name: value for part in (*parts, {"backend": result.get("backend")}) for name, value in part.items()}
-    config = [(name, _text(value)) for name, value in asdict(run.config).items() if value is not None]
+    config = [(name, _text(value)) for name, value in run.config.to_dict().items() if value is not None]
     return (
         page.tag("h3", "The machine of the training")
         + page.table(["what", "value"], [(name, _text(value)) for name, value in machine.items()])

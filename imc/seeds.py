@@ -28,7 +28,7 @@ from imc.evaluate import evaluate
 from imc.files.paths import user_path
 from imc.files.run_places import RUNS
 from imc.pages.summary import SUMMARY, summarise, summary_table, write_summary
-from imc.runs.several import SET_HERE, agreement, clusters_of, load_once, train_each
+from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
 
 

@@ -30,48 +30,48 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imc import cli
 from imc.command_line import arguments
 from imc.command_line.terminal import say, show, warn
-from imc.config import Config, presets
-from imc.data import Dataset, Images, absolute
-from imc.data.fingerprint import fingerprint
+from imc.config import Config
+from imc.config.resolve import resolve
+from imc.data import Dataset, Images
 from imc.data.pixels import Source
-from imc.data.views import Views, unit_scale
-from imc.errors import UserError
-from imc.features.source import find_neighbours, row_source, write_neighbours
-from imc.files.json import write_json
+from imc.data.views import Views
+from imc.features.options import RowViewOptions
+from imc.features.source import find_neighbours, row_source
 from imc.files.paths import user_path
-from imc.files.run_places import CONFIG, DATA, MODEL
+from imc.files.run_places import MODEL
 from imc.machine.arithmetic import arithmetic, change
+from imc.machine.backend import choose_backend
 from imc.machine.device import choose_device
-from imc.machine.threads import require_thread_independent, set_threads
 from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
 from imc.methods.method import Method
-from imc.models.batch_norm import synchronise
-from imc.models.convolution import make_thread_independent
 from imc.models.pretrained import load_pretrained
 from imc.models.standardise import Standardise
 from imc.pages.results import table, write_results
-from imc.runs.data import clustered, fingerprint_of, require_apart, run_data, sourced, trained_parts
-from imc.runs.folder import open_run_folder, require_free, run_folder
+from imc.runs.data import run_data, sourced
 from imc.runs.model import LoadedRun, save_model
 from imc.runs.resume import Begun, begun
+from imc.runs.start import Trained, begin, choose_images, open_data, run_to_continue
 from imc.scores.evaluation import outputs
 from imc.text import inflected
 from imc.training.checkpoint import require_fit
-from imc.training.loop import Loop, compile_encoder
+from imc.training.loop import Loop
 from imc.training.monitor import scarcity_warnings
-from imc.training.ranks import Ranks, ranks, same_start
+from imc.training.options import InitialOptions, RankOptions
+from imc.training.placement import place
+from imc.training.ranks import Ranks, ranks
 from imc_kernels import backends
 
 
@@ -99,7 +99,7 @@ def plan(
     config = (config if config.resume else sourced(config, data)).validate()
     run = begun(config, given, has_data=data is not None) if config.resume else None
     config = config if run is None else run.config
-    return _resolve(config, run_data(config, data), encoder, choose_device(config.device))
+    return resolve(config, run_data(config, data), choose_device(config.device), own_encoder=encoder is not None)
 
 
 def train(
@@ -137,249 +137,127 @@ def train(
     """
     config = (config if config.resume else sourced(config, data)).validate()
     device = choose_device(config.device)
-    with turn(device), nullcontext(Ranks()) if embedded else ranks(device, config.rank_timeout) as processes:
-        run = begun(config, given, has_data=data is not None) if config.resume else None
-        if run is not None:
-            config = run.config
-        else:
-            require_free(config)
-        dataset, images = _load_in_turn(config, data, run, processes)
-        overwrite = config.overwrite  # no part of what the run saves
-        config = replace(_resolve(config, dataset, encoder, device), data=absolute(config.data))
-        require_apart(run_folder(config), config.data, dataset)
-        parts = trained_parts(config, dataset)
-        if images is None and processes.first:
-            images = fingerprint(parts, clustered(config, dataset).labels)
-        if run is not None and run.checkpoint is not None:
-            require_fit(run.folder, config, encoder, run.checkpoint)
-            difference = change(run.checkpoint.get("arithmetic"), arithmetic(device))
-            if difference is not None and processes.first:
-                warn(difference)
-        require_memory(config, encoder)
-        if processes.first and dataset.note:
-            say(dataset.note)
-
-        seed_generators(config.seed, device)
-        model = build_model(config, encoder)
-        if isinstance(model.encoder, Standardise):
-            model.encoder.fit(parts[0])
-        if config.init is not None and (run is None or run.checkpoint is None):
-            matched = load_pretrained(model.encoder, user_path(config.init), config.init_prefix, config)
-            if processes.first:
-                say(f"--init {config.init}: {matched}")
+    with turn(device), _joined(config, device, embedded) as processes:
+        run = run_to_continue(config, given, has_data=data is not None)
+        asked = config if run is None else run.config
+        opened = open_data(asked, data, run, processes)
+        config = resolve(asked, opened.data, device, own_encoder=encoder is not None)
+        images = choose_images(config, asked.data, opened, processes)
+        model = _build(config, encoder, images, run, device, processes)
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
-        neighbours = _neighbours(config, parts[0], model.encoder, run, processes, device)
-        _place(model, config, device, processes)
-
-        def begin() -> Config:
-            placed = _begin(replace(config, overwrite=overwrite), run, images, processes)
-            if neighbours is not None and processes.first:
-                write_neighbours(run_folder(placed), neighbours)
-            return placed
-
-        named = backends.requested() if config.backend == "auto" else config.backend
-
-        def otherwise(operation: str, chosen: str) -> None:
-            if processes.first:
-                warn(f"backend {named} has no {operation}: {chosen} runs it")
-
-        with backends.backend(named, otherwise=otherwise):
-            source = None if config.columns is None else _source_of_rows(config, parts[0], neighbours, device)
-            loop = Loop(model, parts, config, processes, begin, source, signals=not embedded)
-            if run is not None and run.checkpoint is not None:
-                loop.load(run.checkpoint)
-            elif processes.first:
-                for sentence in scarcity_warnings(loop.count, loop.config.clusters, loop.config.epochs, loop.steps):
-                    warn(sentence)
+        neighbours = _neighbours(config, images, model.encoder, run, device, processes)
+        place(model, config, device, processes)
+        with _kernels(config.backend, processes):
+            record = partial(begin, config, asked.overwrite, run, images, neighbours, processes)
+            source = _source(config, images, neighbours, device)
+            loop = Loop(model, images.parts, config, processes, record, source, signals=not embedded)
+            _go_on(loop, run)
             loop.run()
-            if not processes.first:
-                return None
-            config = loop.config
-            folder = run_folder(config)
-            save_model(folder / MODEL, model)
-            reported = replace(config, backend=_backend(config.backend, device))
-            result = _report(model, reported, clustered(config, dataset), folder, loop.seconds) if report else {}
-    return {**result, "out": str(folder)}
+            return _finish(loop, images, device, report) if processes.first else None
 
 
-def _load_in_turn(
-    config: Config, data: Dataset | Images | None, run: Begun | None, processes: Ranks
-) -> tuple[Dataset, dict[str, Any] | None]:
-    """The data set; the first process alone may write to the disk. Where a run goes on, the same images are required.
-
-    Returns:
-        The data set and, for a run that goes on, in the first process, the fingerprint of its images.
-    """
-    dataset, images, failure = None, None, None
-    if processes.first:
-        try:
-            dataset = run_data(config, data)
-            if run is not None:
-                images = fingerprint_of(config, dataset)
-                if remark := run.require_same_images(images):
-                    warn(remark)
-            elif config.resume:
-                warn(f"{run_folder(config)} holds no run to continue: a new one starts")
-        except UserError as error:
-            failure = str(error)
-    failure = processes.share(failure)
-    if failure is not None:
-        raise UserError(failure)
-    return run_data(config, data) if dataset is None else dataset, images
+def _joined(options: RankOptions, device: torch.device, embedded: bool) -> AbstractContextManager[Ranks]:
+    return nullcontext(Ranks()) if embedded else ranks(device, options.rank_timeout)
 
 
-def _resolve(config: Config, data: Dataset, encoder: nn.Module | None, device: torch.device) -> Config:
-    """Replace what stands for "chosen by the run", and check what depends on the data and the machine."""
-    images = data.train.images
-    if data.train.are_features:
-        columns = data.train.columns or (images.shape[1],)
-        config = presets.resolve_on_features(
-            config, name=data.name, columns=columns, count=len(images), classes=len(data.train.class_names)
-        )
-        return _resolve_machine(config, device)
-    if encoder is not None:
-        config = replace(config, encoder="custom")
-    if min(images.shape[:3]) < 1:
-        raise UserError(f"{data.name} holds no images")
-    count = len(images) + (len(data.test.images) if config.train_on == "train+test" and data.test is not None else 0)
-    config = presets.resolve(
-        config,
-        name=data.name,
-        side=min(images.shape[1:3]),
-        channels=images.shape[3],
-        count=count,
-        classes=len(data.train.class_names),
-    )
-    config = _resolve_machine(config, device)
-    if config.pixel_scale is None:
-        config = replace(config, pixel_scale=unit_scale(images) if config.augmentation == "affine" else 1 / 255)
-    channels = images.shape[3]
-    mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
-    return replace(
-        config,
-        mean=mean if config.mean is None else config.mean,
-        std=std if config.std is None else config.std,
-        pixel_bits=config.pixel_bits or data.train.pixel_bits,
-    )
+def _kernels(name: str, processes: Ranks) -> AbstractContextManager[None]:
+    """The kernels of the backend with this name; where another runs an operation, that is said."""
+    named = backends.requested() if name == "auto" else name
+
+    def otherwise(operation: str, chosen: str) -> None:
+        if processes.first:
+            warn(f"backend {named} has no {operation}: {chosen} runs it")
+
+    return backends.backend(named, otherwise=otherwise)
 
 
-def _resolve_machine(config: Config, device: torch.device) -> Config:
-    """Replace what stands for "chosen by the machine"; the number of threads is the run's from here on."""
-    backend = _backend(config.backend, device)
-    set_threads(config.threads)
-    amp = {"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp)
-    if config.thread_independent:
-        require_thread_independent(replace(config, amp=amp), backend, device)
-    return replace(
-        config,
-        amp=amp,
-        channels_last="off" if config.channels_last == "off" else "on",
-        device=str(device) if config.device != "auto" else device.type,
-        threads=torch.get_num_threads(),
-        print_config=False,
-        resume=False,
-        overwrite=False,
-    )
-
-
-def _backend(name: str, device: torch.device) -> str:
-    """The backend that a name stands for: "auto" for the one asked for otherwise, or the first that serves the device.
-
-    Raises:
-        UserError: it cannot run here.
-    """
-    try:
-        chosen = backends.requested() if name == "auto" else name
-        serving = backends.serving(device.type, torch.float32)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if chosen is None:
-        return serving[0]
-    if chosen not in backends.BACKENDS:
-        raise UserError(f"--backend {chosen!r} is not known; accepted are auto, {', '.join(backends.BACKENDS)}")
-    refusal = backends.BACKENDS[chosen].refusal(device.type, torch.float32)
-    if refusal is not None:
-        raise UserError(f"--backend {chosen} cannot run here: {refusal}")
-    return chosen
-
-
-def _begin(config: Config, run: Begun | None, images: dict[str, Any] | None, processes: Ranks) -> Config:
-    """Make the run's folder and describe the run in it, by the first process.
-
-    Returns:
-        The configuration with the folder.
-    """
-    placed, failure = config, None
-    if processes.first:
-        try:
-            with open_run_folder(config) if run is None else nullcontext(run.folder) as folder:
-                placed = replace(config, name=config.name or folder.name, out=str(folder), overwrite=False)
-                assert images is not None
-                write_json(folder / DATA, images)
-                write_json(folder / CONFIG, placed.to_dict())
-        except UserError as error:
-            failure = str(error)
-    placed, failure = processes.share((placed, failure))
-    if failure is not None:
-        raise UserError(failure)
-    return placed
+def _build(
+    options: InitialOptions,
+    encoder: nn.Module | None,
+    images: Trained,
+    run: Begun | None,
+    device: torch.device,
+    processes: Ranks,
+) -> Method:
+    """The model as the first update finds it, or as a checkpoint is loaded into it."""
+    checkpoint = None if run is None else run.checkpoint
+    if run is not None and checkpoint is not None:
+        require_fit(run.folder, options, encoder, checkpoint)
+        difference = change(checkpoint.get("arithmetic"), arithmetic(device))
+        if difference is not None and processes.first:
+            warn(difference)
+    require_memory(options, encoder)
+    if processes.first and images.note:
+        say(images.note)
+    seed_generators(options.seed, device)
+    model = build_model(options, encoder)
+    if isinstance(model.encoder, Standardise):
+        model.encoder.fit(images.parts[0])
+    if options.init is not None and checkpoint is None:
+        matched = load_pretrained(model.encoder, user_path(options.init), options.init_prefix, options)
+        if processes.first:
+            say(f"--init {options.init}: {matched}")
+    return model
 
 
 def _neighbours(
-    config: Config, rows: torch.Tensor, encoder: nn.Module, run: Begun | None, processes: Ranks, device: torch.device
-) -> torch.Tensor | None:
+    options: RowViewOptions,
+    images: Trained,
+    encoder: nn.Module,
+    run: Begun | None,
+    device: torch.device,
+    processes: Ranks,
+) -> Tensor | None:
     """The neighbours that are the views of a run on features, found by the first process."""
-    if config.augmentation != "neighbours":
+    if options.augmentation != "neighbours":
         return None
     found = None
     if processes.first:
         found = find_neighbours(
-            rows,
+            images.parts[0],
             encoder,
-            count=config.neighbours,
-            mutual=config.mutual,
-            seed=config.seed,
+            count=options.neighbours,
+            mutual=options.mutual,
+            seed=options.seed,
             device=device,
             folder=None if run is None else run.folder,
         )
     return processes.share(found)
 
 
-def _source_of_rows(
-    config: Config, rows: torch.Tensor, neighbours: torch.Tensor | None, device: torch.device
-) -> tuple[Source, Views]:
+def _source(
+    options: RowViewOptions, images: Trained, neighbours: Tensor | None, device: torch.device
+) -> tuple[Source, Views] | None:
+    """Where batches of rows come from; None: the run is on images."""
+    if options.columns is None:
+        return None
     return row_source(
-        rows,
+        images.parts[0],
         neighbours,
-        views=(config.large_crops, config.small_crops),
-        noise=config.noise,
-        seed=config.seed,
+        views=(options.large_crops, options.small_crops),
+        noise=options.noise,
+        seed=options.seed,
         device=device,
-        device_data=config.device_data,
+        device_data=options.device_data,
     )
 
 
-def _place(model: Method, config: Config, device: torch.device, processes: Ranks) -> None:
-    """Put the model on its device, in the form in which this run trains it."""
-    model.to(device)
-    if config.channels_last == "on":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.amp, model.per_size = config.amp == "bf16", config.bn == "per-size"
-    model.group = processes.group
-    if config.freeze_encoder:
-        model.frozen = True
-        model.encoder.requires_grad_(False)
-    if config.sync_bn:
-        if config.encoder == "custom":
-            raise UserError("--sync-bn is for the encoders of this package; convert yours before you pass it")
-        # A bank's batch is whole in every process.
-        synchronise(model.encoder if config.bank else model, processes.group)
-    if config.thread_independent:
-        make_thread_independent(model)
-    same_start(model, processes.group)
-    if config.compile:
-        compile_encoder(model.encoder)
-    model.train()
+def _go_on(loop: Loop, run: Begun | None) -> None:
+    """Bring a loop to the update from which its run goes on; of a new one say where its numbers are scarce."""
+    if run is not None and run.checkpoint is not None:
+        loop.load(run.checkpoint, run.folder)
+    elif loop.ranks.first:
+        for sentence in scarcity_warnings(loop.count, loop.model.clusters, loop.options.epochs, loop.steps):
+            warn(sentence)
+
+
+def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> dict[str, Any]:
+    """Save the model and, with ``report``, what it says of the images."""
+    folder, config = loop.record.folder, Config.from_dict(loop.record.config)
+    save_model(folder / MODEL, loop.model)
+    reported = replace(config, backend=choose_backend(config.backend, device))
+    result = _report(loop.model, reported, images.clustered, folder, loop.seconds) if report else {}
+    return {**result, "out": str(folder)}
 
 
 def _report(model: Method, config: Config, data: Images, folder: Path, seconds: float) -> dict[str, Any]:

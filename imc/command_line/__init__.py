@@ -1,1 +1,1 @@
-"""What a person types and reads: flags from the fields of dataclasses, the terminal, Ctrl-C."""
+"""What a person types and reads: flags from the fields of dataclasses, variables, the terminal, Ctrl-C."""

@@ -9,7 +9,7 @@ from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from imc.command_line.options import check, flag, is_text
+from imc.command_line.options import check, flag, is_text, ordered
 from imc.command_line.terminal import show
 from imc.errors import UserError
 from imc.files.run_places import is_run, newest
@@ -51,7 +51,7 @@ def parse_given(
     Raises:
         UserError: an unknown flag, or a value that is not accepted.
     """
-    entries = {entry.name: entry for entry in fields(options)}  # type: ignore[arg-type]
+    entries = {entry.name: entry for entry in ordered(options)}
     hints = get_type_hints(options)
     positional = {name: entry for name, entry in entries.items() if "metavar" in entry.metadata}
     parser = _Parser(
@@ -101,7 +101,7 @@ def parse_with(
     members = [
         (entry.name, get_type_hints(source)[entry.name], field(default=entry.default, metadata=entry.metadata))
         for source in (own, passed_on)
-        for entry in fields(source)  # type: ignore[arg-type]
+        for entry in ordered(source)
         if source is own or entry.name not in taken
     ]
     both = make_dataclass("Options", members, frozen=True, kw_only=True)

@@ -6,10 +6,16 @@ A command's flags (:mod:`imc.command_line.arguments`) and the check of values th
 from __future__ import annotations
 
 import math
-from dataclasses import field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import Field, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from imc.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 def option(
@@ -46,6 +52,43 @@ def option(
 def argument(metavar: str, help: str) -> Any:
     """A positional argument: text, or one or more texts where the field is a tuple. It has no default."""
     return field(metadata={"metavar": metavar, "help": help, "bounds": {}, "choices": ()})
+
+
+def ordered(options: Any) -> list[Field[Any]]:
+    """The fields of an options dataclass as help and files give them: first those of its ``ORDER``, if it has one."""
+    first = {name: place for place, name in enumerate(getattr(options, "ORDER", ()))}
+    return sorted(fields(options), key=lambda entry: first.get(entry.name, len(first)))
+
+
+def part(options: Any, kind: type[Part]) -> Part:
+    """Of resolved options the fields of ``kind`` alone: what is handed to a room that reads no others.
+
+    Raises:
+        TypeError: a field is None that a resolved one is not.
+    """
+    hints, values = get_type_hints(kind), {entry.name: getattr(options, entry.name) for entry in fields(kind)}
+    for name, value in values.items():
+        if value is None and type(None) not in get_args(hints[name]):
+            raise TypeError(f"{name} is not resolved, and {kind.__name__} needs it")
+    return kind(**values)
+
+
+def read(kind: type[Part], values: Mapping[str, Any]) -> Part:
+    """The options of a mapping that may have gone through JSON, where a tuple is a list.
+
+    Raises:
+        UserError: a name that is no field: another version wrote it.
+    """
+    hints = get_type_hints(kind)
+    unknown = values.keys() - {entry.name for entry in fields(kind)}
+    if unknown:
+        raise UserError(f"the configuration has the field {min(unknown)!r}, which this version does not know")
+    return kind(
+        **{
+            name: tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def check(options: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from imc.machine.environment import unset
+from imc.command_line.environment import unset
 from imc.text import visible
 
 with unset("TQDM_"):  # which replace what progress() leaves at its default, also by what is no number or no format

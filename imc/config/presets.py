@@ -10,7 +10,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from imc.config import Config
+from imc.config.config import Config
 from imc.data import NAMES
 from imc.errors import UserError
 
@@ -348,6 +348,8 @@ def resolve(config: Config, *, name: str, side: int, channels: int, count: int, 
         preset["epochs"] = max(preset["epochs"], math.ceil(LEAST_UPDATES / steps))
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
         preset |= DIGITS_ENCODER
+    if config.augmentation not in (None, preset["augmentation"]) and config.augmentation == "affine":
+        preset |= AFFINE
     config = _filled(config, preset, name, "images", count, classes)
     if config.channels != channels:
         raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")

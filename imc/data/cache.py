@@ -25,9 +25,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imc.command_line.environment import folder_of
 from imc.errors import UserError
 from imc.files.paths import new_folder
-from imc.machine.environment import folder_of
 
 VARIABLE = "IMC_CACHE"
 ABANDONED = 24 * 3600  # seconds after which a file that was being written belongs to a process that was killed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imc.command_line.terminal import warn
-from imc.config import Config
 from imc.data import Dataset, Images
+from imc.data.options import ImageOptions, SampleOptions
 from imc.data.pixel_bits import MAX_BITS, PixelBits
 from imc.data.resize import resized
 from imc.errors import UserError
@@ -15,31 +15,31 @@ from imc.text import counted
 KINDS = {1: "grey images", 3: "images in colour"}
 
 
-def fit_for_model(config: Config, data: Dataset) -> Dataset:
+def fit_for_model(options: SampleOptions, data: Dataset) -> Dataset:
     """The images at the size that a run's model takes; of another size they are cut square and resized, with a warning.
 
     Args:
-        config: of the run, resolved.
+        options: of the run, resolved.
         data: the images.
 
     Raises:
         UserError: they are in colour where the run's are grey, or the other way round.
     """
-    if config.columns is not None:
-        return _require_columns(sum(config.columns), data)
+    if options.columns is not None:
+        return _require_columns(sum(options.columns), data)
     if data.train.are_features:
         raise UserError(f"{data.name} holds features, and the run was trained on images")
     channels = data.train.images.shape[-1]
-    if channels != config.channels:
-        raise UserError(f"{data.name} has {_kind(channels)}, and the run was trained on {_kind(config.channels)}")
+    if channels != options.channels:
+        raise UserError(f"{data.name} has {_kind(channels)}, and the run was trained on {_kind(options.channels)}")
     height, width = data.train.images.shape[1:3]
-    if min(height, width) == config.side:
+    if min(height, width) == options.side:
         return data
 
     def fitting(split: Images) -> Images:
-        return replace(split, images=resized(split.images, config.side))
+        return replace(split, images=resized(split.images, options.side))
 
-    side = config.side
+    side = options.side
     sentence = f"{data.name} has images of {width}x{height} pixels, and the run takes {side}x{side}: they are resized"
     warn(sentence)
     return replace(
@@ -59,9 +59,9 @@ def _require_columns(columns: int, data: Dataset) -> Dataset:
     return data
 
 
-def bits_of_files(config: Config) -> PixelBits:
+def bits_of_files(options: ImageOptions) -> PixelBits:
     """By what a run scales the pixels of over 8 bits of further files: as in training; all 16 bits if it saw none."""
-    return PixelBits(config.pixel_bits or MAX_BITS)
+    return PixelBits(options.pixel_bits or MAX_BITS)
 
 
 def _kind(channels: int) -> str:

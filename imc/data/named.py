@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imc.command_line.environment import folder_of
 from imc.data import download
 from imc.data.cifar import CIFAR10, CIFAR20, CIFAR100, Labels, read_cifar
 from imc.data.dataset import Images
@@ -14,7 +15,6 @@ from imc.data.folders import Reader
 from imc.data.idx import read_idx_folder
 from imc.data.stl10 import read_stl10
 from imc.errors import UserError
-from imc.machine.environment import folder_of
 
 VARIABLE = "IMC_DATA"
 Splits = tuple[Images, Images, Images | None, str]  # train, test, unlabeled, and what else the note says

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imc.config import Config
+from imc.command_line.options import part
+from imc.data.options import (
+    AffineOptions,
+    AugmentationOptions,
+    CropOptions,
+    SampleInputOptions,
+    SeedOptions,
+    ViewOptions,
+)
 from imc_kernels import draw_crop_parameters, multi_crop
 
 
@@ -64,20 +72,20 @@ class CropViews:
     """Views for natural images.
 
     Args:
-        config: resolved.
+        options: resolved.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.crops = crops_of(config)
+    def __init__(self, options: CropOptions) -> None:
+        self.options = options
+        self.crops = crops_of(options)
 
     def parameters(self, batch: Batch, update: int) -> list[Tensor]:
         """The random numbers of each size's crops: [V, B, columns]."""
-        config, drawn, first = self.config, [], 0
+        options, drawn, first = self.options, [], 0
         for crops in self.crops:
             drawn.append(
                 draw_crop_parameters(
-                    config.seed,
+                    options.seed,
                     update,
                     batch.samples,
                     views=crops.count,
@@ -85,15 +93,15 @@ class CropViews:
                     height=batch.images.shape[1],
                     width=batch.images.shape[2],
                     scale=crops.area,
-                    flip=config.flip,
-                    jitter_probability=config.jitter_probability,
-                    brightness=config.brightness,
-                    contrast=config.contrast,
-                    saturation=config.saturation,
-                    hue=config.hue,
-                    grayscale=config.grayscale,
-                    blur_probability=config.blur_probability,
-                    blur_sigma=config.blur_sigma,
+                    flip=options.flip,
+                    jitter_probability=options.jitter_probability,
+                    brightness=options.brightness,
+                    contrast=options.contrast,
+                    saturation=options.saturation,
+                    hue=options.hue,
+                    grayscale=options.grayscale,
+                    blur_probability=options.blur_probability,
+                    blur_sigma=options.blur_sigma,
                 )
             )
             first += crops.count
@@ -101,11 +109,11 @@ class CropViews:
 
     def render(self, images: Tensor, positions: Tensor, parameters: list[Tensor]) -> list[Tensor]:
         """The crops of these parameters."""
-        config = self.config
+        mean, std = self.options.mean, self.options.std
         # bfloat16 crops would save the encoder's first cast, and cost what 8 bits of mantissa cannot hold of a pixel.
-        order = torch.contiguous_format if config.channels_last == "off" else torch.channels_last
+        order = torch.contiguous_format if self.options.channels_last == "off" else torch.channels_last
         return [
-            multi_crop(images, positions, drawn, size=crops.size, mean=config.mean, std=config.std, memory_format=order)
+            multi_crop(images, positions, drawn, size=crops.size, mean=mean, std=std, memory_format=order)
             for crops, drawn in zip(self.crops, parameters, strict=True)
         ]
 
@@ -120,19 +128,19 @@ class AffineViews:
     a uniform position from edge to edge. Outside the image is 0.
 
     Args:
-        config: resolved.
+        options: resolved.
         device: that of the images.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config = config
-        self.crops = crops_of(config)
-        self.rotation = math.radians(config.rotation)
+    def __init__(self, options: AffineOptions, device: torch.device) -> None:
+        self.options = options
+        self.crops = crops_of(options)
+        self.rotation = math.radians(options.rotation)
         self.generator = torch.Generator(device)
 
     def __call__(self, batch: Batch, update: int) -> list[Tensor]:
-        self.generator.manual_seed(derived_seed(self.config.seed, VIEWS, update))
-        images = as_float(batch.images[batch.positions], self.config.pixel_scale)
+        self.generator.manual_seed(derived_seed(self.options.seed, VIEWS, update))
+        images = as_float(batch.images[batch.positions], self.options.pixel_scale)
         return [self._views(images, crops, batch) for crops in self.crops]
 
     def _views(self, images: Tensor, crops: Crops, batch: Batch) -> Tensor:
@@ -140,11 +148,11 @@ class AffineViews:
         theta = self._transforms(crops.count, batch.total, crops.area)[:, rows].flatten(0, 1)
         repeated = images.expand(crops.count, *images.shape).flatten(0, 1)
         views = sample(repeated, theta, crops.size).unflatten(0, (crops.count, -1))
-        views = views * self._uniform(crops.count, batch.total, *self.config.gain)[:, rows, None, None, None]
+        views = views * self._uniform(crops.count, batch.total, *self.options.gain)[:, rows, None, None, None]
         shape = (crops.count, batch.total, *views.shape[2:])
         noise = torch.randn(shape, generator=self.generator, dtype=views.dtype, device=views.device)[:, rows]
-        views = views.add_(noise, alpha=self.config.noise)
-        if self.config.channels_last == "off":
+        views = views.add_(noise, alpha=self.options.noise)
+        if self.options.channels_last == "off":
             return views.contiguous()
         return views.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, views.shape[:2])
 
@@ -152,7 +160,7 @@ class AffineViews:
         """Random maps from crop to image coordinates, both in -1..1: [views, total, 2, 3]."""
         side = self._uniform(views, total, *area).sqrt()
         angle = self._uniform(views, total, -self.rotation, self.rotation)
-        shear = self._uniform(views, total, -self.config.shear, self.config.shear)
+        shear = self._uniform(views, total, -self.options.shear, self.options.shear)
         cosine, sine = side * angle.cos(), side * angle.sin()
         x, y = ((1 - side) * self._uniform(views, total, -1, 1) for _ in range(2))
         rows = [cosine, shear * cosine - sine, x, sine, shear * sine + cosine, y]
@@ -166,42 +174,44 @@ class AffineViews:
 VIEWS, ORDER = 1, 2  # purposes of a derived seed
 
 
-def crops_of(config: Config) -> list[Crops]:
-    """The crops of each size that a configuration asks for, the large ones first."""
-    crops = [Crops(config.large_crops, config.large_size, config.large_area)]
-    if config.small_crops:
-        crops.append(Crops(config.small_crops, config.small_size, config.small_area))
+def crops_of(options: ViewOptions) -> list[Crops]:
+    """The crops of each size that are asked for, the large ones first."""
+    crops = [Crops(options.large_crops, options.large_size, options.large_area)]
+    if options.small_crops:
+        crops.append(Crops(options.small_crops, options.small_size, options.small_area))
     return crops
 
 
-def make_views(config: Config, device: torch.device) -> CropViews | AffineViews:
-    """The views of a resolved configuration."""
-    return AffineViews(config, device) if config.augmentation == "affine" else CropViews(config)
+def make_views(options: AugmentationOptions, device: torch.device) -> CropViews | AffineViews:
+    """The views of the augmentation that is chosen."""
+    if options.augmentation == "affine":
+        return AffineViews(part(options, AffineOptions), device)
+    return CropViews(part(options, CropOptions))
 
 
-def epoch_order(config: Config, count: int, epoch: int) -> Tensor:
+def epoch_order(options: SeedOptions, count: int, epoch: int) -> Tensor:
     """The samples 0 .. count - 1 in the order of this epoch, counted from 0: int64 [count] on the host."""
-    generator = torch.Generator().manual_seed(derived_seed(config.seed, ORDER, epoch))
+    generator = torch.Generator().manual_seed(derived_seed(options.seed, ORDER, epoch))
     return torch.randperm(count, generator=generator)
 
 
-def prepare(images: Tensor, config: Config) -> Tensor:
+def prepare(images: Tensor, options: SampleInputOptions) -> Tensor:
     """The whole images as a trained model takes them, without augmentation; rows of features as they are.
 
     Args:
         images: uint8 [B, H, W, C], or rows [B, D].
-        config: resolved.
+        options: resolved.
 
     Returns:
         float32 [B, C, s, s]: for crops the images at their size, normalised; for affine views resized to a large crop;
         of rows float32 [B, D].
     """
-    if config.columns is not None:
+    if options.columns is not None:
         return images.float()
-    if config.augmentation == "affine":
-        return resize(images, config.large_size, config.pixel_scale)
+    if options.augmentation == "affine":
+        return resize(images, options.large_size, options.pixel_scale)
     mean, std = (
-        torch.tensor(x, dtype=torch.float32, device=images.device).view(-1, 1, 1) for x in (config.mean, config.std)
+        torch.tensor(x, dtype=torch.float32, device=images.device).view(-1, 1, 1) for x in (options.mean, options.std)
     )
     return as_float(images, 1 / 255).sub_(mean).div_(std)
 

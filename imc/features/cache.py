@@ -20,11 +20,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from imc.command_line.environment import folder_of, variable
 from imc.data.cache import VARIABLE
 from imc.errors import UserError
 from imc.files.paths import user_path
 from imc.files.whole import replacing
-from imc.machine.environment import folder_of, variable
 
 DIGEST = 16  # bytes
 KEY = np.dtype([("digest", f"V{DIGEST}"), ("crc32", "<u4")])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from imc.command_line.environment import number, variable
 from imc.errors import UserError
-from imc.machine.environment import number, variable
 from imc.text import inflected
 
 # Launchers whose processes are of no run of this package unless torchrun's variables are there too: what tells how many

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import torch
 
-from imc.config import Config
-from imc.errors import UserError
 from imc.machine.arithmetic import processor
 
 
@@ -38,37 +36,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def require_thread_independent(config: Config, backend: str, device: torch.device) -> None:
-    """The bits of this run can be kept from depending on the number of threads. To be asked after :func:`set_threads`.
-
-    Args:
-        config: of the run.
-        backend: that runs the kernels.
-        device: of the run.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if device.type != "cpu":
-        raise UserError(f"--thread-independent is about the threads of a CPU, this run is on {device.type}")
-    if backend != "cpu":
-        raise UserError(f"--thread-independent needs the kernels of --backend cpu, this run has {backend}")
-    for given, name in (
-        (config.amp == "bf16", "--amp bf16"),
-        (config.compile, "--compile"),
-        (config.sync_bn, "--sync-bn"),
-        (config.encoder == "custom", "an encoder of your own"),
-    ):
-        if given:
-            raise UserError(f"--thread-independent cannot be kept with {name}, whose sums torch splits by the threads")
-    if _products_depend_on_threads():
-        raise UserError(
-            "--thread-independent needs Intel MKL in its strict mode, which it enters at a process's first product: "
-            "this torch has another library, or matrices were multiplied before imc set MKL_CBWR"
-        )
-
-
-def _products_depend_on_threads() -> bool:
+def products_depend_on_threads() -> bool:
     """Whether they differ at two of the sizes at which MKL's do outside its strict mode."""
     before = torch.get_num_threads()
     generator = torch.Generator().manual_seed(0)

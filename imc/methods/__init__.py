@@ -9,32 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imc.config import Config
+from imc.command_line.options import part
 from imc.errors import UserError
 from imc.machine.memory import machine_memory
 from imc.methods.method import Method
+from imc.methods.options import CrlcOptions, ImcSwavOptions, ModelOptions, TemiOptions
 from imc.models.encoders import build_encoder
 
 
-def build_model(config: Config, encoder: nn.Module | None = None) -> Method:
-    """The untrained model of a resolved configuration.
+def build_model(options: ModelOptions, encoder: nn.Module | None = None) -> Method:
+    """The untrained model of resolved options.
 
     Args:
-        config: of :func:`imc.config.presets.resolve`.
-        encoder: any module from images to features, in place of the configuration's.
+        options: resolved.
+        encoder: any module from images to features, in place of the one that they name.
     """
-    return _build(config, build_encoder(config, encoder))
+    return _build(options, build_encoder(options, encoder, side=options.large_size))
 
 
-def require_memory(config: Config, encoder: nn.Module | None) -> None:
+def require_memory(options: ModelOptions, encoder: nn.Module | None) -> None:
     """Refuse a model whose parameters and queue alone exceed this machine's memory, before it is built.
 
     Raises:
         UserError: they do.
     """
-    sizes = {f"{name} {list(x.shape)}": x.numel() for name, x in _planned_state(config, encoder).items()}
-    if config.queue:
-        queue = (config.large_crops, config.queue, config.embedding_dim)
+    sizes = {f"{name} {list(x.shape)}": x.numel() for name, x in _planned_state(options, encoder).items()}
+    if options.queue:
+        queue = (options.large_crops, options.queue, options.embedding_dim)
         sizes[f"the queue {list(queue)}"] = math.prod(queue)
     needed, memory = 4 * sum(sizes.values()), machine_memory()
     if needed > memory:
@@ -44,10 +45,10 @@ def require_memory(config: Config, encoder: nn.Module | None) -> None:
         )
 
 
-def misfit(config: Config, encoder: nn.Module | None, state: Mapping[str, Any]) -> str | None:
+def misfit(options: ModelOptions, encoder: nn.Module | None, state: Mapping[str, Any]) -> str | None:
     """Why a state dict is not one of the model that :func:`build_model` would build, or None. It is not built."""
     try:
-        planned = _planned_state(config, encoder)
+        planned = _planned_state(options, encoder)
     except UserError as reason:
         return str(reason)
     for name in [*planned, *state]:
@@ -61,86 +62,90 @@ def misfit(config: Config, encoder: nn.Module | None, state: Mapping[str, Any]) 
     return None
 
 
-def load_model(config: Config, encoder: nn.Module | None, state: Mapping[str, Tensor]) -> Method:
-    """The model of a resolved configuration with the tensors of a state dict that fits it (:func:`misfit`).
+def load_model(options: ModelOptions, encoder: nn.Module | None, state: Mapping[str, Tensor]) -> Method:
+    """The model of resolved options with the tensors of a state dict that fits it (:func:`misfit`).
 
     Nothing is drawn, so that loading leaves torch's global generator alone.
     """
-    model = _planned(config, encoder)
+    model = _planned(options, encoder)
     dtypes = {name: x.dtype for name, x in model.state_dict().items()}
     model.load_state_dict({name: x.to(dtypes[name]) for name, x in state.items()}, assign=True)
     return model
 
 
-def _planned_state(config: Config, encoder: nn.Module | None) -> dict[str, Tensor]:
+def _planned_state(options: ModelOptions, encoder: nn.Module | None) -> dict[str, Tensor]:
     """The state dict of :func:`_planned`."""
-    return _planned(config, encoder).state_dict()
+    return _planned(options, encoder).state_dict()
 
 
-def _planned(config: Config, encoder: nn.Module | None) -> Method:
+def _planned(options: ModelOptions, encoder: nn.Module | None) -> Method:
     """The model without its memory, but for that of an encoder of one's own."""
     try:
-        own = None if encoder is None else build_encoder(config, encoder)
+        own = None if encoder is None else build_encoder(options, encoder, side=options.large_size)
         with torch.device("meta"):
-            return _build(config, build_encoder(config) if own is None else own)
+            return _build(options, build_encoder(options, side=options.large_size) if own is None else own)
     except (OverflowError, RuntimeError, TypeError) as error:  # 64 bits do not hold a size
         raise UserError(f"a model of these sizes cannot be built: {str(error).splitlines()[0]}") from None
 
 
-def _build(config: Config, encoder: nn.Module) -> Method:
-    return {"imc-swav": _imc_swav, "crlc": _crlc, "temi": _temi}[config.method](config, encoder)
+def _build(options: ModelOptions, encoder: nn.Module) -> Method:
+    if options.method == "crlc":
+        return _crlc(part(options, CrlcOptions), encoder)
+    if options.method == "temi":
+        return _temi(part(options, TemiOptions), encoder)
+    return _imc_swav(part(options, ImcSwavOptions), encoder, options.bn_momentum)
 
 
-def _imc_swav(config: Config, encoder: nn.Module) -> Method:
+def _imc_swav(options: ImcSwavOptions, encoder: nn.Module, bn_momentum: float) -> Method:
     from imc.methods.imc_swav import ImcSwav
 
     return ImcSwav(
         encoder,
-        projection_hidden=config.projection_hidden,
-        embedding_dim=config.embedding_dim,
-        projection_bias=config.projection_bias,
-        prototypes=config.prototypes,
-        clusters=config.clusters,
-        classifier_widths=config.classifier_widths,
-        bn_momentum=config.bn_momentum,
-        sinkhorn_epsilon=config.sinkhorn_epsilon,
-        sinkhorn_iterations=config.sinkhorn_iterations,
-        temperature=config.temperature,
-        entropy_weight=config.entropy_weight,
-        logit_limit=config.logit_limit,
-        bank=config.batch_size if config.bank else 0,
-        queue=config.queue,
-        queue_start_epoch=config.queue_start_epoch,
+        projection_hidden=options.projection_hidden,
+        embedding_dim=options.embedding_dim,
+        projection_bias=options.projection_bias,
+        prototypes=options.prototypes,
+        clusters=options.clusters,
+        classifier_widths=options.classifier_widths,
+        bn_momentum=bn_momentum,
+        sinkhorn_epsilon=options.sinkhorn_epsilon,
+        sinkhorn_iterations=options.sinkhorn_iterations,
+        temperature=options.temperature,
+        entropy_weight=options.entropy_weight,
+        logit_limit=options.logit_limit,
+        bank=options.batch_size if options.bank else 0,
+        queue=options.queue,
+        queue_start_epoch=options.queue_start_epoch,
     )
 
 
-def _crlc(config: Config, encoder: nn.Module) -> Method:
+def _crlc(options: CrlcOptions, encoder: nn.Module) -> Method:
     from imc.methods.crlc import Crlc
 
     return Crlc(
         encoder,
-        projection_hidden=config.projection_hidden,
-        embedding_dim=config.embedding_dim,
-        clusters=config.clusters,
-        sub_heads=config.sub_heads,
-        head_hidden=config.head_hidden,
-        temperature=config.temperature,
-        contrast_weight=config.contrast_weight,
-        smoothing=config.smoothing,
-        entropy_weight=config.entropy_weight,
-        logit_limit=config.logit_limit,
+        projection_hidden=options.projection_hidden,
+        embedding_dim=options.embedding_dim,
+        clusters=options.clusters,
+        sub_heads=options.sub_heads,
+        head_hidden=options.head_hidden,
+        temperature=options.temperature,
+        contrast_weight=options.contrast_weight,
+        smoothing=options.smoothing,
+        entropy_weight=options.entropy_weight,
+        logit_limit=options.logit_limit,
     )
 
 
-def _temi(config: Config, encoder: nn.Module) -> Method:
+def _temi(options: TemiOptions, encoder: nn.Module) -> Method:
     from imc.methods.temi import Temi
 
     return Temi(
         encoder,
-        clusters=config.clusters,
-        sub_heads=config.sub_heads,
-        head_hidden=config.head_hidden,
-        beta=config.beta,
-        temperature=config.temperature,
-        teacher_momentum=config.teacher_momentum,
+        clusters=options.clusters,
+        sub_heads=options.sub_heads,
+        head_hidden=options.head_hidden,
+        beta=options.beta,
+        temperature=options.temperature,
+        teacher_momentum=options.teacher_momentum,
     )

@@ -58,7 +58,7 @@ class Crlc(HeadsMethod):
         entropy_weight: float,
         logit_limit: float,
     ) -> None:
-        super().__init__(encoder, sub_heads)
+        super().__init__(encoder, sub_heads, clusters)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection: nn.Module | None = None
         if not isinstance(encoder, Standardise):

@@ -50,14 +50,15 @@ class HeadsMethod(Method):
     Args:
         encoder: see :class:`imc.methods.method.Method`.
         sub_heads: number H of cluster heads.
+        clusters: C.
     """
 
     heads: ClusterHeads
     head_loss_sum: Tensor
     head_loss_steps: Tensor
 
-    def __init__(self, encoder: nn.Module, sub_heads: int) -> None:
-        super().__init__(encoder)
+    def __init__(self, encoder: nn.Module, sub_heads: int, clusters: int) -> None:
+        super().__init__(encoder, clusters=clusters)
         # In the state dict, since a saved model predicts by them.
         self.register_buffer("head_loss_sum", torch.zeros(sub_heads, dtype=torch.float32))
         self.register_buffer("head_loss_steps", torch.zeros((), dtype=torch.int64))

@@ -91,7 +91,13 @@ class ImcSwav(Method):
         queue: int = 0,
         queue_start_epoch: int = 15,
     ) -> None:
-        super().__init__(encoder)
+        super().__init__(
+            encoder,
+            clusters=clusters,
+            num_prototypes=prototypes,
+            takes_labelled_rows=bank > 0,
+            remembers=bank > 0 or queue > 0,
+        )
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection = nn.Sequential(
             nn.Linear(feature_dim, projection_hidden, bias=projection_bias, dtype=torch.float32),

@@ -45,6 +45,10 @@ class Method(nn.Module):
 
     Attributes:
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F].
+        clusters: number C of clusters.
+        num_prototypes: number K of prototypes; 0 for a method without.
+        takes_labelled_rows: whether a step is to know which rows belong to the clustered split.
+        remembers: whether a step leaves something for the next beside parameters and buffers.
         group: where set, the batch is spread over its processes.
         amp: whether the encoder runs in bfloat16 where autocast does so. The heads and losses do not.
         per_size: whether the encoder's batch normalisation takes all crops of a size as one group.
@@ -56,9 +60,19 @@ class Method(nn.Module):
     per_size = False
     frozen = False
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        clusters: int,
+        num_prototypes: int = 0,
+        takes_labelled_rows: bool = False,
+        remembers: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.clusters, self.num_prototypes = clusters, num_prototypes
+        self.takes_labelled_rows, self.remembers = takes_labelled_rows, remembers
 
     def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
         """The loss of one step.

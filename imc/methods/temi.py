@@ -54,7 +54,7 @@ class Temi(HeadsMethod):
         temperature: float,
         teacher_momentum: float,
     ) -> None:
-        super().__init__(encoder, sub_heads)
+        super().__init__(encoder, sub_heads, clusters)
         self.heads = ClusterHeads(int(encoder.feature_dim), head_hidden, clusters, sub_heads)  # type: ignore[arg-type]
         self.teachers = copy.deepcopy(self.heads).requires_grad_(False)
         self.beta = beta

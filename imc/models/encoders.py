@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imc.config import Config
+from imc.command_line.options import part
 from imc.errors import UserError
 from imc.models.batch_norm import PerViewBatchNorm
 from imc.models.convolution import Convolution
+from imc.models.options import AnyEncoderOptions, DigitsEncoderOptions, EncoderOptions
 from imc.models.resnet import ResNet
 from imc.models.standardise import Standardise
 
@@ -107,21 +108,31 @@ class CustomEncoder(nn.Module):
         return torch.cat([self.module(view).flatten(1) for view in chunks]).float()
 
 
-def build_encoder(config: Config, custom: nn.Module | None = None) -> nn.Module:
-    """The untrained encoder of a resolved configuration, or ``custom`` as one."""
-    if config.columns is not None:
-        return Standardise(config.columns, config.scaling)
+def number_of_features(options: AnyEncoderOptions) -> int:
+    """Of the encoder that the options name; one of one's own is known once it is built."""
+    if options.columns is not None or options.encoder in ("digits", "custom"):
+        return options.feature_dim
+    with torch.device("meta"):
+        return int(build_encoder(options, side=options.side).feature_dim)  # type: ignore[arg-type]
+
+
+def build_encoder(options: AnyEncoderOptions, custom: nn.Module | None = None, *, side: int) -> nn.Module:
+    """The untrained encoder that the options name, or ``custom`` as one, tried on an image of this side."""
+    if options.columns is not None:
+        return Standardise(options.columns, options.scaling)
     if custom is not None:
-        return CustomEncoder(custom, config.channels, config.large_size)
-    if config.encoder == "custom":
+        return CustomEncoder(custom, options.channels, side)
+    if options.encoder == "custom":
         raise UserError("--encoder custom is a module given from Python: train(config, encoder=module)")
-    if config.encoder == "digits":
+    if options.encoder == "digits":
+        small = part(options, DigitsEncoderOptions)
         return DigitsEncoder(
-            config.channels,
-            widths=config.widths,
-            pool_after=config.pool_after,
-            pooled_size=config.pooled_size,
-            feature_dim=config.feature_dim,
-            bn_momentum=config.bn_momentum,
+            small.channels,
+            widths=small.widths,
+            pool_after=small.pool_after,
+            pooled_size=small.pooled_size,
+            feature_dim=small.feature_dim,
+            bn_momentum=small.bn_momentum,
         )
-    return ResNet(config.encoder, config.channels, stem=config.stem, bn_momentum=config.bn_momentum)
+    resnet = part(options, EncoderOptions)
+    return ResNet(resnet.encoder, resnet.channels, stem=resnet.stem, bn_momentum=resnet.bn_momentum)

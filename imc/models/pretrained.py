@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from imc.command_line.options import flag
-from imc.config import Config
+from imc.command_line.options import check, flag, read
 from imc.errors import UserError
+from imc.files.json import read_json
 from imc.files.paths import user_path
 from imc.files.run_places import CHECKPOINT, CONFIG, MODEL
 from imc.files.tensors import StoredTensor, read_tensors
+from imc.models.options import DigitsEncoderOptions
 from imc.models.resnet import BLOCKS, ResNet
 from imc.models.spellings import unwrapped, usual
-from imc.runs.folder import read_config
 from imc.text import counted, visible
 
 COUNTER = "num_batches_tracked"  # which nothing here reads, and many files lack
@@ -74,7 +74,7 @@ def load_pretrained(
     encoder: nn.Module,
     path: Path,
     prefix: str | None = None,
-    config: Config | None = None,
+    config: DigitsEncoderOptions | None = None,
     *,
     option: str = "--init",
 ) -> Matched:
@@ -292,20 +292,24 @@ def _options(own: Mapping[str, tuple[str, Tensor]], found: Stored, prefix: str) 
     return None
 
 
-def _differences(path: Path, config: Config | None) -> list[str]:
-    """What makes the encoder of a run another one than this configuration's."""
+def _differences(path: Path, options: DigitsEncoderOptions | None) -> list[str]:
+    """What makes the encoder of a run another one than these options do."""
     folder = user_path(path)
-    if config is None or not (folder / CONFIG).is_file():
+    if options is None or not (folder / CONFIG).is_file():
         return []
-    before = read_config(folder)
+    saved, own = read_json(folder / CONFIG), {entry.name for entry in fields(DigitsEncoderOptions)}
+    before = read(DigitsEncoderOptions, {name: value for name, value in saved.items() if name in own})
+    check(before)
     names = [
-        name for name in (RESNET if before.encoder in BLOCKS else SMALL) if _value(before, name) != _value(config, name)
+        name
+        for name in (RESNET if before.encoder in BLOCKS else SMALL)
+        if _value(before, name) != _value(options, name)
     ]
-    return [f"that run had {flag(name)} {_value(before, name)}, this one has {_value(config, name)}" for name in names]
+    return [f"that run had {flag(name)} {_value(before, name)}, this one has {_value(options, name)}" for name in names]
 
 
-def _value(config: Config, name: str) -> str:
-    value = getattr(config, name)
+def _value(options: DigitsEncoderOptions, name: str) -> str:
+    value = getattr(options, name)
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -7,7 +7,7 @@ imported at all.
 import contextlib
 import sys
 
-from imc.machine.environment import unset, variable
+from imc.command_line.environment import unset, variable
 
 if "matplotlib" not in sys.modules:
     with unset("MPLBACKEND"):

@@ -15,10 +15,12 @@ from imc.config import Config
 from imc.data import NAMES, Dataset, Images, absolute, is_folder, load
 from imc.data.fingerprint import difference, fingerprint, read_record
 from imc.data.model_images import bits_of_files, fit_for_model
+from imc.data.options import DataOptions, TrainedOptions
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
 from imc.features.encoded import encoded, frozen_encoder
 from imc.features.files import holds_features, read_features
+from imc.features.options import ReadOptions
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
 from imc.models.frozen import FrozenEncoder
@@ -49,17 +51,17 @@ def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
     return replace(config, data=features[0], features=features, files=files, labels=labels)
 
 
-def kept_encoder(config: Config) -> FrozenEncoder:
+def kept_encoder(options: ReadOptions) -> FrozenEncoder:
     """The encoder whose features a run is on.
 
     Raises:
         UserError: it cannot be loaded, or has other weights than the run began with.
     """
-    encoder = frozen_encoder(config.encoder, config.weights, config.image_size, str(choose_device(config.device)))
-    if config.weights_sha256 not in (None, encoder.weights_sha256):
+    encoder = frozen_encoder(options.encoder, options.weights, options.image_size, str(choose_device(options.device)))
+    if options.weights_sha256 not in (None, encoder.weights_sha256):
         raise UserError(
-            f"--encoder {config.encoder} has other weights here than those of the run: SHA-256 "
-            f"{encoder.weights_sha256[:16]}..., and theirs was {config.weights_sha256[:16]}...; give --weights, where "
+            f"--encoder {options.encoder} has other weights here than those of the run: SHA-256 "
+            f"{encoder.weights_sha256[:16]}..., and theirs was {options.weights_sha256[:16]}...; give --weights, where "
             "they are"
         )
     return encoder
@@ -71,7 +73,7 @@ def _with_weights(config: Config) -> Config:
     return replace(config, weights_sha256=kept_encoder(config).weights_sha256)
 
 
-def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
+def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Dataset:
     """``data`` as a data set, or the one that the configuration names.
 
     Raises:
@@ -83,24 +85,24 @@ def run_data(config: Config, data: Dataset | Images | None = None) -> Dataset:
     if data is not None:
         test = None if data.test is None else _labelled(data.test)
         return replace(data, train=_labelled(data.train), test=test)
-    if config.features is not None:
-        return read_features(config.features, files=config.files, labels=config.labels)
-    if config.encodes:
+    if options.features is not None:
+        return read_features(options.features, files=options.files, labels=options.labels)
+    if options.encodes:
         return encoded(
-            config.data,
-            kept_encoder(config),
-            root=None if config.data_root is None else user_path(config.data_root),
-            labels_from_folders=config.labels_from_folders,
-            download=config.download,
-            pixel_bits=config.pixel_bits,
+            options.data,
+            kept_encoder(options),
+            root=None if options.data_root is None else user_path(options.data_root),
+            labels_from_folders=options.labels_from_folders,
+            download=options.download,
+            pixel_bits=options.pixel_bits,
         )
     return load(
-        config.data,
-        root=None if config.data_root is None else user_path(config.data_root),
-        image_size=_image_size(config),
-        labels_from_folders=config.labels_from_folders,
-        download=config.download,
-        pixel_bits=config.pixel_bits,
+        options.data,
+        root=None if options.data_root is None else user_path(options.data_root),
+        image_size=_image_size(options),
+        labels_from_folders=options.labels_from_folders,
+        download=options.download,
+        pixel_bits=options.pixel_bits,
     )
 
 
@@ -119,13 +121,13 @@ def _labelled(images: Images) -> Images:
     return replace(images, labels=labels.long() if highest >= 0 else None)
 
 
-def _image_size(config: Config) -> int | None:
+def _image_size(options: DataOptions) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
-    if config.image_size is not None or not is_folder(config.data):
-        return config.image_size
-    if config.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
-        return config.side
-    return SIDE_WITHOUT_GPU if choose_device(config.device).type == "cpu" else None
+    if options.image_size is not None or not is_folder(options.data):
+        return options.image_size
+    if options.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
+        return options.side
+    return SIDE_WITHOUT_GPU if choose_device(options.device).type == "cpu" else None
 
 
 def require_apart(out: Path, source: str, data: Dataset) -> None:
@@ -140,9 +142,9 @@ def require_apart(out: Path, source: str, data: Dataset) -> None:
         raise UserError(f"--out {out} holds images of --data {source}; give another --out, such as {out / 'run'}")
 
 
-def clustered(config: Config, data: Dataset) -> Images:
+def clustered(options: TrainedOptions, data: Dataset) -> Images:
     """The train split, or with ``train_on`` "train+test" both in one."""
-    if config.train_on == "train" or data.test is None:
+    if options.train_on == "train" or data.test is None:
         return data.train
     labels = None
     if data.train.labels is not None and data.test.labels is not None:
@@ -152,31 +154,31 @@ def clustered(config: Config, data: Dataset) -> Images:
     return Images(data.name, images, labels, data.train.class_names, files, data.train.pixel_bits)
 
 
-def trained_parts(config: Config, data: Dataset) -> list[Tensor]:
+def trained_parts(options: TrainedOptions, data: Dataset) -> list[Tensor]:
     """The images that are trained on, those that are clustered first.
 
     Raises:
         UserError: there is no test split to train on.
     """
-    if config.train_on == "train+test" and data.test is None:
+    if options.train_on == "train+test" and data.test is None:
         raise UserError(f"--train-on train+test: {data.name} has no test split")
-    parts = [clustered(config, data).images]
-    if data.unlabeled is not None and config.bank:
+    parts = [clustered(options, data).images]
+    if data.unlabeled is not None and options.bank:
         parts.append(data.unlabeled.images)
     return parts
 
 
-def fingerprint_of(config: Config, data: Dataset) -> dict[str, Any]:
+def fingerprint_of(options: TrainedOptions, data: Dataset) -> dict[str, Any]:
     """What tells whether a run of this configuration sees these images; see :mod:`imc.data.fingerprint`."""
-    return fingerprint(trained_parts(config, data), clustered(config, data).labels)
+    return fingerprint(trained_parts(options, data), clustered(options, data).labels)
 
 
-def other_data(folder: Path, config: Config, source: str | None, labels_from_folders: bool) -> Dataset:
+def other_data(folder: Path, options: ReadOptions, source: str | None, labels_from_folders: bool) -> Dataset:
     """The data set to evaluate a trained run on, fit for its model.
 
     Args:
         folder: of the run.
-        config: of the run, resolved.
+        options: of the run, resolved.
         source: a data set by name or path; None: the run's own. Where it holds the run's images, moved, it is read as
             the run read them.
         labels_from_folders: take the sub-folders of a folder as labels, whatever the training did.
@@ -184,29 +186,29 @@ def other_data(folder: Path, config: Config, source: str | None, labels_from_fol
     Raises:
         UserError: it is not there, or its images are not of the kind that the model takes.
     """
-    record, own = read_record(folder), source is None or absolute(source) == absolute(config.data)
-    if config.features is not None and source is not None and not own:
-        return fit_for_model(config, read_features([source]))
+    record, own = read_record(folder), source is None or absolute(source) == absolute(options.data)
+    if options.features is not None and source is not None and not own:
+        return fit_for_model(options, read_features([source]))
     if source is None or own:
-        require_there(config.data, folder)
-        data = run_data(replace(config, labels_from_folders=config.labels_from_folders or labels_from_folders))
+        require_there(options.data, folder)
+        data = run_data(replace(options, labels_from_folders=options.labels_from_folders or labels_from_folders))
     else:
-        other = replace(config, data=source, download=False, labels_from_folders=labels_from_folders)
+        other = replace(options, data=source, download=False, labels_from_folders=labels_from_folders)
         if is_folder(other.data):
-            other = replace(other, pixel_bits=bits_of_files(config).chosen)
+            other = replace(other, pixel_bits=bits_of_files(options).chosen)
         data = run_data(other)
-        labelled = config.labels_from_folders and not labels_from_folders and is_folder(other.data)
-        if labelled and record is not None and not _difference(record, config, data):
+        labelled = options.labels_from_folders and not labels_from_folders and is_folder(other.data)
+        if labelled and record is not None and not _difference(record, options, data):
             data = run_data(replace(other, labels_from_folders=True))
-    if own and record is not None and (changed := _difference(record, config, data)):
-        warn(f"the images of {config.data} have changed since the training: {changed}")
-    return fit_for_model(config, data)
+    if own and record is not None and (changed := _difference(record, options, data)):
+        warn(f"the images of {options.data} have changed since the training: {changed}")
+    return fit_for_model(options, data)
 
 
-def _difference(record: dict[str, Any], config: Config, data: Dataset) -> str:
-    if config.train_on == "train+test" and data.test is None:
+def _difference(record: dict[str, Any], options: TrainedOptions, data: Dataset) -> str:
+    if options.train_on == "train+test" and data.test is None:
         return "there is no test split, on which it was trained too"
-    return difference(record, fingerprint_of(config, data))
+    return difference(record, fingerprint_of(options, data))
 
 
 def require_there(source: str, folder: Path) -> None:

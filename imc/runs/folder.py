@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imc.config import Config
+from imc.config import Config, RunOptions
 from imc.data import name_of
 from imc.errors import UserError
 from imc.files.json import read_json
@@ -18,7 +18,7 @@ from imc.files.run_places import CHECKPOINT, CONFIG, FILES, RESULT, RUNS, is_run
 from imc.text import shortened
 
 
-def require_free(config: Config) -> None:
+def require_free(options: RunOptions) -> None:
     """The folder that a new run asks for can be had. Nothing is written yet: a start that fails leaves no trace.
 
     A folder asked for may exist if it holds no result and no checkpoint, or with ``overwrite``.
@@ -26,9 +26,9 @@ def require_free(config: Config) -> None:
     Raises:
         UserError: the folder holds a run, or cannot be written.
     """
-    folder = run_folder(config)
-    with _folder_errors(config):
-        if not config.overwrite and (config.out is not None or config.name is not None):
+    folder = run_folder(options)
+    with _folder_errors(options):
+        if not options.overwrite and (options.out is not None or options.name is not None):
             if (folder / RESULT).exists():
                 raise UserError(f"{folder} already holds a result; give another --out or --name, or pass --overwrite")
             if (folder / CHECKPOINT).exists():
@@ -41,7 +41,7 @@ def require_free(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: Config) -> Iterator[Path]:
+def open_run_folder(options: RunOptions) -> Iterator[Path]:
     """The folder that this run writes to, created; removed again where what is done with it fails.
 
     With neither ``out`` nor ``name`` given: ``runs/<data>`` (of a path its last part), or the first of
@@ -51,10 +51,10 @@ def open_run_folder(config: Config) -> Iterator[Path]:
     Raises:
         UserError: the folder holds a result, or cannot be created.
     """
-    require_free(config)
+    require_free(options)
     with contextlib.ExitStack() as created:
-        with _folder_errors(config):
-            folder = _created(config, created)
+        with _folder_errors(options):
+            folder = _created(options, created)
             _remove_files(folder)
         try:
             yield folder
@@ -63,15 +63,15 @@ def open_run_folder(config: Config) -> Iterator[Path]:
             raise
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(options: RunOptions) -> Path:
     """The folder that ``out`` or ``name`` asks for."""
-    return RUNS / (config.name or name_of(config.data)) if config.out is None else user_path(config.out)
+    return RUNS / (options.name or name_of(options.data)) if options.out is None else user_path(options.out)
 
 
-def _created(config: Config, created: contextlib.ExitStack) -> Path:
+def _created(options: RunOptions, created: contextlib.ExitStack) -> Path:
     """The folder, or the first of its names that is free, taken so that no other process takes it too."""
-    folder = run_folder(config)
-    if config.out is not None or config.name is not None or config.overwrite:
+    folder = run_folder(options)
+    if options.out is not None or options.name is not None or options.overwrite:
         created.enter_context(new_folder(folder))
         return folder
     further = (folder.with_name(shortened(folder.name, f"-{suffix}")) for suffix in itertools.count(2))
@@ -88,12 +88,12 @@ def _remove_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder_errors(config: Config) -> Iterator[None]:
+def _folder_errors(options: RunOptions) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--out must be a folder that can be written: {reason} ({config.out or RUNS})") from None
+        raise UserError(f"--out must be a folder that can be written: {reason} ({options.out or RUNS})") from None
 
 
 def read_config(folder: Path) -> Config:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from imc.config import Config
 from imc.errors import UserError
 from imc.files.run_places import CHECKPOINT
 from imc.files.torch_archive import read_torch_file
 from imc.files.whole import write_file
 from imc.methods import misfit
+from imc.methods.options import ModelOptions
 
 FORMAT = 1
 
@@ -44,14 +44,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def require_fit(folder: Path, config: Config, encoder: nn.Module | None, checkpoint: dict[str, Any]) -> None:
-    """The checkpoint holds a model of its configuration: to be asked before that is built.
+def require_fit(folder: Path, options: ModelOptions, encoder: nn.Module | None, checkpoint: dict[str, Any]) -> None:
+    """The checkpoint holds a model of its options: to be asked before that is built.
 
     Raises:
         UserError: it does not.
     """
     state = checkpoint.get("model")
-    reason = misfit(config, encoder, state) if isinstance(state, dict) else "it holds no model"
+    reason = misfit(options, encoder, state) if isinstance(state, dict) else "it holds no model"
     if reason is not None:
         raise unfit(folder, reason)
 

@@ -6,13 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imc.command_line.terminal import progress, warn
-from imc.config import Config
 from imc.data.pixels import Source, open_pixels
 from imc.data.views import Batch, Views, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
@@ -20,16 +19,32 @@ from imc.files.json import append_json_line, keep_json_lines
 from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
 from imc.methods.method import LabelledRows, Method, Step
-from imc.runs.folder import run_folder
 from imc.text import counted, shell_word
 from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
 from imc.training.cuda_graph import GraphedStep, require_capturable
 from imc.training.events import EventFiles
 from imc.training.monitor import EpochMonitor, collapse_warnings
 from imc.training.optimizer import build_optimizer, load_optimizer, set_learning_rates
+from imc.training.options import LoopOptions
 from imc.training.ranks import Agreement, Ranks, StopSignals, average_gradients
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
+
+
+class Record(NamedTuple):
+    """Where a run's files go, and what a checkpoint says of how it was started.
+
+    Attributes:
+        folder: of the run.
+        config: the whole configuration by name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+
+def _no_folder() -> Record:
+    raise RuntimeError("a loop that runs needs a folder")
 
 
 class Loop:
@@ -38,15 +53,14 @@ class Loop:
     Args:
         model: on its device.
         parts: the images, uint8 [M, H, W, C] each: the clustered split, then further ones; or rows [M, D].
-        config: resolved.
+        options: resolved.
         ranks: the processes of the run.
-        begin: makes the run's folder and returns the configuration with it. Called after the first update, so that a
-            start that fails leaves no trace. None: the folder of ``config`` is there.
+        begin: makes the run's folder. Called after the first update, so that a start that fails leaves no trace.
         source: where the batches come from and what their views are; None: images and their crops.
         signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
 
     Attributes:
-        config: with the folder, once that is made.
+        record: of the run, once its folder is made.
         update: number of updates made.
         seconds: wall time of training, of earlier parts of a resumed run too.
     """
@@ -55,30 +69,29 @@ class Loop:
         self,
         model: Method,
         parts: Sequence[Tensor],
-        config: Config,
+        options: LoopOptions,
         ranks: Ranks,
-        begin: Callable[[], Config] | None = None,
+        begin: Callable[[], Record] = _no_folder,
         source: tuple[Source, Views] | None = None,
         *,
         signals: bool = True,
     ) -> None:
-        self.model, self.config, self.ranks = model, config, ranks
-        self.begin = begin or (lambda: config)
+        self.model, self.options, self.ranks = model, options, ranks
+        self.begin = begin
         self.signals = signals
         self.device = next(model.parameters()).device
         self.count = sum(map(len, parts))
         self.labelled = len(parts[0])
-        self.steps = self.count // config.batch_size
-        if config.batch_size % ranks.world:
-            raise UserError(f"--batch-size must be a multiple of {ranks.world}, the ranks, got {config.batch_size}")
-        self.per_rank = config.batch_size // ranks.world
+        self.steps = self.count // options.batch_size
+        if options.batch_size % ranks.world:
+            raise UserError(f"--batch-size must be a multiple of {ranks.world}, the ranks, got {options.batch_size}")
+        self.per_rank = options.batch_size // ranks.world
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(model, config, self.device)
+        self.optimizer = build_optimizer(model, options, self.device)
         if source is None:
-            source = open_pixels(parts, self.device, config.device_data), make_views(config, self.device)
+            source = open_pixels(parts, self.device, options.device_data), make_views(options, self.device)
         self.pixels, self.views = source
-        self.graph = self._graphed() if config.cuda_graph else None
-        self.prototypes = config.prototypes if config.method == "imc-swav" else 0
+        self.graph = self._graphed() if options.cuda_graph else None
         self.update = 0
         self.seconds = 0.0
         self.monitor = self._new_monitor()
@@ -90,11 +103,11 @@ class Loop:
             StoppedError: a signal, or ``stop_after_epoch``; there is a checkpoint.
             RunError: a loss term or a parameter is not finite; the last checkpoint stays.
         """
-        total = self.config.epochs * self.steps
+        total = self.options.epochs * self.steps
         self._clock = time.perf_counter()
         self._saved = time.monotonic()
         agreement = Agreement(self.ranks.host)
-        events = EventFiles(self.ranks.first and self.config.tensorboard)
+        events = EventFiles(self.ranks.first and self.options.tensorboard)
         start, begun = self.update, False
         bar = progress(total, "train", "step", done=start, delay=0, shown=self.ranks.first)
         with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
@@ -110,7 +123,7 @@ class Loop:
                             begun = True
                         bar.update()
                         agreed = agreement.ask(self._wish(signals))
-                        if self.update % self.config.log_every == 0:
+                        if self.update % self.options.log_every == 0:
                             newest = self.monitor.read()
                             bar.set_postfix(loss=f"{newest['loss']:.3f}", refresh=False)
                             events.add(newest, self.update)
@@ -122,7 +135,7 @@ class Loop:
                 ended = self.update // self.steps if self.update % self.steps == 0 else None
                 if ended is not None:
                     self._end_epoch(ended, events)
-                    stop = stop or (ended == self.config.stop_after_epoch and ended < self.config.epochs)
+                    stop = stop or (ended == self.options.stop_after_epoch and ended < self.options.epochs)
                 if stop or (ended is not None and self._due(ended)):
                     self._save()
                 if stop:
@@ -132,11 +145,11 @@ class Loop:
     @property
     def folder(self) -> Path:
         """Where metrics and checkpoints go."""
-        return run_folder(self.config)
+        return self.record.folder
 
     def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
         """One update. Does not wait for the device."""
-        set_learning_rates(self.optimizer, self.update, self.config, self.steps)
+        set_learning_rates(self.optimizer, self.update, self.options, self.steps)
         if self.graph is not None:
             step = self.graph(batch, self.update)
         else:
@@ -149,7 +162,7 @@ class Loop:
         step: Step = self.model(crops, labelled)
         self.optimizer.zero_grad()
         step.loss.backward()
-        if self.update < self.config.freeze_updates:
+        if self.update < self.options.freeze_updates:
             self.model.freeze_prototypes()
         average_gradients(self.parameters, self.ranks.group)
         self.optimizer.step()
@@ -159,11 +172,11 @@ class Loop:
         views = require_capturable(
             device=self.device,
             world=self.ranks.world,
-            remembers=self.config.bank or self.config.queue > 0,
+            remembers=self.model.remembers,
             views=self.views,
             pixels=self.pixels,
         )
-        return GraphedStep(self.compute, views, self.optimizer, self.config.freeze_updates)
+        return GraphedStep(self.compute, views, self.optimizer, self.options.freeze_updates)
 
     def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
         """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""
@@ -172,13 +185,13 @@ class Loop:
             self.model.begin_epoch(epoch)
             self.monitor = self._new_monitor()
         self._epoch_clock, self._epoch_update = time.perf_counter(), self.update
-        whole = epoch_order(self.config, self.count, epoch)[: self.steps * self.config.batch_size]
-        batches = whole.split(self.config.batch_size)[done:]
+        whole = epoch_order(self.options, self.count, epoch)[: self.steps * self.options.batch_size]
+        batches = whole.split(self.options.batch_size)[done:]
         start = self.ranks.rank * self.per_rank
         rows = [batch[start : start + self.per_rank] for batch in batches]
-        with contextlib.closing(self.pixels.batches(rows, start, self.config.batch_size)) as loaded:
+        with contextlib.closing(self.pixels.batches(rows, start, self.options.batch_size)) as loaded:
             for batch, all_samples in zip(loaded, batches, strict=True):
-                yield batch, self._labelled(all_samples) if self.config.bank else None
+                yield batch, self._labelled(all_samples) if self.model.takes_labelled_rows else None
 
     def _labelled(self, samples: Tensor) -> LabelledRows:
         """Which of a batch's samples, int64 [B] on the host, belong to the clustered split."""
@@ -187,32 +200,32 @@ class Loop:
         return LabelledRows(local, tuple(int(part.sum()) for part in parts))
 
     def _new_monitor(self) -> EpochMonitor:
-        return EpochMonitor(self.prototypes, self.config.clusters, self.device, self.ranks)
+        return EpochMonitor(self.model.num_prototypes, self.model.clusters, self.device, self.ranks)
 
     def _end_epoch(self, epoch: int, events: EventFiles) -> None:
         """Write the line of an epoch, counted from 1, and warn of a collapse."""
         summary = self.monitor.summary()
         seconds = time.perf_counter() - self._epoch_clock
-        speed = (self.update - self._epoch_update) * self.config.batch_size / seconds
+        speed = (self.update - self._epoch_update) * self.options.batch_size / seconds
         line = {"epoch": epoch, **summary, "lr": float(self.optimizer.param_groups[0]["lr"])}
         if self.ranks.first:
             timing = {"images_per_second": round(speed, 1), "seconds": round(seconds, 4)}
             append_json_line(self.folder / METRICS, {**line, **timing})
             events.add({f"epoch/{name}": value for name, value in line.items()}, self.update)
-            late = self.update > max(self.config.warmup_updates, self.config.freeze_updates)
-            if late and epoch in (self.config.epochs // 2, self.config.epochs):
-                for sentence in collapse_warnings(summary, self.prototypes):
+            late = self.update > max(self.options.warmup_updates, self.options.freeze_updates)
+            if late and epoch in (self.options.epochs // 2, self.options.epochs):
+                for sentence in collapse_warnings(summary, self.model.num_prototypes):
                     warn(f"epoch {epoch}: {sentence}")
 
     def _wish(self, signals: StopSignals) -> int:
         if signals.received:
             return STOP
-        late = time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+        late = time.monotonic() - self._saved > 60 * self.options.checkpoint_minutes
         return SAVE if self.ranks.first and late else 0
 
     def _due(self, epoch: int) -> bool:
-        every = self.config.checkpoint_every
-        return epoch == self.config.epochs or bool(every and epoch % every == 0)
+        every = self.options.checkpoint_every
+        return epoch == self.options.epochs or bool(every and epoch % every == 0)
 
     def _save(self) -> None:
         """Write a checkpoint. Every rank must call this."""
@@ -225,7 +238,7 @@ class Loop:
             write_checkpoint(
                 self.folder,
                 {
-                    "config": self.config.to_dict(),
+                    "config": self.record.config,
                     "arithmetic": arithmetic(self.device),
                     "update": self.update,
                     "seconds": self.seconds,
@@ -249,8 +262,8 @@ class Loop:
                 "a lower --lr or a longer --warmup-updates usually helps"
             )
 
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from what a checkpoint holds.
+    def load(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Continue from what the checkpoint in a run's folder holds.
 
         Raises:
             UserError: it is not that of this configuration.
@@ -264,17 +277,17 @@ class Loop:
             restore_random_state(checkpoint["random"], self.ranks.rank)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise unfit(self.folder, reason) from None
+            raise unfit(folder, reason) from None
         made = -(-self.update // self.steps)
-        if made > self.config.epochs:
-            raise UserError(f"--epochs must be at least {made}, as {self.folder} has made, got {self.config.epochs}")
-        if self.ranks.first and self.update == self.config.epochs * self.steps:
-            done = f"{self.folder} has made {counted(made, '{its one epoch|epochs, all it was to make}')}"
+        if made > self.options.epochs:
+            raise UserError(f"--epochs must be at least {made}, as {folder} has made, got {self.options.epochs}")
+        if self.ranks.first and self.update == self.options.epochs * self.steps:
+            done = f"{folder} has made {counted(made, 'epoch{s}')}, which is all"
             warn(f"{done}: its results are written again; --epochs takes more")
 
     def _begin(self, events: EventFiles, start: int) -> None:
         """Have the run's folder made; what is in it goes up to update ``start``."""
-        self.config = self.begin()
+        self.record = self.begin()
         events.write_to(self.folder)
         if self.ranks.first and (self.folder / METRICS).exists():
             keep_json_lines(self.folder / METRICS, start // self.steps)
@@ -285,8 +298,3 @@ class Loop:
         epoch, done = divmod(self.update, self.steps)
         where = f"after epoch {epoch}" + (f" and {done} of {counted(self.steps, 'update{s}')}" if done else "")
         return f"stopped {where}; continue with: imc train --out {shell_word(self.folder)} --resume"
-
-
-def compile_encoder(encoder: nn.Module) -> None:
-    """``torch.compile`` in place, which leaves the names of parameters alone; one graph for each size of crops."""
-    encoder.compile(dynamic=False)

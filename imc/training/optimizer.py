@@ -8,25 +8,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from imc.config import Config
 from imc.methods.method import Method
+from imc.training.options import OptimizerOptions
 
 
-def build_optimizer(model: Method, config: Config, device: torch.device) -> torch.optim.Optimizer:
-    """Adam or SGD over the model's trainable parameters; each group keeps its peak rate as ``peak``."""
+def build_optimizer(model: Method, options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+    """Adam or SGD over the model's trainable parameters; each group keeps its peak rate as ``peak``.
+
+    Args:
+        model: what it trains, on its device.
+        options: resolved.
+        device: that of the model.
+    """
     groups = []
     for parameters, peak in (
-        (model.main_parameters(), config.lr),
-        (model.classifier_parameters(), config.classifier_lr),
+        (model.main_parameters(), options.lr),
+        (model.classifier_parameters(), options.classifier_lr),
     ):
-        for decay, chosen in _by_decay(parameters, config):
+        for decay, chosen in _by_decay(parameters, options):
             if chosen:
-                rate = torch.tensor(peak, dtype=torch.float32, device=device) if config.cuda_graph else peak
+                rate = torch.tensor(peak, dtype=torch.float32, device=device) if options.cuda_graph else peak
                 groups.append({"params": chosen, "peak": peak, "lr": rate, "weight_decay": decay})
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True, capturable=config.cuda_graph)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
+    betas = (options.beta1, options.beta2)
+    return torch.optim.Adam(groups, lr=options.lr, betas=betas, fused=True, capturable=options.cuda_graph)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -52,16 +58,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _by_decay(parameters: list[nn.Parameter], config: Config) -> list[tuple[float, list[nn.Parameter]]]:
-    if not config.decay_matrices_only:
-        return [(config.weight_decay, parameters)]
+def _by_decay(parameters: list[nn.Parameter], options: OptimizerOptions) -> list[tuple[float, list[nn.Parameter]]]:
+    if not options.decay_matrices_only:
+        return [(options.weight_decay, parameters)]
     return [
-        (config.weight_decay, [p for p in parameters if p.dim() > 1]),
+        (options.weight_decay, [p for p in parameters if p.dim() > 1]),
         (0.0, [p for p in parameters if p.dim() <= 1]),
     ]
 
 
-def learning_rate(update: int, config: Config, peak: float, steps: int) -> float:
+def learning_rate(update: int, options: OptimizerOptions, peak: float, steps: int) -> float:
     """The rate of the update with this number, from 0.
 
     Linear to ``peak`` over the warm-up; then constant, a half cosine to 0 at the last epoch's end, or multiplied by
@@ -69,24 +75,24 @@ def learning_rate(update: int, config: Config, peak: float, steps: int) -> float
 
     Args:
         update: number of the update.
-        config: resolved.
+        options: resolved.
         peak: rate after the warm-up.
         steps: updates of an epoch.
     """
-    warmup = config.warmup_updates
+    warmup = options.warmup_updates
     if update < warmup:
         return peak * (update + 1) / warmup
-    if config.schedule == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (config.epochs * steps - warmup)))
-    if config.schedule == "steps":
-        return peak * config.lr_factor ** sum(update // steps >= epoch for epoch in config.lr_epochs)
+    if options.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (options.epochs * steps - warmup)))
+    if options.schedule == "steps":
+        return peak * options.lr_factor ** sum(update // steps >= epoch for epoch in options.lr_epochs)
     return peak
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, update: int, config: Config, steps: int) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, update: int, options: OptimizerOptions, steps: int) -> None:
     """Give every group its rate for this update."""
     for group in optimizer.param_groups:
-        rate = learning_rate(update, config, group["peak"], steps)
+        rate = learning_rate(update, options, group["peak"], steps)
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:

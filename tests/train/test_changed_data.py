@@ -25,7 +25,7 @@ from imc.errors import StoppedError, UserError
 from imc.files.run_places import CHECKPOINT
 from imc.runs.data import other_data, run_data
 from imc.runs.folder import CONFIG, read_config
-from imc.runs.several import train_each
+from imc.several_runs import train_each
 from imc.train import plan, train
 
 COUNT = 16

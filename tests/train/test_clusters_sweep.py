@@ -11,22 +11,22 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from imc import several_runs
 from imc.cli import main
 from imc.clusters_sweep import Options, clusters_sweep, measure
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError
-from imc.runs import several as several_runs
 from imc.runs.model import load_run
-from imc.runs.several import agreement, train
 from imc.seeds import Options as SeedsOptions
 from imc.seeds import seeds
+from imc.several_runs import agreement, train
 
 
 @pytest.fixture(autouse=True)
 def few_digits(split_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data set of these tests, whatever its name."""
-    monkeypatch.setattr("imc.runs.several.run_data", lambda config, data=None: split_digits)
+    monkeypatch.setattr("imc.several_runs.run_data", lambda config, data=None: split_digits)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from imc import cli
+from imc.command_line.environment import unset
 from imc.errors import UserError
-from imc.machine.environment import unset
 
 # A figure and a bar, in a process that imports neither torch nor scikit-learn; the bar's times differ.
 DRAW = """

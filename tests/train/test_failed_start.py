@@ -71,7 +71,7 @@ def test_a_refused_start_leaves_no_trace(case: str, tmp_path: Path, capsys: pyte
     assert snapshot(tmp_path) == before
 
 
-PLACES = ("run_data", "build_model", "_place", "Loop", "Loop.train_step")
+PLACES = ("open_data", "build_model", "place", "Loop", "Loop.train_step")
 
 
 @pytest.mark.parametrize("place", PLACES)

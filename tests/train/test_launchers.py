@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from imc.cli import main
+from imc.command_line.environment import number, variable
 from imc.data.cache import cache_folder
 from imc.data.named import data_root
 from imc.errors import UserError
-from imc.machine.environment import number, variable
 from imc.machine.launchers import OTHERS, local_rank, world_size
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -19,7 +19,7 @@ from imc.files.run_places import CHECKPOINT, CONFIG, DATA, METRICS, MODEL
 from imc.files.torch_archive import read_torch_file
 from imc.runs.files import read_clusters, read_metrics
 from imc.runs.model import load_run
-from imc.runs.several import clusters_of
+from imc.several_runs import clusters_of
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
 

@@ -13,7 +13,7 @@ from torture.threads import batch_norm, differing
 
 from imc.config import Config
 from imc.errors import UserError
-from imc.machine.threads import require_thread_independent
+from imc.training.placement import require_thread_independent
 
 UNSET = ("MKL_CBWR", "OMP_NUM_THREADS", "IMC_BACKEND")
 without_mkl = pytest.mark.skipif(
@@ -96,9 +96,10 @@ import torch
 product = torch.rand(64, 64) @ torch.rand(64, 64)
 from imc.config import Config
 from imc.errors import UserError
-from imc.machine.threads import _products_depend_on_threads, require_thread_independent, set_threads
+from imc.machine.threads import products_depend_on_threads, set_threads
+from imc.training.placement import require_thread_independent
 set_threads(2)
-if not _products_depend_on_threads():
+if not products_depend_on_threads():
     print("independent")
 try:
     require_thread_independent(Config(), "cpu", torch.device("cpu"))

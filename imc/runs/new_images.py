@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imc.config import Config
 from imc.data.arrays import read_npy
 from imc.data.converted import Converted
 from imc.data.dataset import Dataset
 from imc.data.folders import Skipped, decode_files, decode_folder
 from imc.data.model_images import fit_for_model
+from imc.data.options import SampleOptions
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
 from imc.features.files import holds_features, read_features
@@ -81,7 +81,7 @@ def title(paths: Sequence[Path]) -> str:
 
 def read_new_images(
     paths: Sequence[Path],
-    config: Config,
+    options: SampleOptions,
     skipped: Skipped,
     converted: Converted,
     bits: PixelBits,
@@ -91,7 +91,7 @@ def read_new_images(
 
     Args:
         paths: of :func:`sources`.
-        config: of the run, resolved.
+        options: of the run, resolved.
         skipped: takes the files that cannot be read.
         converted: takes the kinds of the images in files.
         bits: what scales pixels of over 8 bits in files; meets their largest value.
@@ -103,15 +103,17 @@ def read_new_images(
     if encoder is not None:
         for features, group in itertools.groupby(paths, lambda path: holds_features(str(path))):
             if features:
-                yield from _features(list(group), config)
+                yield from _features(list(group), options)
             else:
                 into = (encoder.side, CHANNELS, skipped, converted, bits, encoder.interpolation)
-                yield from _encoded(_images(list(group), config, into, alone=len(paths) == 1), encoder)
+                yield from _encoded(_images(list(group), options, into, alone=len(paths) == 1), encoder)
         return
-    if config.columns is not None:
-        yield from _features(paths, config)
+    if options.columns is not None:
+        yield from _features(paths, options)
         return
-    yield from _images(paths, config, (config.side, config.channels, skipped, converted, bits), alone=len(paths) == 1)
+    yield from _images(
+        paths, options, (options.side, options.channels, skipped, converted, bits), alone=len(paths) == 1
+    )
 
 
 def _encoded(images: Iterator[NewImage], encoder: FrozenEncoder) -> Iterator[NewImage]:
@@ -123,7 +125,7 @@ def _encoded(images: Iterator[NewImage], encoder: FrozenEncoder) -> Iterator[New
                 yield replace(image, pixels=row)
 
 
-def _images(paths: Sequence[Path], config: Config, into: tuple[Any, ...], *, alone: bool) -> Iterator[NewImage]:
+def _images(paths: Sequence[Path], options: SampleOptions, into: tuple[Any, ...], *, alone: bool) -> Iterator[NewImage]:
     """The images of sources, decoded by these arguments; ``alone``: names are relative to the only folder."""
     for kind, group in itertools.groupby(paths, _kind):
         if kind == PICTURE:  # those that follow one another together, so that they are decoded in threads
@@ -132,23 +134,23 @@ def _images(paths: Sequence[Path], config: Config, into: tuple[Any, ...], *, alo
             continue
         for path in group:
             if kind == ARRAY:
-                yield from _rows(path, config)
+                yield from _rows(path, options)
                 continue
             for name, pixels in decode_folder(path, *into):
                 place = name if alone else os.path.join(path.resolve().name, name)
                 yield NewImage(name if alone else str(path / name), pixels, path / name, place)
 
 
-def _features(paths: Sequence[Path], config: Config) -> Iterator[NewImage]:
+def _features(paths: Sequence[Path], options: SampleOptions) -> Iterator[NewImage]:
     """The rows of files of features; those of a run on several, side by side, are of as many again."""
     for path in paths:
         if _kind(path) != ARRAY:
             raise UserError(f"{path} is no file of features, which the run was trained on; accepted are .npy and .npz")
-    width = len(config.columns)
+    width = len(options.columns)
     if len(paths) % width:
         raise UserError(f"the run was trained on {width} files of features side by side, and {len(paths)} are given")
     for first in range(0, len(paths), width):
-        data = fit_for_model(config, read_features([str(path) for path in paths[first : first + width]]))
+        data = fit_for_model(options, read_features([str(path) for path in paths[first : first + width]]))
         for row, values in enumerate(data.train.images):
             known = data.train.files
             name = f"{paths[first]}[{row}]" if known is None else known[row]
@@ -159,11 +161,11 @@ def _kind(path: Path) -> str:
     return FOLDER if path.is_dir() else ARRAY if path.suffix.lower() in (".npy", ".npz") else PICTURE
 
 
-def _rows(path: Path, config: Config) -> Iterator[NewImage]:
+def _rows(path: Path, options: SampleOptions) -> Iterator[NewImage]:
     if path.suffix.lower() == ".npz":
         raise UserError(f"{path} cannot be used: a run on images takes .npy files, one on features .npz too")
-    images, _, note = read_npy(str(path), path, config.pixel_bits)
+    images, _, note = read_npy(str(path), path, options.pixel_bits)
     data = Dataset(str(path), images, test=None, unlabeled=None, mean=(), std=(), note=note)
-    fitting = data if config.columns is not None else fit_for_model(config, data)
+    fitting = data if options.columns is not None else fit_for_model(options, data)
     for row, pixels in enumerate(fitting.train.images):
         yield NewImage(f"{path}[{row}]", pixels.numpy())

@@ -1,0 +1,103 @@
+"""From what was asked for to what a run reads, where no field is None: one pass, in which the first that speaks wins.
+
+    given       the flags or fields that somebody set; a default that is not None counts as given
+    recorded    of a run that goes on, what it was started with (:mod:`imc.runs.resume`, before its images are read)
+    preset      the numbers of the method, the size of the images and the data set (:mod:`imc.config.presets`)
+    data        channels, side, classes, scale and statistics of the pixels
+    machine     device, threads, precision, order in memory
+    encoder     its number of features; of one's own, :func:`imc.train.train` adds it when that is built
+
+What stays None belongs to another method, augmentation or encoder, or stands for nothing, as no ``--init``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from imc.config import presets
+from imc.config.config import Config
+from imc.data import Dataset, absolute
+from imc.data.views import unit_scale
+from imc.errors import UserError
+from imc.machine.backend import choose_backend
+from imc.machine.threads import set_threads
+from imc.models.encoders import number_of_features
+from imc.training.placement import require_thread_independent
+
+
+def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder: bool = False) -> Config:
+    """The configuration of a run on these images and this device.
+
+    Args:
+        config: what was given, or of a run that goes on what it recorded.
+        data: the images.
+        device: where it runs; torch's number of threads is set for it.
+        own_encoder: whether a module takes the place of the encoder that the configuration names.
+
+    Raises:
+        UserError: a value that the data, the machine or another value do not allow, or none can be found.
+    """
+    if own_encoder and not data.train.are_features:
+        config = replace(config, encoder="custom")
+    config = _on_machine(_of_data(_of_preset(config, data), data), device)
+    return replace(
+        config,
+        feature_dim=number_of_features(config),
+        data=absolute(config.data),
+        print_config=False,
+        resume=False,
+        overwrite=False,
+    )
+
+
+def _of_preset(config: Config, data: Dataset) -> Config:
+    samples, classes = data.train.images, len(data.train.class_names)
+    if data.train.are_features:
+        columns = data.train.columns or (samples.shape[1],)
+        return presets.resolve_on_features(config, name=data.name, columns=columns, count=len(samples), classes=classes)
+    if min(samples.shape[:3]) < 1:
+        raise UserError(f"{data.name} holds no images")
+    further = len(data.test.images) if config.train_on == "train+test" and data.test is not None else 0
+    return presets.resolve(
+        config,
+        name=data.name,
+        side=min(samples.shape[1:3]),
+        channels=samples.shape[3],
+        count=len(samples) + further,
+        classes=classes,
+    )
+
+
+def _of_data(config: Config, data: Dataset) -> Config:
+    if data.train.are_features:
+        return config
+    images = data.train.images
+    channels = images.shape[3]
+    mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
+    scale = config.pixel_scale
+    if scale is None:
+        scale = unit_scale(images) if config.augmentation == "affine" else 1 / 255
+    return replace(
+        config,
+        pixel_scale=scale,
+        mean=mean if config.mean is None else config.mean,
+        std=std if config.std is None else config.std,
+        pixel_bits=config.pixel_bits or data.train.pixel_bits,
+    )
+
+
+def _on_machine(config: Config, device: torch.device) -> Config:
+    backend = choose_backend(config.backend, device)
+    set_threads(config.threads)
+    config = replace(
+        config,
+        amp={"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp),
+        channels_last="off" if config.channels_last == "off" else "on",
+        device=str(device) if config.device != "auto" else device.type,
+        threads=torch.get_num_threads(),
+    )
+    if config.thread_independent:
+        require_thread_independent(config, backend, device)
+    return config
