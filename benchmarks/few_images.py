@@ -1,6 +1,6 @@
 """What more updates are worth on some hundred images: the first digits of scikit-learn, as a set of one's own.
 
-    python benchmarks/few_images.py                          # docs/usage.md's table, ten minutes on two cores
+    python benchmarks/few_images.py                          # docs/usage.md's table, some 15 minutes on two cores
     python benchmarks/few_images.py --images 100 --seeds 0 1
     python benchmarks/few_images.py --image-size 32          # by the recipe for pictures, which flips the digits
 
