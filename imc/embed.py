@@ -148,7 +148,7 @@ def report(result: dict[str, Any]) -> str:
     """What was embedded, as text."""
     images, computed = result["images"], result["computed"]
     known = "" if computed == images else f", of which {images - computed:,} were known"
-    first = f"{counted(images, 'image{s}')}{known}: {result['features']:,} features of {result['encoder']}"
+    first = f"{counted(images, 'image{s}')}{known}: {counted(result['features'], 'feature{s}')} of {result['encoder']}"
     return "\n".join(map(visible, [first, result["note"], *result["files"]]))
 
 

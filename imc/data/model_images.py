@@ -52,10 +52,14 @@ def fit_for_model(options: SampleOptions, data: Dataset) -> Dataset:
 
 def _require_columns(columns: int, data: Dataset) -> Dataset:
     if not data.train.are_features:
-        raise UserError(f"{data.name} holds images, and the run was trained on rows of {columns:,} features")
+        raise UserError(
+            f"{data.name} holds images, and the run was trained on rows of {counted(columns, 'feature{s}')}"
+        )
     if data.train.images.shape[1] != columns:
         found = data.train.images.shape[1]
-        raise UserError(f"{data.name} has rows of {found:,} features, and the run was trained on {columns:,}")
+        raise UserError(
+            f"{data.name} has rows of {counted(found, 'feature{s}')}, and the run was trained on {columns:,}"
+        )
     return data
 
 

@@ -29,6 +29,7 @@ from imc.files.whole import replacing
 from imc.machine.memory import machine_memory
 from imc.machine.threads import one_thread
 from imc.models.frozen import FrozenEncoder
+from imc.text import counted, inflected
 from imc_kernels import draw_crop_parameters, multi_crop
 
 CPU_BATCH, GPU_BATCH = 16, 128  # on a CPU the maps of larger batches leave its caches
@@ -133,7 +134,7 @@ def embed_images(
                 computed += len(part.new)
                 bar.update(len(part.kept) + len(part.unreadable))
         except KeyboardInterrupt:
-            done = f"{bar.n:,} of {len(images):,} images are embedded and kept"
+            done = f"{bar.n:,} of {counted(len(images), 'image{s}')} {inflected(bar.n, '{is|are}')} embedded and kept"
             raise KeyboardInterrupt(f"interrupted: {done}; the same command goes on from there") from None
         if not kept:
             raise UserError(f"--data {source} holds no image that can be read; {skipped}")

@@ -18,6 +18,7 @@ from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
 from imc.files.paths import meant, user_path
 from imc.machine.memory import machine_memory
+from imc.text import counted
 
 # Names of the arrays in an .npz: rows to cluster with their labels and names, and rows held out with their labels.
 FEATURES = ("features", "embeddings", "x", "z", "x_train", "train_features")
@@ -63,7 +64,8 @@ def read_features(sources: Sequence[str], *, files: str | None = None, labels: s
     train = Images(name, rows, numbers, classes, listed, columns=columns)
     test = _held_out(name, sources, parts, rows, test_numbers, classes)
     held_out = "" if test is None else f" and {len(test.images):,} held out"
-    note = f"{name}: {count:,} rows of {rows.shape[1]:,} features{held_out} from {', '.join(sources)}"
+    read = f"{counted(count, 'row{s}')} of {counted(rows.shape[1], 'feature{s}')}"
+    note = f"{name}: {read}{held_out} from {', '.join(sources)}"
     return Dataset(name, train, test, None, (), (), note)
 
 
@@ -231,7 +233,8 @@ def _held_out(
         raise _refusal(sources[0], f"its rows have {rows.shape[1]:,} columns, those held out {held_out.shape[1]:,}")
     _require_finite(sources[0], held_out)
     if labels is not None and len(labels) != len(held_out):
-        raise _refusal(sources[0], f"{len(held_out):,} rows are held out, and it has {len(labels):,} labels for them")
+        without = counted(len(held_out), "row{s} {is|are} held out")
+        raise _refusal(sources[0], f"{without}, and it has {counted(len(labels), 'label{s}')} for them")
     return Images(name, held_out, labels, classes)
 
 

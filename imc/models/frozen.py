@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imc.data.resize import resized
 from imc.errors import UserError
 from imc.models.fusing import fused
+from imc.text import counted
 
 CHANNELS = 3
 REDUCED = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
@@ -152,7 +153,8 @@ def _vectors(network: nn.Module, images: Tensor, name: str) -> Tensor:
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(images):
         found = f"[{', '.join(map(str, features.shape))}]" if isinstance(features, Tensor) else type(features).__name__
         raise UserError(
-            f"--encoder {name} must give one vector an image, [B, D]; of {len(images)} images it gives {found}"
+            f"--encoder {name} must give one vector an image, [B, D]; of {counted(len(images), 'image{s}')} it gives "
+            f"{found}"
             + ("; average the maps over their pixels" if isinstance(features, Tensor) and features.dim() == 4 else "")
         )
     if not features.isfinite().all():

@@ -24,6 +24,7 @@ from imc.errors import UserError
 from imc.features.files import holds_features, read_features
 from imc.files.paths import meant, user_path
 from imc.models.frozen import CHANNELS, FrozenEncoder
+from imc.text import counted
 
 ENCODED = 16  # images at a time through an encoder that is kept: on a CPU the maps of more leave its caches
 FOLDER, PICTURE, ARRAY = "folder", "picture", "array"
@@ -148,7 +149,9 @@ def _features(paths: Sequence[Path], options: SampleOptions) -> Iterator[NewImag
             raise UserError(f"{path} is no file of features, which the run was trained on; accepted are .npy and .npz")
     width = len(options.columns)
     if len(paths) % width:
-        raise UserError(f"the run was trained on {width} files of features side by side, and {len(paths)} are given")
+        raise UserError(
+            f"the run was trained on {counted(width, 'file{s}')} of features side by side, and {len(paths)} are given"
+        )
     for first in range(0, len(paths), width):
         data = fit_for_model(options, read_features([str(path) for path in paths[first : first + width]]))
         for row, values in enumerate(data.train.images):

@@ -14,7 +14,7 @@ from imc.text import counted, inflected
 
 # What there may be one of. Not clusters, of which every run has two, nor sizes such as bytes that are given as limits.
 NOUNS = "images|labels|classes|updates|epochs|runs|heads|threads|tensors|folders|files|channels|features"
-PLURAL = re.compile(rf" (?:(?!has|holds)\w+ )?(?:{NOUNS})\b")
+PLURAL = re.compile(rf" (?:(?!has|holds)\w+ )?(?:{NOUNS})\b(?! it$)")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ def test_no_sentence_joins_a_number_to_a_plural_by_itself() -> None:
             parts = node.values if isinstance(node, ast.JoinedStr) else []
             for number, words in itertools.pairwise(parts):
                 joined = isinstance(number, ast.FormattedValue) and isinstance(words, ast.Constant)
+                joined = joined and not ast.unparse(number.value).startswith("counted(")
                 if joined and PLURAL.match(words.value) and "images of 8x8" not in words.value:  # the digits
                     found.append(f"{path.name}:{node.lineno}: {ast.unparse(number.value)}{words.value}")
     assert not found, "write it with imc.text.counted: " + "; ".join(found)
