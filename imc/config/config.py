@@ -136,6 +136,12 @@ class Config(
         """Whether the samples are rows of features, given or by an encoder that is kept."""
         return self.features is not None or self.encodes
 
+    @property
+    def is_for_pixels(self) -> bool:
+        """Whether an encoder that is trained on the pixels was named, or an option that only such a run has."""
+        named = any(getattr(self, name) not in (None, False) for name in ("encoder", "image_size", *OF_IMAGES))
+        return named or self.augmentation in VIEWS or self.train_on != "train"
+
     def _check_features(self) -> None:
         """What is for features alone is not given without, and what is for images not with them."""
         if self.encodes and not is_named(self.encoder):

@@ -21,6 +21,7 @@ from imc.errors import UserError
 from imc.features.encoded import encoded, frozen_encoder
 from imc.features.files import holds_features, read_features
 from imc.features.options import ReadOptions
+from imc.features.photographs import ADVICE, are_photographs, installed_encoder
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
 from imc.models.frozen import FrozenEncoder
@@ -32,7 +33,8 @@ SIDE_WITHOUT_GPU = 32
 def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
     """The configuration with its features, where it is on some, by the paths that lead to them from anywhere.
 
-    An array of rows that is given as the data set is features, also where it is given from Python as ``data``.
+    An array of rows that is given as the data set is features, also where it is given from Python as ``data``. A folder
+    of photographs is shown to a pretrained encoder, where one is installed and no option is for a run on pixels.
 
     Raises:
         UserError: features and another data set are given.
@@ -43,6 +45,8 @@ def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
     if config.features is None:
+        if not config.is_for_pixels and (encoder := installed_encoder()) and are_photographs(config.data):
+            config = replace(config, encoder=encoder)
         return _with_weights(config) if config.encodes else config
     features = tuple(map(absolute, config.features))
     if config.data not in (Config.data, *config.features, features[0]):
@@ -96,7 +100,7 @@ def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Data
             download=options.download,
             pixel_bits=options.pixel_bits,
         )
-    return load(
+    loaded = load(
         options.data,
         root=None if options.data_root is None else user_path(options.data_root),
         image_size=_image_size(options),
@@ -104,6 +108,8 @@ def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Data
         download=options.download,
         pixel_bits=options.pixel_bits,
     )
+    open_choice = options.encoder is None and installed_encoder() is None
+    return replace(loaded, note=f"{loaded.note}; {ADVICE}") if open_choice and are_photographs(options.data) else loaded
 
 
 def _labelled(images: Images) -> Images:
