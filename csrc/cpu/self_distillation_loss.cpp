@@ -1,10 +1,10 @@
 // TEMI's objective for all heads. With the log-softmaxes log s and log t of students and teachers, for each view,
 //   a_c = beta (log s_c + log t'_c) - log q_c,   r = softmax(a),   pmi = log sum_c exp a_c,
 //   d pmi / d logits_k = beta (r_k - s_k) / student_temperature,
-// where t' is the other view's. Two sweeps over blocks of kBlock pairs of a head. The first takes the teachers' softmax:
-// its log-sum, the agreement of both views, and where they are wanted the parts of its mean and of the students'. The
-// second takes the students', the loss and the gradient. Between them the agreements of all heads become the weights.
-// Parts are added in the order of the blocks: bitwise the same for any number of threads.
+// where t' is the other view's. Two sweeps over blocks of kBlock pairs of a head. The first takes the teachers' softmax,
+// the agreement of both views, and where they are wanted the parts of its mean and of the students'. The second takes
+// the students', the loss and the gradient. Between them the agreements of all heads become the weights. Parts are added
+// in the order of the blocks: bitwise the same for any number of threads.
 #include <cstdint>
 
 #include "instantiate.h"
@@ -17,7 +17,13 @@ namespace imc::IMC_ISA {
 
 namespace {
 
-constexpr int64_t kMatrices = 3;  // blocks that a thread works on
+constexpr int64_t kMatrices = 2;  // blocks that a thread works on
+
+// Of a block of the teachers' rows: the largest logits, and the logarithms of the sums of exponentials below them.
+template <typename T>
+struct TeacherRows {
+  T high[kBlock], log_sum[kBlock];
+};
 
 // What the pairs of a head have in common, for one cluster: sums of predictions.
 struct MeanParts {
@@ -33,8 +39,8 @@ struct Distillation {
   bool agreement;
   int64_t blocks = ceil_div(batch, kBlock), matrix = clusters * kBlock;
   bool means = !prior || entropy_weight != 0;
-  Scratch<T> teacher_log_sums{heads * blocks * 2 * kBlock};  // [head, block, view, pair]
-  Scratch<T> agreements{heads * blocks * kBlock};            // [head, block, pair]
+  Scratch<TeacherRows<T>> teacher_rows{heads * blocks * 2};  // [head, block, view]
+  Scratch<T> agreements{heads * blocks * kBlock};           // [head, block, pair]
   Scratch<T> weights{blocks * kBlock};
   Scratch<MeanParts> parts{means ? heads * blocks * clusters : 0};
   Scratch<T> log_prior{heads * clusters};
@@ -47,11 +53,11 @@ struct Distillation {
   }
 };
 
-// x = (x - the largest of its sample) scale. sums = 0, but NaN where a sample has an infinity: the largest alone would
-// let -infinity pass as a probability of zero.
+// The largest logit of each sample, and 0, but NaN where one is infinite: the largest alone would let -infinity pass as a
+// probability of zero.
 template <typename T>
-void shift(T* x, T* sums, int64_t clusters, T scale) {
-  T high[kBlock], low[kBlock];
+void largest(const T* x, T* high, T* poison, int64_t clusters) {
+  T low[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) high[i] = low[i] = x[i];
   for (int64_t c = 1; c < clusters; ++c)
     for (int64_t i = 0; i < kBlock; ++i) {
@@ -59,31 +65,28 @@ void shift(T* x, T* sums, int64_t clusters, T scale) {
       high[i] = logit > high[i] ? logit : high[i];
       low[i] = logit < low[i] ? logit : low[i];
     }
-  for (int64_t i = 0; i < kBlock; ++i) sums[i] = low[i] - low[i];
-  for (int64_t c = 0; c < clusters; ++c)
-    for (int64_t i = 0; i < kBlock; ++i) x[c * kBlock + i] = (x[c * kBlock + i] - high[i]) * scale;
+  for (int64_t i = 0; i < kBlock; ++i) poison[i] = low[i] - low[i];
 }
 
-// e = exp(x), added to the sums; x <= 0, and e may be x.
+// x, on entry the logits of a block, becomes exponentials of what they are below the largest, and inverse 1 / their sum,
+// 0 past the last sample.
 template <typename T>
-void exponentials(const T* x, T* e, T* sums, int64_t clusters) {
+void exponentials(T* x, T* high, T* sums, T* inverse, int64_t filled, int64_t clusters, T inverse_temperature) {
+  largest(x, high, sums, clusters);
   for (int64_t c = 0; c < clusters; ++c)
 #pragma omp simd
     for (int64_t i = 0; i < kBlock; ++i) {
-      e[c * kBlock + i] = exp_bounded(x[c * kBlock + i]);
-      sums[i] += e[c * kBlock + i];
+      x[c * kBlock + i] = exp_bounded((x[c * kBlock + i] - high[i]) * inverse_temperature);
+      sums[i] += x[c * kBlock + i];
     }
+  for (int64_t i = 0; i < kBlock; ++i) inverse[i] = i < filled ? 1 / sums[i] : T(0);
 }
 
-// x, on entry the logits of a block, becomes their softmax, which is 0 past the last sample; sums, that of exponentials.
 template <typename T>
-void softmax(T* x, T* sums, int64_t filled, int64_t clusters, T inverse_temperature) {
-  shift(x, sums, clusters, inverse_temperature);
-  exponentials(x, x, sums, clusters);
-  T inverse[kBlock];
-  for (int64_t i = 0; i < kBlock; ++i) inverse[i] = i < filled ? 1 / sums[i] : T(0);
-  for (int64_t c = 0; c < clusters; ++c)
-    for (int64_t i = 0; i < kBlock; ++i) x[c * kBlock + i] *= inverse[i];
+double weighted_sum(const T* x, const T* weights) {
+  T products[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) products[i] = x[i] * weights[i];
+  return sum_block(products);
 }
 
 // The first sweep, of one block of pairs of a head; scratch has two matrices.
@@ -92,27 +95,31 @@ void agree(Distillation<T>& problem, int64_t item, T* scratch) {
   const int64_t head = item / problem.blocks, block = item % problem.blocks, clusters = problem.clusters;
   const int64_t filled = problem.pairs_in(block);
   T* views[] = {scratch, scratch + problem.matrix};
+  T inverse[2][kBlock];
   for (int64_t view = 0; view < 2; ++view) {
-    T* log_sums = &problem.teacher_log_sums[(item * 2 + view) * kBlock];
+    TeacherRows<T>& rows = problem.teacher_rows[item * 2 + view];
     load_block(problem.teachers + problem.offset(head, view, block), views[view], filled, clusters);
-    softmax(views[view], log_sums, filled, clusters, static_cast<T>(1 / problem.teacher_temperature));
+    if (view == 0) prefetch_block(problem.teachers + problem.offset(head, 1, block), filled, clusters);
+    exponentials(views[view], rows.high, rows.log_sum, inverse[view], filled, clusters,
+                 static_cast<T>(1 / problem.teacher_temperature));
 #pragma omp simd
-    for (int64_t i = 0; i < kBlock; ++i) log_sums[i] = log_normal(log_sums[i]);
+    for (int64_t i = 0; i < kBlock; ++i) rows.log_sum[i] = log_normal(rows.log_sum[i]);
   }
   T* agreement = &problem.agreements[item * kBlock];
   for (int64_t i = 0; i < kBlock; ++i) agreement[i] = 0;
   for (int64_t c = 0; c < clusters; ++c)
     for (int64_t i = 0; i < kBlock; ++i) agreement[i] += views[0][c * kBlock + i] * views[1][c * kBlock + i];
+  for (int64_t i = 0; i < kBlock; ++i) agreement[i] *= inverse[0][i] * inverse[1][i];
   if (!problem.means) return;
   MeanParts* parts = &problem.parts[item * clusters];
   for (int64_t c = 0; c < clusters; ++c)
-    parts[c] = {sum_block(views[0] + c * kBlock) + sum_block(views[1] + c * kBlock), {}};
+    parts[c] = {weighted_sum(views[0] + c * kBlock, inverse[0]) + weighted_sum(views[1] + c * kBlock, inverse[1]), {}};
   if (problem.entropy_weight == 0) return;
-  T sums[kBlock];
+  T high[kBlock], sums[kBlock];
   for (int64_t view = 0; view < 2; ++view) {
     load_block(problem.students + problem.offset(head, view, block), scratch, filled, clusters);
-    softmax(scratch, sums, filled, clusters, static_cast<T>(1 / problem.student_temperature));
-    for (int64_t c = 0; c < clusters; ++c) parts[c].students[view] = sum_block(scratch + c * kBlock);
+    exponentials(scratch, high, sums, inverse[view], filled, clusters, static_cast<T>(1 / problem.student_temperature));
+    for (int64_t c = 0; c < clusters; ++c) parts[c].students[view] = weighted_sum(scratch + c * kBlock, inverse[view]);
   }
 }
 
@@ -160,38 +167,49 @@ void finish_means(Distillation<T>& problem, int64_t head) {
   problem.entropies[head] = problem.entropy_weight * entropy;
 }
 
-// The second sweep, of one view of a block; returns its part of the loss. scratch has kMatrices matrices.
+// The second sweep, of one view of a block; returns its part of the loss. scratch has two matrices.
 template <typename T>
 double compare(Distillation<T>& problem, int64_t item, int64_t view, T* scratch) {
   const int64_t head = item / problem.blocks, block = item % problem.blocks, clusters = problem.clusters;
   const int64_t filled = problem.pairs_in(block);
   const T beta = static_cast<T>(problem.beta);
+  const T inverse_student = static_cast<T>(1 / problem.student_temperature);
+  const T inverse_teacher = static_cast<T>(1 / problem.teacher_temperature);
   const T* log_prior = &problem.log_prior[head * clusters];
   const T* weights = &problem.weights[block * kBlock];
-  const T* teacher_log_sums = &problem.teacher_log_sums[(item * 2 + 1 - view) * kBlock];
-  T *student = scratch, *joint = scratch + problem.matrix, *gradient = scratch + 2 * problem.matrix;
-  T student_sums[kBlock], joint_sums[kBlock], high[kBlock], terms[kBlock];
+  const TeacherRows<T>& teacher = problem.teacher_rows[item * 2 + 1 - view];
+  T *student = scratch, *joint = scratch + problem.matrix;
+  T high[kBlock], student_sums[kBlock], joint_high[kBlock], joint_sums[kBlock] = {}, terms[kBlock];
 
   load_block(problem.students + problem.offset(head, view, block), student, filled, clusters);
   load_block(problem.teachers + problem.offset(head, 1 - view, block), joint, filled, clusters);
-  shift(student, student_sums, clusters, static_cast<T>(1 / problem.student_temperature));
-  shift(joint, joint_sums, clusters, static_cast<T>(1 / problem.teacher_temperature));
-  for (int64_t i = 0; i < kBlock; ++i) high[i] = lowest(T());
+  if (view == 0) {
+    prefetch_block(problem.students + problem.offset(head, 1, block), filled, clusters);
+    prefetch_block(problem.teachers + problem.offset(head, 0, block), filled, clusters);
+  }
+  largest(student, high, student_sums, clusters);
+  for (int64_t i = 0; i < kBlock; ++i) joint_high[i] = lowest(T());
   for (int64_t c = 0; c < clusters; ++c)
 #pragma omp simd
     for (int64_t i = 0; i < kBlock; ++i) {
-      T& a = joint[c * kBlock + i];
-      a = beta * (student[c * kBlock + i] + a) - log_prior[c];
-      high[i] = a > high[i] ? a : high[i];
+      const int64_t at = c * kBlock + i;
+      const T s = (student[at] - high[i]) * inverse_student, t = (joint[at] - teacher.high[i]) * inverse_teacher;
+      const T a = beta * (s + t) - log_prior[c];
+      student[at] = exp_bounded(s);
+      student_sums[i] += student[at];
+      joint[at] = a;
+      joint_high[i] = a > joint_high[i] ? a : joint_high[i];
     }
   for (int64_t c = 0; c < clusters; ++c)
-    for (int64_t i = 0; i < kBlock; ++i) joint[c * kBlock + i] -= high[i];
-  exponentials(student, student, student_sums, clusters);
-  exponentials(joint, joint, joint_sums, clusters);
+#pragma omp simd
+    for (int64_t i = 0; i < kBlock; ++i) {
+      joint[c * kBlock + i] = exp_bounded(joint[c * kBlock + i] - joint_high[i]);
+      joint_sums[i] += joint[c * kBlock + i];
+    }
 #pragma omp simd
   for (int64_t i = 0; i < kBlock; ++i) {
-    const T log_sums = log_normal(student_sums[i]) + teacher_log_sums[i];
-    terms[i] = weights[i] * (beta * log_sums - (high[i] + log_normal(joint_sums[i])));
+    const T log_sums = log_normal(student_sums[i]) + teacher.log_sum[i];
+    terms[i] = weights[i] * (beta * log_sums - (joint_high[i] + log_normal(joint_sums[i])));
   }
   const double loss = sum_block(terms);
   if (!problem.gradient) return loss;
@@ -201,8 +219,8 @@ double compare(Distillation<T>& problem, int64_t item, int64_t view, T* scratch)
   T along[kBlock] = {}, factor[kBlock];
   for (int64_t i = 0; i < kBlock; ++i) {
     student_sums[i] = 1 / student_sums[i];
+    factor[i] = scale * weights[i] + (teacher.log_sum[i] - teacher.log_sum[i]);  // a teacher's infinity is NaN
     joint_sums[i] = 1 / joint_sums[i];
-    factor[i] = scale * weights[i] + (teacher_log_sums[i] - teacher_log_sums[i]);  // a teacher's infinity is NaN
   }
   if (problem.entropy_weight != 0)
     for (int64_t c = 0; c < clusters; ++c)
@@ -212,9 +230,9 @@ double compare(Distillation<T>& problem, int64_t item, int64_t view, T* scratch)
     for (int64_t i = 0; i < kBlock; ++i) {
       const int64_t at = c * kBlock + i;
       const T s = student[at] * student_sums[i];
-      gradient[at] = factor[i] * (s - joint[at] * joint_sums[i]) + s * (entropy[c] - along[i]);
+      joint[at] = factor[i] * (s - joint[at] * joint_sums[i]) + s * (entropy[c] - along[i]);
     }
-  store_block(gradient, problem.gradient + problem.offset(head, view, block), filled, clusters);
+  store_block(joint, problem.gradient + problem.offset(head, view, block), filled, clusters);
   return loss;
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ def self_distillation_loss(
     student_temperature=1, teacher_temperature=1, entropy_weight=5)`` in value. Its gradient reaches both predictions of
     a pair: it is that of twice the loss at half the entropy weight.
 
-    Memory: on ``cpu``, beside result and gradient, 3 numbers a pair and head and 96 C a thread; without a prior or with
+    Memory: on ``cpu``, beside result and gradient, 5 numbers a pair and head and 64 C a thread; without a prior or with
     an entropy weight also 24 C bytes for every 32 pairs of a head.
 
     Args:
@@ -122,20 +121,24 @@ def _check_shape(name: str, tensor: Tensor, layout: str, students: Tensor, shape
         )
 
 
-def _native(
-    module: str, inputs: Sequence[Any], options: Sequence[Any], needs: Needs
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _cpu(inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     students = inputs[0].contiguous()
     constants = [None if x is None else x.contiguous() for x in inputs[1:]]
     loss = loss_buffer(students, students.shape[0])
     gradient = gradient_buffer(students) if needs[0] else None
-    native.call(module, NAME, students, *constants, loss, gradient, *options)
+    native.call("_cpu", NAME, students, *constants, loss, gradient, *options)
     return loss, (gradient, None, None, None)
+
+
+def _triton(inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    from imc_kernels.triton.self_distillation_loss import self_distillation_loss as kernel
+
+    return kernel(inputs, options, needs)
 
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": Kernel(functools.partial(_native, "_cpu"))},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
     inputs=("students", "teachers", "prior?", "weights?"),
     options={
         "student_temperature": checks.POSITIVE,

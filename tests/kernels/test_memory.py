@@ -83,7 +83,7 @@ def self_distillation_loss(heads: int, batch: int, clusters: int, given: bool) -
     )
     prior = torch.ones(heads, clusters) if given else None
     means = 0 if given else 24 * clusters * heads * -(-batch // 32)
-    said = 4 * (3 * heads * rounded(batch, 32) + 96 * clusters * torch.get_num_threads()) + means
+    said = 4 * (5 * heads * rounded(batch, 32) + 64 * clusters * torch.get_num_threads()) + means
     call = functools.partial(imc_kernels.self_distillation_loss, students, teachers, prior=prior, **CPU)
     return lambda: with_gradients(call(), students), said
 
