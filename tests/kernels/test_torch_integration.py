@@ -67,6 +67,10 @@ def test_opcheck(backend: str, dtype: torch.dtype, layout: str) -> None:
     heads = tensor(s.heads, 2, s.batch, s.clusters)
     calls = {
         operators.info_nce_loss: (two_views, 0.1, True, None, True, backend),
+        operators.self_distillation_loss: (
+            *(heads, heads.detach().flip(2), tensor(s.heads, s.clusters, grad=False), None, 0.1, 0.2, 0.6, 2.0, True),
+            *(None, True, False, False, False, backend),
+        ),
         operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, None, True, backend),
         operators.sinkhorn: (scores, None, 0.05, 3, None, True, False, backend),
         operators.prototype_scores: (embeddings, prototypes, True, backend),
