@@ -86,7 +86,7 @@ def fitting(function: Any, parameter: str) -> Any:
         double = re.fullmatch(DOUBLE.get(function.__name__, "affine"), name)
         return torch.ones(shape, dtype=torch.float64 if double else torch.float32)
     name, _, letter = parameter.partition(" ")
-    if name in ("symmetric", "last", "relu", "normalise", "normalize_prototypes", "channels_last"):
+    if name in ("symmetric", "agreement", "last", "relu", "normalise", "normalize_prototypes", "channels_last"):
         return False
     integer = letter or name in ("iteration", "threads")
     return SIZES.get(letter, int(name == "threads")) if integer else 0.5
