@@ -132,6 +132,7 @@ def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
     if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and _within(value, bounds))):
         kind = "a number" if float in accepted else "an integer" if int in accepted else "a text that is not empty"
         kind = "True or False" if bool in accepted else kind
+        kind = "a text without null characters" if isinstance(value, str) and "\0" in value else kind
         limits = " and ".join(f"{relation} {limit:.10g}" for relation, limit in bounds.items())
         raise UserError(f"{name} must be {kind}{' ' * bool(limits)}{limits}, got {value!r}")
 

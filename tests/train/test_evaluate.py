@@ -135,9 +135,9 @@ def test_images_without_a_label_are_left_out_of_all_scores(run_copy: Path, split
     ("change", "says"),
     [
         (lambda labels: labels + 1, "go up to 10, and it names 10 classes"),
-        (lambda labels: labels[:-1], "must be whole numbers, one for each of 192 images"),
-        (lambda labels: labels.float(), "must be whole numbers, one for each of 192 images"),
-        (lambda labels: labels[:, None], "must be whole numbers, one for each of 192 images"),
+        (lambda labels: labels[:-1], "must be whole numbers, one for each of its images, 192"),
+        (lambda labels: labels.float(), "must be whole numbers, one for each of its images, 192"),
+        (lambda labels: labels[:, None], "must be whole numbers, one for each of its images, 192"),
     ],
 )
 def test_labels_that_are_none_of_the_classes_are_refused(change, says: str, digits: Images, run_copy: Path) -> None:  # type: ignore[no-untyped-def]

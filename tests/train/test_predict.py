@@ -152,7 +152,7 @@ def test_a_csv_is_replaced_if_asked(run_copy: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nowhere", "is not there; accepted are folders of images, pictures and .npy files"), ("empty", "no image")],
+    [("nowhere", "is not there; accepted are folders, pictures, .npy files and features"), ("empty", "no image")],
 )
 def test_a_folder_without_images(
     name: str, says: str, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -247,7 +247,7 @@ def test_pictures_folders_and_arrays_go_together(run_copy: Path, folder: Path, s
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("4.jpg", "4.jpg' is not there; accepted are folders of images, pictures and .npy files; did you mean"),
+        ("4.jpg", "4.jpg' is not there; accepted are folders, pictures, .npy files and features; did you mean"),
         ("pipe", "pipe' is no folder and no file"),
         ("5a.png", "5a.png cannot be read: damaged or cut short"),
         ("notes.txt", "notes.txt cannot be read: empty"),

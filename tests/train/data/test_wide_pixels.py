@@ -275,7 +275,7 @@ def lab(image: Image.Image) -> Image.Image:
 def test_separate_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
     """Pillow reads bytes of them as if they were samples."""
     (tmp_path / "a.tif").write_bytes(tiff(ramp(16, (3,)), planar=True))
-    with pytest.raises(UnreadableError, match="of a variant of their format"):
+    with pytest.raises(UnreadableError, match=r"of a variant of \{its|their\} format"):
         decode(tmp_path / "a.tif", SIDE, 3)
 
 
