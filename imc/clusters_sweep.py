@@ -53,6 +53,7 @@ from imc.text import shortened, visible
 
 SWEEP = "clusters-sweep"  # of the files
 SILHOUETTE_IMAGES = 2000  # evenly spaced; its cost grows with the square
+DISAGREEMENT = 0.5  # of seeds, as the adjusted Rand index; a convention: half of what equal clusterings have
 MEASURES = ("silhouette", "cluster_entropy", "prediction_entropy", "mutual_information", "clusters_used")
 HOW_TO_READ = (
     "A number of clusters suits the images where the silhouette (-1 to 1) has a peak, the clusters are of like size "
@@ -206,6 +207,13 @@ def report(sweep: dict[str, Any]) -> str:
     if separated:
         best = max(separated, key=lambda line: line["silhouette"])
         table.append(f"The silhouette is highest for {best['clusters']} clusters.")
+    unsure = [line for line in lines if line["agreement"] is not None and line["agreement"] < DISAGREEMENT]
+    if unsure:
+        numbers = ", ".join(str(line["clusters"]) for line in unsure)
+        table.append(
+            f"The seeds disagree (agreement below {DISAGREEMENT}) for {numbers} clusters: what one run finds there, "
+            "another does not, and no number of clusters follows from it."
+        )
     return "\n".join([*table, sweep["how_to_read"], files])
 
 

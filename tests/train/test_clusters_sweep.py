@@ -13,7 +13,7 @@ import pytest
 
 from imc import several_runs
 from imc.cli import main
-from imc.clusters_sweep import Options, clusters_sweep, measure
+from imc.clusters_sweep import Options, clusters_sweep, measure, report
 from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError
@@ -127,6 +127,16 @@ def test_seeds_are_trained_evaluated_and_summarised(tiny: Config, tmp_path: Path
     seeds(SeedsOptions("digits", seeds=(0, 4, 5), out=str(tmp_path), skip_probes=True), tiny)
     assert trainings == ["seed-0", "seed-4", "seed-5"]
     assert len(json.loads((tmp_path / "summary.json").read_text())["runs"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("agreements", "said"), [((0.4, 0.9), "for 5 clusters"), ((0.6, None), ""), ((0.1, 0.2), "5, 9 clusters")]
+)
+def test_seeds_that_disagree_are_told(agreements: tuple[float | None, ...], said: str) -> None:
+    lines = [{"clusters": number, "agreement": value} for number, value in zip((5, 9), agreements, strict=True)]
+    text = report({"by_clusters": lines, "how_to_read": "", "out": "runs/x"})
+    assert ("The seeds disagree" in text) == bool(said)
+    assert said in text
 
 
 def test_agreement() -> None:
