@@ -56,6 +56,7 @@ from imc.machine.backend import choose_backend
 from imc.machine.device import choose_device
 from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
+from imc.methods.heads import HeadsMethod
 from imc.methods.method import Method
 from imc.models.pretrained import load_pretrained
 from imc.models.standardise import Standardise
@@ -64,7 +65,7 @@ from imc.runs.data import run_data, sourced
 from imc.runs.model import LoadedRun, save_model
 from imc.runs.resume import Begun, begun
 from imc.runs.start import Trained, begin, choose_images, open_data, run_to_continue
-from imc.scores.evaluation import outputs
+from imc.scores.evaluation import evenly_spaced, outputs
 from imc.text import inflected
 from imc.training.checkpoint import require_fit
 from imc.training.loop import Loop
@@ -73,6 +74,8 @@ from imc.training.options import InitialOptions, RankOptions
 from imc.training.placement import place
 from imc.training.ranks import Ranks, ranks
 from imc_kernels import backends
+
+CALIBRATED = 10_000  # rows that decide how sure the answers on features are
 
 
 def main(argv: Sequence[str]) -> None:
@@ -254,6 +257,9 @@ def _go_on(loop: Loop, run: Begun | None) -> None:
 def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> dict[str, Any]:
     """Save the model and, with ``report``, what it says of the images."""
     folder, config = loop.record.folder, Config.from_dict(loop.record.config)
+    if isinstance(loop.model, HeadsMethod) and loop.model.calibrated:
+        rows = images.clustered.images
+        loop.model.calibrate(rows[evenly_spaced(len(rows), CALIBRATED)])
     save_model(folder / MODEL, loop.model)
     reported = replace(config, backend=choose_backend(config.backend, device))
     result = _report(loop.model, reported, images.clustered, folder, loop.seconds) if report else {}

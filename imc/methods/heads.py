@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imc.methods.method import Method
+from imc.models.standardise import Standardise
+from imc.scores.calibration import answer_temperature
 
 SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
 
@@ -51,14 +53,19 @@ class HeadsMethod(Method):
         encoder: see :class:`imc.methods.method.Method`.
         sub_heads: number H of cluster heads.
         clusters: C.
+        temperature: divides their logits.
     """
 
     heads: ClusterHeads
     head_loss_sum: Tensor
     head_loss_steps: Tensor
+    answer_temperature: Tensor
 
-    def __init__(self, encoder: nn.Module, sub_heads: int, clusters: int) -> None:
+    def __init__(self, encoder: nn.Module, sub_heads: int, clusters: int, temperature: float = 1.0) -> None:
         super().__init__(encoder, clusters=clusters)
+        self.calibrated = isinstance(encoder, Standardise)
+        if self.calibrated:
+            self.register_buffer("answer_temperature", torch.tensor(temperature, dtype=torch.float32))
         # In the state dict, since a saved model predicts by them.
         self.register_buffer("head_loss_sum", torch.zeros(sub_heads, dtype=torch.float32))
         self.register_buffer("head_loss_steps", torch.zeros((), dtype=torch.int64))
@@ -85,7 +92,15 @@ class HeadsMethod(Method):
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         by_head = self.heads(features)
-        return self._of_best_head(by_head), by_head
+        best = self._of_best_head(by_head)
+        return best / self.answer_temperature if self.calibrated else best, by_head
+
+    @torch.no_grad()
+    def calibrate(self, rows: Tensor) -> None:
+        """Make the answer on features as sure as the heads agree; see :mod:`imc.scores.calibration`. Rows [N, D]."""
+        logits = self.heads(self.features(rows.to(self.answer_temperature.device)))
+        temperature = answer_temperature(logits.cpu(), self.best_head, float(self.answer_temperature))
+        self.answer_temperature.fill_(temperature)
 
     def _of_best_head(self, logits: Tensor) -> Tensor:
         # Selected on the device, for which an index on the host would have to wait.

@@ -54,7 +54,7 @@ class Temi(HeadsMethod):
         temperature: float,
         teacher_momentum: float,
     ) -> None:
-        super().__init__(encoder, sub_heads, clusters)
+        super().__init__(encoder, sub_heads, clusters, temperature)
         self.heads = ClusterHeads(int(encoder.feature_dim), head_hidden, clusters, sub_heads)  # type: ignore[arg-type]
         self.teachers = copy.deepcopy(self.heads).requires_grad_(False)
         self.beta = beta
@@ -101,10 +101,6 @@ class Temi(HeadsMethod):
         """Move the teachers towards the heads, as the last step left them."""
         for teacher, student in zip(self.teachers.parameters(), self.heads.parameters(), strict=True):
             teacher.lerp_(student, 1 - self.teacher_momentum)
-
-    def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        best, by_head = super().classify(features)
-        return best / self.temperature, by_head
 
     def embed(self, images: Tensor) -> Tensor:
         return functional.normalize(self.features(images), dim=1)
