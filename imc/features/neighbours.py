@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from imc.command_line.terminal import progress
 
-EXACT = 60_000  # rows; the time grows with the square, and two cores take a minute for these with 1,280 columns
+EXACT = 20_000  # rows; the time grows with the square, and two busy cores took 200 s for 50,000 with 1,280 columns
 BLOCK = 1024  # rows at a time
 SIMILARITIES = 1 << 26  # in memory at a time, 256 MiB
-COMPONENTS = 128
-PROBES = 16
+COMPONENTS = 256
+PROBES = 32
 SAMPLE = 64  # rows for each list that decide its centre
 SAMPLE_OF_ROWS = 20_000  # that decide the principal components
 ROUNDS = 10  # of k-means
@@ -145,7 +145,7 @@ def _probed(members: list[Tensor], near: list[int], least: int) -> Tensor:
 
 
 def _components(rows: Unit, seed: int) -> Tensor:
-    """The rows by their principal components, of length 1: float32 [M, at most 128]."""
+    """The rows by their principal components, of length 1: float32 [M, at most 256]."""
     generator = torch.Generator().manual_seed(seed)
     part = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE_OF_ROWS].sort().values]
     mean = part.mean(dim=0)
