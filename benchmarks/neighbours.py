@@ -1,7 +1,7 @@
 """What the approximate search for neighbours finds of the exact ones, and the time of both.
 
     python -m benchmarks.neighbours cifar.npz                 # of an .npz or .npy of features
-    python -m benchmarks.neighbours --rows 1000000            # the approximate search alone, on drawn rows of 768 columns
+    python -m benchmarks.neighbours --rows 1000000            # the approximate search alone, drawn rows of 768 columns
 
 The rows are scaled as those of a run. Drawn rows lie around 1,000 centres in 32 dimensions.
 """
@@ -36,11 +36,13 @@ def main() -> None:
     encoder = Standardise((rows.shape[1],), "length")
     encoder.fit(rows)
     found = _timed("lists", lambda: nearest_neighbours(rows, COUNT, transform=encoder, exact=False))
-    print(
-        f"memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB, rows {rows.nbytes / 1e9:.1f} GB"
-    )
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"memory at most {most:.1f} GB, of which the rows {rows.nbytes / 1e9:.1f} GB", flush=True)
     if options.source is not None:
         exact = _timed("exact", lambda: nearest_neighbours(rows, COUNT, transform=encoder, exact=True))
+        if (labels := read_features([options.source]).train.labels) is not None:
+            alike = [float((labels[each.long()] == labels[:, None]).float().mean()) for each in (found, exact)]
+            print(f"of one class with the row: {alike[0]:.3f} by the lists, {alike[1]:.3f} of the exact ones")
         shared = (found[:, :, None] == exact[:, None, :]).any(dim=2).float().mean()
         print(f"{len(rows):,} rows: the lists find {float(shared):.3f} of the {COUNT} nearest")
 
