@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+FOLDER = 0x10  # of an entry that torch takes for a folder, it leaves the tensor's memory as it is
 ARCHIVE = b"PK\x03\x04"  # how what torch.save writes begins, since torch 1.6
 
 
@@ -39,12 +40,14 @@ def read_torch_file(path: Path) -> Any:
 
 
 def require_plain(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Entries of an archive take no more memory than the file is long.
+    """Entries of an archive are files, and take no more memory than the file is long.
 
     Raises:
-        ValueError: one is compressed, or they say that they are larger.
+        ValueError: one is compressed or a folder, or they say that they are larger.
     """
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError("it is compressed, which torch.save and np.savez do not do")
+    if any(entry.external_attr & FOLDER for entry in entries):
+        raise ValueError("it holds a folder, which torch.save and np.savez do not write")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("it says that it holds more than the file is long")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -25,6 +26,7 @@ from imc.config import Config
 from imc.data import Dataset, Images
 from imc.errors import RunError, StoppedError, UserError
 from imc.files.run_places import CHECKPOINT
+from imc.files.torch_archive import read_torch_file
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
 from imc.training.loop import Loop
@@ -310,6 +312,18 @@ def test_every_flipped_bit_of_a_checkpoint_is_refused_or_harmless(tiny: Config, 
         else:
             assert_same(found, exact)
     assert refused > 75
+
+
+def test_every_flipped_bit_of_an_archives_directory_is_refused_or_harmless(tmp_path: Path) -> None:
+    """torch.load leaves the memory of a tensor as it is where the directory calls its entry a folder."""
+    path, exact = tmp_path / "state.pt", {"step": torch.tensor(6.0), "moment": torch.arange(5.0)}
+    torch.save(exact, path)
+    content = path.read_bytes()
+    for place in range(content.index(b"PK\x01\x02"), len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with contextlib.suppress(ValueError):
+                assert_same(read_torch_file(path), exact)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
