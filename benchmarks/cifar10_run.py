@@ -31,9 +31,9 @@ from imc.config import Config
 from imc.data import Dataset, load
 from imc.errors import StoppedError
 from imc.methods import build_model
+from imc.metrics import clustering_scores
 from imc.runs.model import LoadedRun
 from imc.scores.evaluation import outputs, recalibrate
-from imc.scores.metrics import clustering_scores
 from imc.train import train
 from imc.training.checkpoint import read_checkpoint
 

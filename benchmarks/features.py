@@ -30,9 +30,9 @@ from imc.command_line.terminal import show, silence
 from imc.config import Config
 from imc.data import Images
 from imc.features.files import read_features
+from imc.metrics import clustering_accuracy, mean_and_deviation
 from imc.runs.model import load_run
 from imc.scores.evaluation import kmeans_on_features, outputs
-from imc.scores.metrics import clustering_accuracy, mean_and_deviation
 from imc.several_runs import SET_HERE
 from imc.train import train
 

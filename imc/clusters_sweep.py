@@ -43,11 +43,11 @@ from imc.files.run_places import RUNS
 from imc.files.whole import replacing
 from imc.machine.device import choose_device
 from imc.machine.torch_state import turn
+from imc.metrics import SCORES
 from imc.pages import figures
 from imc.runs.data import clustered
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import embeddings, evenly_spaced, outputs
-from imc.scores.metrics import SCORES
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
 

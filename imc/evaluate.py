@@ -40,12 +40,12 @@ from imc.files.paths import user_path
 from imc.files.run_places import FIGURES
 from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.pages.run_figures import draw_confusion, draw_heatmaps, draw_plane
 from imc.pages.summary import summarise, summary_table, write_summary
 from imc.runs.data import other_data, run_data
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs, recalibrate
-from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, mean_and_deviation, per_class_table
 from imc.scores.probes import NEIGHBOURS, knn_accuracy, linear_probe_accuracy
 from imc.text import counted, visible
 

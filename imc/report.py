@@ -30,6 +30,7 @@ from imc.files.run_places import FIGURES, METRICS, RESULT
 from imc.files.whole import replacing
 from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
+from imc.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.pages import page
 from imc.pages.figures import most_and_least_certain
 from imc.pages.run_figures import (
@@ -47,7 +48,6 @@ from imc.runs.data import clustered, other_data, run_data
 from imc.runs.files import read_metrics
 from imc.runs.model import LoadedRun, load_run
 from imc.scores.evaluation import AS_TRAINED, BATCH, Outputs, outputs
-from imc.scores.metrics import SCORES, clustering_scores, confusion_matrix, per_class_table
 from imc.text import counted, inflected, visible
 
 PAGE = "report.html"

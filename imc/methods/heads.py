@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imc.methods.calibration import answer_temperature
 from imc.methods.method import Method
 from imc.models.standardise import Standardise
-from imc.scores.calibration import answer_temperature
 
 SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
 
@@ -97,7 +97,7 @@ class HeadsMethod(Method):
 
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:
-        """Make the answer on features as sure as the heads agree; see :mod:`imc.scores.calibration`. Rows [N, D]."""
+        """Make the answer on features as sure as the heads agree; see :mod:`imc.methods.calibration`. Rows [N, D]."""
         logits = self.heads(self.features(rows.to(self.answer_temperature.device)))
         temperature = answer_temperature(logits.cpu(), self.best_head, float(self.answer_temperature))
         self.answer_temperature.fill_(temperature)

@@ -20,9 +20,9 @@ from imc.files.json import write_json
 from imc.files.run_places import FILES, RESULT
 from imc.files.whole import replacing, written
 from imc.machine.arithmetic import arithmetic, processor
+from imc.metrics import SCORES, clustering_scores
 from imc.pages.run_figures import draw_confusion, draw_gallery
 from imc.scores.evaluation import kmeans_on_features, kmeans_on_pixels
-from imc.scores.metrics import SCORES, clustering_scores
 from imc.text import counted, shell_word, visible
 from imc_kernels.version import __version__
 

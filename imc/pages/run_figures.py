@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from imc.data import Images
+from imc.metrics import best_matching, clustering_accuracy, confusion_matrix
 from imc.pages import figures
 from imc.pages.heatmaps import heatmaps
 from imc.runs.model import LoadedRun
 from imc.scores.evaluation import PLANE_IMAGES, Outputs, embeddings, evenly_spaced, plane
-from imc.scores.metrics import best_matching, clustering_accuracy, confusion_matrix
 from imc.text import counted, inflected
 from imc_kernels import prototype_scores
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from imc.files.json import write_json
+from imc.metrics import mean_and_deviation
 from imc.pages import figures
-from imc.scores.metrics import mean_and_deviation
 from imc.text import counted
 
 SUMMARY = "summary.json"

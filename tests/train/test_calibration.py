@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imc.scores.calibration import agreement_of_heads, answer_temperature
+from imc.methods.calibration import agreement_of_heads, answer_temperature
 
 
 def winners(agreeing: list[int], count: int = 100, clusters: int = 4) -> Tensor:

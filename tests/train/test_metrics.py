@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, mutual_info_score, normalized_mutual_info_score
 
-from imc.scores.metrics import best_matching, clustering_accuracy, clustering_scores, confusion_matrix, per_class_table
+from imc.metrics import best_matching, clustering_accuracy, clustering_scores, confusion_matrix, per_class_table
 
 
 def brute_force(labels: np.ndarray, clusters: np.ndarray) -> float:

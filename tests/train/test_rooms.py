@@ -15,7 +15,7 @@ ROOMS = (
     *("files", "command_line", "machine", "data", "models", "features", "methods", "training"),
     *("config", "runs", "scores", "pages"),
 )
-BELOW_ALL = {"errors", "text"}  # files beside the rooms that every room may use
+BELOW_ALL = {"errors", "metrics", "text"}  # files beside the rooms that every room may use
 SEE_THE_WHOLE = {"config", "runs", "pages"}  # resolve it, save it, and tell what a run was
 
 

@@ -13,7 +13,7 @@ from train.features.blobs import blobs
 
 from imc import EmbeddingClusterer
 from imc.cli import main
-from imc.scores.metrics import clustering_accuracy
+from imc.metrics import clustering_accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the runs are tiny
 

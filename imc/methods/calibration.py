@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from imc.scores.metrics import best_matching, confusion_matrix
+from imc.metrics import best_matching, confusion_matrix
 
 MOST = 100.0  # the temperature at most
 HALVINGS = 40
