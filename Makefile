@@ -62,6 +62,7 @@ sanitize: build/sanitize/built
 	$(SANITIZED) ../../tests/kernels --ignore ../../tests/kernels/test_torch_integration.py \
 	    --ignore ../../tests/kernels/test_large.py --ignore ../../tests/kernels/test_memory.py \
 	    --ignore ../../tests/kernels/test_threads_and_processes.py --ignore ../../tests/kernels/test_instruction_sets.py \
+	    --ignore ../../tests/kernels/test_fake_gpu.py \
 	    -k "not test_memory_is_linear and not triton" $(PARALLEL) $(ARGS)
 
 build/sanitize-threads/built: .venv/requirements setup.py $(SOURCES)
