@@ -102,13 +102,12 @@ def clusters_sweep(options: Options, config: Config | None = None) -> dict[str, 
     if not options.clusters:
         raise UserError("--clusters must list the numbers to try, such as --clusters 5 10 15 20")
     out = RUNS / shortened(name_of(options.data), "-clusters") if options.out is None else user_path(options.out)
-    config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
+    config, data = load_once(replace(config or Config(), data=options.data, overwrite=options.overwrite))
     configs = [
         replace(config, clusters=clusters, seed=seed, out=str(out / f"clusters-{clusters}-seed-{seed}"))
         for clusters in sorted(set(options.clusters))
         for seed in dict.fromkeys(options.seeds)
     ]
-    data = load_once(config)
     results = train_each(configs, data)
     rows = []
     for each, result in zip(configs, results, strict=True):

@@ -69,9 +69,8 @@ def seeds(options: Options, config: Config | None = None) -> dict[str, Any]:
     """
     check(options)
     out = RUNS / shortened(name_of(options.data), "-seeds") if options.out is None else user_path(options.out)
-    config = replace(config or Config(), data=options.data, overwrite=options.overwrite)
+    config, data = load_once(replace(config or Config(), data=options.data, overwrite=options.overwrite))
     configs = [replace(config, seed=seed, out=str(out / f"seed-{seed}")) for seed in dict.fromkeys(options.seeds)]
-    data = load_once(config)
     train_each(configs, data)
     folders = tuple(str(each.out) for each in configs)
     settings = EvaluateOptions(runs=folders, skip_probes=options.skip_probes, skip_figures=True, device=config.device)

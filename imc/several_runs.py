@@ -21,7 +21,7 @@ from imc.errors import RunError, StoppedError, UserError
 from imc.files.json import read_json
 from imc.files.run_places import CHECKPOINT, LABELS, RESULT
 from imc.machine.launchers import world_size
-from imc.runs.data import fingerprint_of, run_data
+from imc.runs.data import fingerprint_of, run_data, sourced
 from imc.runs.files import read_clusters
 from imc.runs.folder import read_config
 from imc.train import plan, train
@@ -33,18 +33,19 @@ ANY = {*SET_HERE, "data_root", "download", "backend"} - {"seed"}
 ANY_GROUPS = {"speed", "output"}
 
 
-def load_once(config: Config) -> Dataset:
-    """The data set of all runs.
+def load_once(config: Config) -> tuple[Config, Dataset]:
+    """The data set of all runs, and their configuration with the features or the encoder that it calls for.
 
     Raises:
         UserError: it is not there, or cannot be read; or this is one of several processes.
     """
     if world_size() > 1:
         raise UserError("this command starts its runs one after another in one process; use torchrun with imc train")
+    config = sourced(config)
     data = run_data(config)
     if data.note:
         say(data.note)
-    return replace(data, note="")
+    return config, replace(data, note="")
 
 
 def train_each(configs: Sequence[Config], data: Dataset) -> list[dict[str, Any]]:

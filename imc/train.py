@@ -99,7 +99,7 @@ def plan(
     given: Collection[str] | None = None,
 ) -> Config:
     """The configuration that :func:`train` would run with on this machine, everything resolved."""
-    config = (config if config.resume else sourced(config, data)).validate()
+    config = (config if config.resume else sourced(config, data, own_encoder=encoder is not None)).validate()
     run = begun(config, given, has_data=data is not None) if config.resume else None
     config = config if run is None else run.config
     return resolve(config, run_data(config, data), choose_device(config.device), own_encoder=encoder is not None)
@@ -138,7 +138,7 @@ def train(
         RunError: a loss became NaN, or another process died.
         StoppedError: a signal, or ``config.stop_after_epoch``; there is a checkpoint to resume from.
     """
-    config = (config if config.resume else sourced(config, data)).validate()
+    config = (config if config.resume else sourced(config, data, own_encoder=encoder is not None)).validate()
     device = choose_device(config.device)
     with turn(device), _joined(config, device, embedded) as processes:
         run = run_to_continue(config, given, has_data=data is not None)

@@ -30,22 +30,27 @@ from imc.text import counted
 SIDE_WITHOUT_GPU = 32
 
 
-def sourced(config: Config, data: Dataset | Images | None = None) -> Config:
+def sourced(config: Config, data: Dataset | Images | None = None, *, own_encoder: bool = False) -> Config:
     """The configuration with its features, where it is on some, by the paths that lead to them from anywhere.
 
     An array of rows that is given as the data set is features, also where it is given from Python as ``data``. A folder
-    of photographs is shown to a pretrained encoder, where one is installed and no option is for a run on pixels.
+    of photographs is shown to a pretrained encoder, where one is installed, unless a module is to be trained on it
+    (``own_encoder``) or an option is for a run on pixels.
 
     Raises:
         UserError: features and another data set are given.
     """
     if data is not None:
         rows = (data if isinstance(data, Images) else data.train).are_features
-        return replace(config, features=(config.data,)) if rows and config.features is None else config
+        return replace(config, features=(config.data,)) if rows and not config.on_features else config
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
     if config.features is None:
-        if not config.is_for_pixels and (encoder := installed_encoder()) and are_photographs(config.data):
+        if (
+            not (own_encoder or config.is_for_pixels)
+            and (encoder := installed_encoder())
+            and are_photographs(config.data)
+        ):
             config = replace(config, encoder=encoder)
         return _with_weights(config) if config.encodes else config
     features = tuple(map(absolute, config.features))

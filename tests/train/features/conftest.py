@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from train.features.blobs import blobs
 
 from imc.config import Config
@@ -15,6 +16,21 @@ from imc.train import train
 def rows() -> NDArray[np.float32]:
     """Three groups of 30 rows each."""
     return blobs()[0]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three colours, 20 of each, and a file that is damaged."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    random = np.random.default_rng(0)
+    for number, name in enumerate(("red", "green", "blue")):
+        (folder / name).mkdir(parents=True)
+        for index in range(20):
+            pixels = random.integers(0, 100, (20, 24, 3))
+            pixels[..., number] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    (folder / "red" / "3a.png").write_bytes((folder / "red" / "3.png").read_bytes()[:200])
+    return folder
 
 
 @pytest.fixture(scope="session")

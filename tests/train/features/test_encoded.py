@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from train.features import pooling
 
 from imc import predict
@@ -27,21 +26,6 @@ NAME = "module:train.features.pooling.build"
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMC_CACHE", str(tmp_path_factory.getbasetemp() / "encoded"))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three colours, 20 of each, and a file that is damaged."""
-    folder = tmp_path_factory.mktemp("images") / "photos"
-    random = np.random.default_rng(0)
-    for number, name in enumerate(("red", "green", "blue")):
-        (folder / name).mkdir(parents=True)
-        for index in range(20):
-            pixels = random.integers(0, 100, (20, 24, 3))
-            pixels[..., number] += 150
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
-    (folder / "red" / "3a.png").write_bytes((folder / "red" / "3.png").read_bytes()[:200])
-    return folder
 
 
 def encoded(photos: Path, out: Path, **options: Any) -> Config:

@@ -72,6 +72,11 @@ def test_an_option_for_pixels_keeps_the_run_on_pixels(photographs: str, options:
 
 
 @pytest.mark.usefixtures("installed")
+def test_a_module_of_ones_own_is_trained_on_them(photographs: str) -> None:
+    assert data.sourced(Config(data=photographs), own_encoder=True).encoder is None
+
+
+@pytest.mark.usefixtures("installed")
 def test_small_pictures_and_named_sets_stay_pixels(icons: str) -> None:
     for source in (icons, "digits", "cifar10"):
         assert not are_photographs(source)
