@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from measure import DEVICE, finish
 from operations import measured_backends
-from PIL import Image, ImageEnhance, ImageOps
+from pillow_crops import MEAN, STD, pillow_crops
 from targets import keep
 from torch import Tensor
 
@@ -32,7 +31,6 @@ from imc_kernels.eager.multi_crop import multi_crop as specification
 from imc_kernels.ops.crop_parameters import Column
 
 BATCH, SIDE = 256, 32
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CROPS = ((2, 28, (0.2, 1.0)), (4, 18, (0.08, 0.4)))  # views, size, scale
 GRAYSCALE = 0.25
 ROUNDS = {"cpu": 40, "eager": 3, "released": 1, "batched": 4, "torch.compile": 10, "kornia": 3}
@@ -46,45 +44,6 @@ def draw() -> list[tuple[int, Tensor]]:
         made.append((size, draw_crop_parameters(0, 0, torch.arange(BATCH), height=SIDE, width=SIDE, **options)))  # type: ignore[arg-type]
         first += views
     return made
-
-
-def shift_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shifted = np.array(hue) + np.uint8(int(turns * 255) % 256)
-    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
-
-
-def pillow_stages(image: Image.Image, row: list[float], size: int) -> Image.Image:
-    """All but the blur and the normalisation."""
-    top, left, height, width = (int(x) for x in row[:4])
-    crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-    if row[Column.FLIP]:
-        crop = ImageOps.mirror(crop)
-    if row[Column.JITTER]:
-        operations: tuple[Callable[[Image.Image], Image.Image], ...] = (
-            lambda x: ImageEnhance.Brightness(x).enhance(row[Column.BRIGHTNESS]),
-            lambda x: ImageEnhance.Contrast(x).enhance(row[Column.CONTRAST]),
-            lambda x: ImageEnhance.Color(x).enhance(row[Column.SATURATION]),
-            lambda x: shift_hue(x, row[Column.HUE]) if row[Column.HUE] else x,
-        )
-        for operation in ORDERS[int(row[Column.ORDER])]:
-            crop = operations[operation](crop)
-    return crop.convert("L").convert("RGB") if row[Column.GRAYSCALE] else crop
-
-
-def pillow_crop(image: Image.Image, row: list[float], size: int) -> Tensor:
-    crop = pillow_stages(image, row, size)
-    tensor = torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous().float().div_(255)
-    return tensor.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
-
-
-def pillow_crops(images: Tensor, parameters: Tensor, size: int) -> Tensor:
-    sources = [Image.fromarray(image.numpy()) for image in images]
-    views = [
-        torch.stack([pillow_crop(image, row, size) for image, row in zip(sources, rows, strict=True)])
-        for rows in parameters.tolist()
-    ]
-    return torch.stack(views)
 
 
 def batched_crops(images: Tensor, parameters: Tensor, size: int) -> Tensor:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench_multi_crop import pillow_crops
 from losses import by_backend
+from pillow_crops import pillow_crops
 from rivals import released_losses
 from torch import Tensor, nn
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from bench_multi_crop import pillow_crops
+from pillow_crops import pillow_crops
 from rivals import released_losses
 from torch import Tensor, nn
 from torch.nn.functional import normalize

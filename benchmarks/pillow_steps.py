@@ -1,6 +1,6 @@
 """How far the crops of `multi_crop` lie from those of Pillow, which rounds to 8 bits after every stage.
 
-    PYTHONPATH=tests python benchmarks/pillow_steps.py --data-root DIR     # DIR holds imagenette; else noise alone
+    python benchmarks/pillow_steps.py --data-root DIR     # DIR holds imagenette; else noise alone
 
 Takes some minutes. Prints the table of docs/numerics.md: the differences of all values of the crops, in steps of
 1/255, for each stage alone and for all but the loss of colour in turn, by the defaults of `draw_crop_parameters` but
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_multi_crop import pillow_stages
 from PIL import Image
+from pillow_crops import pillow_stages
 from torch import Tensor
 
 from imc.data import load
