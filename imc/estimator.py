@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imc.clusterer import Clusterer
 from imc.data.cache import tensor_over
+from imc.models.encoder_names import is_named
 from imc.text import counted
 
 PAD = "pad"
@@ -31,8 +32,9 @@ class ImageClusterer(Clusterer):
     Args:
         n_clusters: number of clusters, at least 2.
         method: "imc-swav" or "crlc".
-        encoder: a name that ``imc train --encoder`` accepts, or a module from images [B, C, H, W] to features [B, F];
-            None: chosen by the size of the images.
+        encoder: which is trained: "digits", "resnet18", "resnet34", "resnet50", or a module from images [B, C, H, W] to
+            features [B, F]; None: chosen by the size of the images. What a pretrained encoder sees, which ``imc embed``
+            writes, is clustered by :class:`imc.EmbeddingClusterer`.
         epochs, batch_size: None: chosen by the size and number of the images.
         image_shape: (height, width) or (height, width, channels) of flattened images; None: a grey square; "pad": any
             number of features is laid out row by row in the smallest grey square that holds them, the rest being 0.
@@ -98,7 +100,14 @@ class ImageClusterer(Clusterer):
         return self.encoder if isinstance(self.encoder, nn.Module) else None
 
     def _own(self) -> dict[str, Any]:
-        return {"encoder": self.encoder if self._module() is None else None}
+        if isinstance(self.encoder, nn.Module):
+            return {"encoder": None}
+        if isinstance(self.encoder, str) and is_named(self.encoder):
+            raise ValueError(
+                f"encoder={self.encoder!r} is kept as it is, and ImageClusterer trains one; cluster its features, "
+                "which imc embed writes, by EmbeddingClusterer"
+            )
+        return {"encoder": self.encoder}
 
     def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
         """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""
