@@ -65,6 +65,7 @@ def measured(data: Dataset, config: Config, steps: int) -> tuple[float, float, f
     """Median milliseconds of a step in the usual form and in the independent one, and the share of the latter's
     processor time that goes into gradients of the weight."""
     config = plan(config, data)
+    torch.set_num_threads(config.threads)  # as train does; plan leaves torch as it was
     model = build_model(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     loop = Loop(model, [data.train.images], config, Ranks())
     convolutions = [module for module in loop.model.modules() if isinstance(module, convolution.Convolution)]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from imc.command_line.terminal import progress
 
-EXACT = 20_000  # rows; the time grows with the square, and two busy cores took 200 s for 50,000 with 1,280 columns
+EXACT = 20_000  # rows; the time grows with the square, and two cores took 45 s for 60,000 with 1,280 columns
 BLOCK = 1024  # rows at a time
 SIMILARITIES = 1 << 26  # in memory at a time, 256 MiB
 COMPONENTS = 256
