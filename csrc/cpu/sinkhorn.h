@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "imc/scaling_range.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -13,9 +14,8 @@ namespace {
 
 constexpr int64_t kChunkRows = 32, kMostChunks = 64, kColumnBlock = 512;
 
-// With E within exp(+-range), so are u and v, up to small powers of the sizes, and no product u E v that matters is below
-// exp(-2 range): it must stay a normal number.
-inline float scaling_range(float) { return 40.f; }
+// The largest range of the scores over epsilon with which no factor or product that matters leaves the normal numbers.
+inline float scaling_range(float) { return kScalingRange * 0.69314718f; }
 inline double scaling_range(double) { return 340.0; }
 
 template <typename T>

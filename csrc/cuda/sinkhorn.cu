@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "device.cuh"
+#include "imc/scaling_range.h"
 #include "kernels.h"
 #include "primitives.cuh"
 #include "sinkhorn_plan.cuh"
@@ -22,7 +23,6 @@ namespace {
 
 using namespace sinkhorn_plan;
 
-constexpr float kScalingRange = 57.7f;     // 40 / ln 2: with more, products of exponentials and factors can underflow
 constexpr float kLargestRange = 0x1p124f;  // with more, logarithms overflow: NaN
 
 // The options, and what is beside scores and assignments.

@@ -1,6 +1,7 @@
 """Sinkhorn-Knopp: golden values, marginals, and the range of scores at which it changes its arithmetic."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -69,20 +70,37 @@ def test_many_iterations_give_every_prototype_the_same_mass(backend: str) -> Non
     torch.testing.assert_close(mass, torch.full((48,), 64 / 48, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("backend", [name for name in SINGLE if name in ("cuda", "cpu")])
+def test_cosines_at_the_papers_epsilon_take_the_faster_arithmetic(backend: str) -> None:
+    """The factors of a single sample's columns are m / E, and E (m / E) rounds; sums of its logarithms are log m."""
+
+    def rounds(largest: float) -> bool:
+        scores = torch.linspace(-largest, largest, 64)[None]
+        return bool((sinkhorn(scores, epsilon=0.05, backend=backend) != 1 / 64).any())
+
+    above_one = 1 + torch.finfo(torch.bfloat16).eps  # a cosine that bfloat16 has rounded
+    assert [rounds(largest) for largest in (0.5, 1.0, math.nextafter(1, 2), above_one, 1.02)] == [True] * 5
+    assert not rounds(1.03)
+
+
 @pytest.mark.parametrize("backend", SINGLE)
-@pytest.mark.parametrize("spread", [0.5, 0.999, 1.001, 2.0, 20.0, 250.0])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 1.022, 1.023, 2.0, 20.0, 250.0])
 def test_scores_of_any_range_in_float32(spread: float, backend: str) -> None:
-    """Around the change of arithmetic (a range of 40 epsilon, spread 1) and far beyond what exponentials can hold.
+    """Around the change of arithmetic (59 ln 2 epsilon, spread 1.0224) and far beyond what exponentials can hold.
 
     The error of eager float32 at a range of 1e4 epsilon is the rounding of scores / epsilon, 1e4 * 2^-24: that is the
     bound for both.
     """
-    scores = (torch.rand(2, 50, 70, generator=torch.Generator().manual_seed(0)) * 2 - 1) * spread
-    exact = sinkhorn(scores.double(), backend="eager")
-    result = sinkhorn(scores, backend=backend)
-    assert result.isfinite().all()
-    error = float((result.double() - exact).abs().max())
-    assert error < 4 * (40 * spread) * 2**-24 + 1e-6
+    uniform = (torch.rand(50, 70, generator=torch.Generator().manual_seed(0)) * 2 - 1) * spread
+    uniform[0, 0], uniform[1, 1] = spread, -spread
+    ends = spread * uniform.sign()
+    lone = torch.full_like(uniform, -spread).fill_diagonal_(spread)
+    for scores in (uniform, ends, lone, -lone, lone[:1], lone[:, :1]):
+        exact = sinkhorn(scores.double(), iterations=6, backend="eager")
+        result = sinkhorn(scores, iterations=6, backend=backend)
+        assert result.isfinite().all()
+        error = float((result.double() - exact).abs().max())
+        assert error < 4 * (40 * spread) * 2**-24 + 1e-6
 
 
 @pytest.mark.parametrize("backend", SINGLE)
