@@ -8,6 +8,7 @@ shortened     a part of a file's name
 
 counted       a number and what it counts
 inflected     the same words without the number
+duration      seconds
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ def inflected(count: int, words: str) -> str:
         return ("" if count == 1 else one) if several is None else one if count == 1 else several
 
     return FORMS.sub(form, words)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a reader would choose, with a digit behind the point up to 9.9: "8.5 s", "23 days"."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 9.95 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def _bytes(text: str) -> bytes:

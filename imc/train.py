@@ -63,7 +63,9 @@ from imc.models.standardise import Standardise
 from imc.pages.results import table, write_results
 from imc.runs.data import run_data, sourced
 from imc.runs.model import LoadedRun, save_model
+from imc.runs.plan import announced, teller
 from imc.runs.resume import Begun, begun
+from imc.runs.smaller import smaller_recipe
 from imc.runs.start import Trained, begin, choose_images, open_data, run_to_continue
 from imc.scores.evaluation import evenly_spaced, outputs
 from imc.text import inflected
@@ -155,6 +157,8 @@ def train(
             source = _source(config, images, neighbours, device)
             loop = Loop(model, images.parts, config, processes, record, source, signals=not embedded)
             _go_on(loop, run)
+            can_be_copied = data is None and encoder is None and run is None
+            _announce(loop, config, opened.data, (asked, given) if can_be_copied else None)
             loop.run()
             return _finish(loop, images, device, report) if processes.first else None
 
@@ -252,6 +256,28 @@ def _go_on(loop: Loop, run: Begun | None) -> None:
     elif loop.ranks.first:
         for sentence in scarcity_warnings(loop.count, loop.model.clusters, loop.options.epochs, loop.steps):
             warn(sentence)
+
+
+def _announce(loop: Loop, config: Config, data: Dataset, command: tuple[Config, Collection[str] | None] | None) -> None:
+    """Say what is about to be done, and once the first updates are made how long it takes.
+
+    Args:
+        loop: at the update from which its run goes on.
+        config: resolved.
+        data: the data set.
+        command: what was asked for, and the fields that were named, where a command can ask for something else.
+    """
+    if not loop.ranks.first:
+        return
+    say(announced(config, data, loop.count, loop.steps, loop.update))
+
+    def smaller(seconds: float) -> str | None:
+        if command is None or loop.device.type != "cpu" or loop.ranks.world > 1:
+            return None
+        asked, given = command
+        return smaller_recipe(asked, asked.given() if given is None else given, config, data, loop.count, seconds)
+
+    loop.tell = teller(lambda: config.epochs * loop.steps - loop.update, smaller)
 
 
 def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from imc.errors import UserError
+from imc.text import shell_word
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -112,6 +113,18 @@ def check(options: Any) -> None:
 def flag(name: str) -> str:
     """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def words(values: Mapping[str, Any]) -> str:
+    """The flags that give fields these values, as a line to copy; a field that is None needs none."""
+    parts: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            parts.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        elif value is not None:
+            several = value if isinstance(value, tuple) else (value,)
+            parts += [flag(name), *map(shell_word, map(str, several))]
+    return " ".join(parts)
 
 
 def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:

@@ -26,6 +26,7 @@ from imc.training.events import EventFiles
 from imc.training.monitor import EpochMonitor, collapse_warnings
 from imc.training.optimizer import build_optimizer, load_optimizer, set_learning_rates
 from imc.training.options import LoopOptions
+from imc.training.pace import Pace
 from imc.training.ranks import Agreement, Ranks, StopSignals, average_gradients
 
 SAVE, STOP = 1, 2  # what ranks agree on after a step
@@ -60,6 +61,7 @@ class Loop:
         signals: whether SIGINT and SIGTERM stop the run after a step, with a checkpoint.
 
     Attributes:
+        tell: where set, told the seconds of an update once the first ones are made.
         record: of the run, once its folder is made.
         update: number of updates made.
         seconds: wall time of training, of earlier parts of a resumed run too.
@@ -79,6 +81,7 @@ class Loop:
         self.model, self.options, self.ranks = model, options, ranks
         self.begin = begin
         self.signals = signals
+        self.tell: Callable[[float], None] | None = None
         self.device = next(model.parameters()).device
         self.count = sum(map(len, parts))
         self.labelled = len(parts[0])
@@ -109,6 +112,7 @@ class Loop:
         agreement = Agreement(self.ranks.host)
         events = EventFiles(self.ranks.first and self.options.tensorboard)
         start, begun = self.update, False
+        pace = None if self.tell is None else Pace(self.device, self.tell)
         bar = progress(total, "train", "step", done=start, delay=0, shown=self.ranks.first)
         with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
             if start == total:
@@ -122,6 +126,8 @@ class Loop:
                             self._begin(events, start)
                             begun = True
                         bar.update()
+                        if pace is not None:
+                            pace.update()
                         agreed = agreement.ask(self._wish(signals))
                         if self.update % self.options.log_every == 0:
                             newest = self.monitor.read()
@@ -141,6 +147,16 @@ class Loop:
                 if stop:
                     raise StoppedError(self._how_to_resume())
         self.seconds += time.perf_counter() - self._clock
+
+    def seconds_of_update(self, updates: int) -> float:
+        """Seconds of an update, by so many that are made for nothing else, after a first one: no file is written."""
+        start = 0.0
+        for number in range(updates + 1):
+            with contextlib.closing(self._rest_of_epoch()) as batches:
+                self.train_step(*next(batches))
+            if number == 0:
+                start = time.perf_counter()
+        return (time.perf_counter() - start) / updates
 
     @property
     def folder(self) -> Path:
