@@ -40,6 +40,12 @@ def test_every_room_has_its_place() -> None:
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(ROOMS)
 
 
+def test_every_room_has_its_tests() -> None:
+    """In a folder of its name; the commands and what lies beside the rooms are tested beside the folders."""
+    here = Path(__file__).parent
+    assert {path.parent.relative_to(here).parts[0] for path in here.glob("*/**/test_*.py")} == set(ROOMS)
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_from_those_before_it(room: str) -> None:
     allowed = {*ROOMS[: ROOMS.index(room) + 1], *BELOW_ALL}

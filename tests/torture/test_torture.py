@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from torture.runs import Ended, difference
 from torture.table import Row, markdown
 

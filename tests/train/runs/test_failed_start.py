@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from train.conftest import tiny_config
-from train.test_resume import fails_at
+from train.runs.test_resume import fails_at
 
 import imc.train
 from imc.cli import main

@@ -333,7 +333,7 @@ def test_a_name_with_a_null_character_is_a_sentence(capsys: pytest.CaptureFixtur
         assert capsys.readouterr().err.count("\n") == 1
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCES = [
     *(path for name in ("imc", "imc_kernels", "benchmarks") for path in (ROOT / name).rglob("*.py")),
     ROOT / "setup.py",
