@@ -20,7 +20,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
-# In the order of the folders: the compilers of tests/build, which take longest, begin early.
+# In the order of the folders, but for what tests/conftest.py puts first: the longest, such as the compilers of tests/build,
+# begin early.
 PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 

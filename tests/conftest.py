@@ -20,6 +20,9 @@ except ImportError:  # make gpu-check uses a Python that may lack it
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Files that take minutes and whose folder comes late: first, so that no process is left with one at the end.
+FIRST = ("test_ranks.py",)
+
 # The same examples in every run: a failure in CI is a failure here.
 if settings is not None:
     settings.register_profile("repeatable", derandomize=True)
@@ -33,3 +36,7 @@ def pytest_report_header() -> str | None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     needs_hypothesis = collection_path.suffix == ".py" and "from hypothesis import" in collection_path.read_text()
     return True if config.getoption("benchmark_only") or (needs_hypothesis and not settings) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
