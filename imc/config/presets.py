@@ -1,18 +1,15 @@
 """The numbers that depend on the method and the data set, each table with its source.
 
-A flag or field that the user gave wins over all of them. :func:`resolve` looks, from the most general to the most
-special, into METHODS (the method at its CIFAR-10 settings), SIZES (other image sizes) and DATA (a data set).
+A flag or field that the user gave wins over all of them (:mod:`imc.config.filling`). :func:`numbers` looks, from the
+most general to the most special, into METHODS (the method at its CIFAR-10 settings), SIZES (other image sizes) and DATA
+(a data set).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import fields, replace
 from typing import Any
 
-from imc.config.config import Config
 from imc.data import NAMES
-from imc.errors import UserError
 
 Numbers = dict[str, Any]
 
@@ -322,72 +319,3 @@ def numbers(method: str, data: str, side: int, count: int) -> Numbers:
 def _scaled(preset: Numbers, factor: float) -> Numbers:
     sizes = {name: preset[name] for name in ("large_size", "small_size") if name in preset}
     return {name: max(4, round(size * factor)) for name, size in sizes.items()}
-
-
-def resolve(config: Config, *, name: str, side: int, channels: int, count: int, classes: int) -> Config:
-    """Fill in what the configuration leaves to the presets and the data.
-
-    Args:
-        config: what was asked for.
-        name: of the data set.
-        side: of the images, pixels.
-        channels: of the images.
-        count: number of images, labelled or not, that are trained on.
-        classes: of the labels, 0 without any.
-
-    Raises:
-        UserError: a value that the data do not allow, or none can be found.
-    """
-    config = replace(config, method=config.method or config.default_method)
-    preset = numbers(config.method, name, side, count)
-    preset["stem"] = "cifar" if side < 48 else "cifar-pool"
-    preset["channels"], preset["side"] = channels, side
-    preset["batch_size"] = min(preset["batch_size"], count)
-    if name not in NAMES:
-        steps = max(1, count // (config.batch_size or preset["batch_size"]))
-        preset["epochs"] = max(preset["epochs"], math.ceil(LEAST_UPDATES / steps))
-    if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":
-        preset |= DIGITS_ENCODER
-    if config.augmentation not in (None, preset["augmentation"]) and config.augmentation == "affine":
-        preset |= AFFINE
-    config = _filled(config, preset, name, "images", count, classes)
-    if config.channels != channels:
-        raise UserError(f"--channels must be {channels}, those of {name}, got {config.channels}")
-    return config.validate()
-
-
-def resolve_on_features(config: Config, *, name: str, columns: tuple[int, ...], count: int, classes: int) -> Config:
-    """The same where the samples are rows of features.
-
-    Args:
-        config, name, classes: as of :func:`resolve`.
-        columns: of each file of features.
-        count: number of rows.
-
-    Raises:
-        UserError: as :func:`resolve`.
-    """
-    config = replace(config, method=config.method or config.default_method)
-    preset = {**numbers_on_features(config.method, count), "columns": columns}
-    config = _filled(config, preset, name, "rows", count, classes)
-    if config.columns != columns:
-        raise UserError(f"--columns must be {columns}, those of {name}, got {config.columns}")
-    if config.neighbours >= count:
-        raise UserError(f"--neighbours must be at most {count - 1}, the other rows of {name}, got {config.neighbours}")
-    return config.validate()
-
-
-def _filled(config: Config, preset: Numbers, name: str, samples: str, count: int, classes: int) -> Config:
-    """The configuration with what it leaves open taken from a preset."""
-    preset = {**preset, "clusters": classes if classes > 1 else None}
-    given = {entry.name for entry in fields(config) if getattr(config, entry.name) is not None}
-    config = replace(config, **{name: value for name, value in preset.items() if name not in given})
-    if config.classifier_lr is None:
-        config = replace(config, classifier_lr=config.lr)
-    if config.clusters is None:
-        labels = "one class, which is no number to take" if classes else "no labels to take the number from"
-        raise UserError(f"--clusters must say how many to find: {name} has {labels}")
-    for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
-        if value > count:
-            raise UserError(f"{flag} must be at most {count}, the {samples} of {name}, got {value}")
-    return config

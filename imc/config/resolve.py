@@ -2,7 +2,7 @@
 
     given       the flags or fields that somebody set; a default that is not None counts as given
     recorded    of a run that goes on, what it was started with (:mod:`imc.runs.resume`, before its images are read)
-    preset      the numbers of the method, the size of the images and the data set (:mod:`imc.config.presets`)
+    preset      the numbers of the method, the size of the images and the data set (:mod:`imc.config.filling`)
     data        channels, side, classes, scale and statistics of the pixels
     machine     device, threads, precision, order in memory
     encoder     its number of features; of one's own, :func:`imc.train.train` adds it when that is built
@@ -16,9 +16,10 @@ from dataclasses import replace
 
 import torch
 
-from imc.config import presets
 from imc.config.config import Config
+from imc.config.filling import filled, require_fit
 from imc.data import Dataset, absolute
+from imc.data.outline import Outline
 from imc.data.views import unit_scale
 from imc.errors import UserError
 from imc.machine.backend import choose_backend
@@ -53,21 +54,24 @@ def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder:
 
 
 def _of_preset(config: Config, data: Dataset) -> Config:
+    outline = outline_of(data, config.train_on)
+    return require_fit(filled(config, outline), outline)
+
+
+def outline_of(data: Dataset, train_on: str) -> Outline:
+    """What the presets go by.
+
+    Raises:
+        UserError: there is no image.
+    """
     samples, classes = data.train.images, len(data.train.class_names)
     if data.train.are_features:
-        columns = data.train.columns or (samples.shape[1],)
-        return presets.resolve_on_features(config, name=data.name, columns=columns, count=len(samples), classes=classes)
+        return Outline(data.name, len(samples), classes, columns=data.train.columns or (samples.shape[1],))
     if min(samples.shape[:3]) < 1:
         raise UserError(f"{data.name} holds no images")
-    further = len(data.test.images) if config.train_on == "train+test" and data.test is not None else 0
-    return presets.resolve(
-        config,
-        name=data.name,
-        side=min(samples.shape[1:3]),
-        channels=samples.shape[3],
-        count=len(samples) + further,
-        classes=classes,
-    )
+    further = len(data.test.images) if train_on == "train+test" and data.test is not None else 0
+    side, channels = min(samples.shape[1:3]), samples.shape[3]
+    return Outline(data.name, len(samples) + further, classes, side=side, channels=channels)
 
 
 def _of_data(config: Config, data: Dataset) -> Config:

@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 
 from imc.config import Config, presets
+from imc.config.filling import filled, require_fit
+from imc.data.outline import Outline
 from imc.errors import UserError
 from imc.training.optimizer import learning_rate
 
 
+def resolve(config: Config, name: str, *, side: int, channels: int, count: int, classes: int) -> Config:
+    data = Outline(name, count, classes, side=side, channels=channels)
+    return require_fit(filled(config, data), data)
+
+
 def resolved(method: str, data: str, side: int, channels: int = 3, **given: Any) -> Config:
     config = Config(method=method, data=data, **given)
-    return presets.resolve(config, name=data, side=side, channels=channels, count=50_000, classes=10)
+    return resolve(config, data, side=side, channels=channels, count=50_000, classes=10)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +108,19 @@ def test_digits_are_not_flipped(method: str, data: str, side: int, kind: str) ->
 def test_a_set_without_labels_needs_a_number_of_clusters() -> None:
     config = Config(data="photos")
     with pytest.raises(UserError, match="--clusters must say how many to find: photos has no labels"):
-        presets.resolve(config, name="photos", side=32, channels=3, count=100, classes=0)
-    few = presets.resolve(
-        dataclasses.replace(config, clusters=5), name="photos", side=32, channels=3, count=100, classes=0
-    )
+        resolve(config, "photos", side=32, channels=3, count=100, classes=0)
+    few = resolve(dataclasses.replace(config, clusters=5), "photos", side=32, channels=3, count=100, classes=0)
     assert few.batch_size == 64
 
 
 def test_few_images_of_ones_own_get_a_recipe_that_ends_its_warm_up() -> None:
     for method in ("imc-swav", "crlc"):
         config = Config(method=method, data="photos", clusters=5)
-        few = presets.resolve(config, name="photos", side=32, channels=3, count=500, classes=0)
+        few = resolve(config, "photos", side=32, channels=3, count=500, classes=0)
         updates = few.epochs * (500 // few.batch_size)
         assert few.warmup_updates <= updates / 4
         assert (few.encoder, few.augmentation, few.large_size > 20) == ("digits", "crops", True)
-    tiny = presets.resolve(config, name="photos", side=32, channels=3, count=40, classes=0)
+    tiny = resolve(config, "photos", side=32, channels=3, count=40, classes=0)
     assert tiny.batch_size == 40  # the preset's 64 would be more than there are
 
 
@@ -124,7 +129,7 @@ def test_few_images_of_ones_own_get_a_recipe_that_ends_its_warm_up() -> None:
 @pytest.mark.parametrize("count", [2, 3, 40, 100, 200, 500, 4999, 5000, 20_000])
 def test_few_images_of_ones_own_get_enough_updates_and_many_no_more(method: str, side: int, count: int) -> None:
     config = Config(method=method, clusters=2)
-    own = presets.resolve(config, name="photos", side=side, channels=3, count=count, classes=0)
+    own = resolve(config, "photos", side=side, channels=3, count=count, classes=0)
     steps, named = count // own.batch_size, presets.numbers(method, "photos", side, count)["epochs"]
     assert own.epochs * steps >= presets.LEAST_UPDATES
     assert own.epochs == named or (own.epochs - 1) * steps < presets.LEAST_UPDATES
@@ -133,7 +138,7 @@ def test_few_images_of_ones_own_get_enough_updates_and_many_no_more(method: str,
 def test_epochs_that_are_given_or_published_stay() -> None:
     def epochs(name: str, **given: Any) -> int | None:
         config = Config(clusters=2, **given)
-        return presets.resolve(config, name=name, side=8, channels=1, count=100, classes=0).epochs
+        return resolve(config, name, side=8, channels=1, count=100, classes=0).epochs
 
     assert epochs("photos", epochs=3) == 3
     assert epochs("photos", batch_size=10) == 40

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from imc.config import Config, presets
+from imc.config import Config
+from imc.config.filling import filled
+from imc.data.outline import Outline
 from imc.data.pixels import ResidentPixels, StreamedPixels, open_pixels
 from imc.data.views import AffineViews, Batch, CropViews, as_float, epoch_order, prepare, resize
 from imc.errors import UserError
@@ -18,7 +20,7 @@ def images() -> Tensor:
 
 
 def configured(**changes: object) -> Config:
-    config = presets.resolve(Config(clusters=2), name="digits", side=8, channels=1, count=1000, classes=10)
+    config = filled(Config(clusters=2), Outline("digits", 1000, 10, side=8, channels=1))
     defaults = {"pixel_scale": 1 / 255, "mean": (0.3,), "std": (0.2,), "channels_last": "on"}
     return dataclasses.replace(config, **(defaults | changes))
 
