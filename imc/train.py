@@ -239,7 +239,7 @@ def _source(
     if options.columns is None:
         return None
     return row_source(
-        images.parts[0],
+        images.parts[0] if images.views is None else images.views,
         neighbours,
         views=(options.large_crops, options.small_crops),
         noise=options.noise,

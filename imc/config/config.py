@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 from imc.command_line.options import check, flag, option, ordered, read
 from imc.data.options import VIEWS, SampleInputOptions, SourceOptions
 from imc.errors import UserError
-from imc.features.options import ROW_VIEWS, ReadOptions, RowViewOptions
+from imc.features.options import AUGMENTED, ROW_VIEWS, ReadOptions, RowViewOptions
 from imc.machine.options import BackendOptions
 from imc.methods.options import METHODS
 from imc.models.encoder_names import ACCEPTED, DEFAULT, is_named
 from imc.models.options import ENCODERS
 from imc.training.options import InitialOptions, LoopOptions, PlacementOptions, RankOptions
 
-OF_FEATURES = ("neighbours", "mutual", "scaling", "columns")
+OF_FEATURES = ("neighbours", "mutual", "views", "scaling", "columns")
 OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder")
 OF_IMAGES = (
     *("init", "init_prefix", "freeze_encoder"),
@@ -75,19 +75,19 @@ class Config(
     ORDER: ClassVar = (
         "method", "data", "features", "files", "labels", "data_root", "download", "image_size", "pixel_bits",
         "labels_from_folders", "train_on", "name", "out", "overwrite", "resume", "print_config", "seed",
-        "thread_independent", "backend", "epochs", "stop_after_epoch", "batch_size", "optimizer", "lr",
-        "classifier_lr", "schedule", "lr_epochs", "lr_factor", "warmup_updates", "freeze_updates", "beta1", "beta2",
-        "momentum", "weight_decay", "decay_matrices_only", "init", "init_prefix", "freeze_encoder", "augmentation",
-        "neighbours", "mutual", "scaling", "large_crops", "large_size", "large_area", "small_crops", "small_size",
-        "small_area", "pixel_scale", "rotation", "shear", "gain", "noise", "flip", "jitter_probability",
-        "brightness", "contrast", "saturation", "hue", "grayscale", "blur_probability", "blur_sigma", "normalize",
-        "mean", "std", "clusters", "channels", "side", "columns", "encoder", "weights", "weights_sha256", "stem",
-        "widths", "pool_after", "pooled_size", "feature_dim", "bn", "bn_momentum", "projection_hidden",
-        "embedding_dim", "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden",
-        "temperature", "entropy_weight", "logit_limit", "sinkhorn_epsilon", "sinkhorn_iterations", "queue",
-        "queue_start_epoch", "bank", "smoothing", "beta", "teacher_momentum", "contrast_weight", "device",
-        "threads", "amp", "channels_last", "device_data", "compile", "cuda_graph", "sync_bn", "rank_timeout",
-        "log_every", "tensorboard", "checkpoint_every", "checkpoint_minutes",
+        "thread_independent", "backend", "epochs", "stop_after_epoch", "batch_size", "optimizer", "lr", "classifier_lr",
+        "schedule", "lr_epochs", "lr_factor", "warmup_updates", "freeze_updates", "beta1", "beta2", "momentum",
+        "weight_decay", "decay_matrices_only", "init", "init_prefix", "freeze_encoder", "augmentation", "neighbours",
+        "mutual", "views", "scaling", "large_crops", "large_size", "large_area", "small_crops", "small_size",
+        "small_area", "pixel_scale", "rotation", "shear", "gain", "noise", "flip", "jitter_probability", "brightness",
+        "contrast", "saturation", "hue", "grayscale", "blur_probability", "blur_sigma", "normalize", "mean", "std",
+        "clusters", "channels", "side", "columns", "encoder", "weights", "weights_sha256", "stem", "widths",
+        "pool_after", "pooled_size", "feature_dim", "bn", "bn_momentum", "projection_hidden", "embedding_dim",
+        "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden", "temperature",
+        "entropy_weight", "logit_limit", "sinkhorn_epsilon", "sinkhorn_iterations", "queue", "queue_start_epoch",
+        "bank", "smoothing", "beta", "teacher_momentum", "contrast_weight", "device", "threads", "amp", "channels_last",
+        "device_data", "compile", "cuda_graph", "sync_bn", "rank_timeout", "log_every", "tensorboard",
+        "checkpoint_every", "checkpoint_minutes",
     )
     # fmt: on
 
@@ -151,6 +151,8 @@ class Config(
             for name in ("files", "labels"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{flag(name)} is for features: --features, and none are given")
+        if self.views is not None and not (self.are_augmented and self.encodes):
+            raise UserError(f"--views is for an --encoder that is kept with --augmentation {AUGMENTED}")
         if not self.encodes and (self.weights is not None or self.weights_sha256 is not None):
             raise UserError("--weights is for an --encoder that is kept; --init takes those of one that is trained")
         if not self.on_features:

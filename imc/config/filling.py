@@ -65,4 +65,5 @@ def _of_images(config: Config, data: Outline) -> Numbers:
 
 
 def _of_rows(config: Config, data: Outline, columns: tuple[int, ...]) -> Numbers:
-    return {**presets.numbers_on_features(config.method, data.count), "columns": columns}
+    views = config.embedded_views if config.encodes else None
+    return {**presets.numbers_on_features(config.method, data.count), "columns": columns, "views": views}

@@ -55,6 +55,11 @@ def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder:
 
 def _of_preset(config: Config, data: Dataset) -> Config:
     outline = outline_of(data, config.train_on)
+    if config.are_augmented and (data.train.views is None or data.train.views.shape[1] < 2):
+        raise UserError(
+            f"--augmentation {config.augmentation} takes stored views [rows, views, columns], at least 2 of each row, "
+            f"as imc embed --views writes them; {data.name} has one"
+        )
     return require_fit(filled(config, outline), outline)
 
 

@@ -23,6 +23,8 @@ class Images:
             none.
         pictures: of features, the images that they are of, uint8 [M, H, W, C], where they are known.
         columns: of features, how many columns each of the files has whose rows lie side by side; empty: one.
+        views: of features, stored views [M, V, D] of the samples, of which ``images`` are the first; None: there are
+            none.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Images:
     pixel_bits: int | None = None
     pictures: Tensor | None = None
     columns: tuple[int, ...] = ()
+    views: Tensor | None = None
 
     @property
     def are_features(self) -> bool:

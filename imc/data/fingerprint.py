@@ -22,12 +22,13 @@ def fingerprint(parts: Sequence[Tensor], labels: Tensor | None) -> dict[str, Any
     """What tells whether images are the same, in the same order: of their pixels, whatever the files are called.
 
     Args:
-        parts: uint8 [M, H, W, C] each, of one shape, or rows [M, D]; what is trained on, in its order.
+        parts: uint8 [M, H, W, C] each, of one shape, rows [M, D] or views of them [M, V, D]; what is trained on, in its
+            order.
         labels: int64 [M] of the first part, or None.
 
     Returns:
-        ``images``: how many; ``shape``: [H, W, C] or [D]; ``content``: a digest of all in their order; ``members``: one
-        that any order gives; ``labels``: one of the labels, or None. BLAKE2b, as hexadecimal digits.
+        ``images``: how many; ``shape``: [H, W, C], [D] or [V, D]; ``content``: a digest of all in their order;
+        ``members``: one that any order gives; ``labels``: one of the labels, or None. BLAKE2b, as hexadecimal digits.
     """
     content, members, count = hashlib.blake2b(digest_size=DIGEST), 0, 0
     of_labels = None if labels is None else hashlib.blake2b(labels.contiguous().numpy().data, digest_size=DIGEST)
@@ -63,6 +64,8 @@ def difference(recorded: dict[str, Any], found: dict[str, Any]) -> str:
 def _sizes(shape: Sequence[int]) -> str:
     if len(shape) == 1:
         return counted(shape[0], "feature{s}")
+    if len(shape) == 2:
+        return f"{counted(shape[0], 'view{s}')} of {counted(shape[1], 'feature{s}')}"
     height, width, channels = shape
     return f"{width}x{height} pixels of {counted(channels, 'channel{s}')}"
 
@@ -79,7 +82,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     record = read_json(path)
     texts = all(isinstance(record.get(name), str) for name in ("content", "members"))
     shape = record.get("shape")
-    sizes = isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int for size in shape)
+    sizes = isinstance(shape, list) and len(shape) in (1, 2, 3) and all(type(size) is int for size in shape)
     if not (texts and sizes and type(record.get("images")) is int and "labels" in record):
         raise UserError(f"{path} is damaged: it does not describe the images of a run; remove it to go on without")
     return record

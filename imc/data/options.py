@@ -9,7 +9,7 @@ from imc.machine.options import DeviceOptions
 
 SWITCH = ("auto", "on", "off")
 VIEWS = ("affine", "crops")  # of images
-ROW_VIEWS = ("neighbours", "noise")  # of features
+ROW_VIEWS = ("neighbours", "noise", "augmented")  # of features
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,22 @@ class LargeCropOptions:
 
 
 @dataclass(frozen=True)
-class InputOptions(LargeCropOptions):
-    """How pixels become what a model takes."""
+class AugmentationNameOptions:
+    """Which views a sample has."""
 
     augmentation: str = option(
         None,
         "views",
         "affine: rotation, shear, gain, noise; crops: flip, resized crops, colour; of features neighbours: rows near "
-        "to a sample; noise: a sample with noise",
+        "to a sample; noise: a sample with noise; augmented: the views that imc embed --views stored",
         choices=VIEWS + ROW_VIEWS,
     )
+
+
+@dataclass(frozen=True)
+class InputOptions(LargeCropOptions, AugmentationNameOptions):
+    """How pixels become what a model takes."""
+
     pixel_scale: float = option(
         None, "views", "affine: factor on the pixels 0..255; default: gives them a standard deviation of 1", above=0
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imc.data import Dataset, Images, load
 from imc.features.embedding import Embedded, embed_images
+from imc.features.views import split_views
 from imc.models.frozen import FrozenEncoder
 from imc.models.named import load_encoder
 
@@ -30,18 +31,20 @@ def encoded(
     labels_from_folders: bool = False,
     download: bool = False,
     pixel_bits: int | None = None,
+    views: int | None = None,
 ) -> Dataset:
     """A data set whose samples are an encoder's features of its images.
 
     Args:
         source, root, labels_from_folders, download, pixel_bits: see :func:`imc.data.load`.
         encoder: see :func:`frozen_encoder`.
+        views: of each image, see :func:`imc.features.embedding.embed_images`.
 
     Raises:
         UserError: see :func:`imc.features.embedding.embed_images`.
     """
     options = {"root": root, "labels_from_folders": labels_from_folders, "pixel_bits": pixel_bits}
-    found = embed_images(source, encoder, download=download, **options)  # type: ignore[arg-type]
+    found = embed_images(source, encoder, download=download, views=views, **options)  # type: ignore[arg-type]
     in_files = not found.files[0].endswith("]")
     size = PICTURE_SIDE if in_files else None
     pictures = load(source, image_size=size, **options)  # type: ignore[arg-type]
@@ -62,7 +65,8 @@ def _split(found: Embedded, rows: slice, pictures: Images | None) -> Images:
     labels = None if found.labels is None else found.labels[rows]
     shown = None if pictures is None else _in_order(pictures, files)
     known = files if pictures is not None and pictures.files is not None else None
-    return Images(found.name, torch.from_numpy(found.features[rows]), labels, found.class_names, known, pictures=shown)
+    first_view, views = split_views(torch.from_numpy(found.features[rows]))
+    return Images(found.name, first_view, labels, found.class_names, known, pictures=shown, views=views)
 
 
 def _in_order(pictures: Images, files: tuple[str, ...]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from imc.data.arrays import class_numbers, load_npz, reason_of
 from imc.data.cache import cached, memory_mapped, stamp, tensor_over
 from imc.data.dataset import Dataset, Images
 from imc.errors import UserError
+from imc.features.options import AUGMENTED
+from imc.features.views import split_views
 from imc.files.paths import meant, user_path
 from imc.machine.memory import machine_memory
 from imc.text import counted
@@ -31,7 +34,9 @@ BLOCK = 4096  # rows
 NAMED_ROWS = 5  # that a refusal lists
 
 
-def read_features(sources: Sequence[str], *, files: str | None = None, labels: str | None = None) -> Dataset:
+def read_features(
+    sources: Sequence[str], *, files: str | None = None, labels: str | None = None, views: bool = False
+) -> Dataset:
     """The rows of one or several files, side by side, as a data set.
 
     A single .npy stays on the disk. Several files become one matrix, on the disk too where it would take more than a
@@ -41,6 +46,7 @@ def read_features(sources: Sequence[str], *, files: str | None = None, labels: s
         sources: .npy files [M, D], or .npz files with such an array under one of the names of this module.
         files: a text with the name of each row, one a line.
         labels: whole numbers or texts [M] in an .npy, or one a line in a text; a number below 0 is no label.
+        views: whether the files may hold stored views [M, V, D], of which the first is the sample's row.
 
     Returns:
         A data set whose ``images`` are rows [M, D] of the dtype that was stored.
@@ -48,7 +54,7 @@ def read_features(sources: Sequence[str], *, files: str | None = None, labels: s
     Raises:
         UserError: what cannot be used, with what is accepted.
     """
-    parts = [_read(source) for source in sources]
+    parts = [_read(source, views) for source in sources]
     rows = _side_by_side([(source, part[FEATURES[0]]) for source, part in zip(sources, parts, strict=True)])
     count, first = len(rows), parts[0]
     _require_finite(sources[0] if len(sources) == 1 else "--features", rows)
@@ -59,12 +65,14 @@ def read_features(sources: Sequence[str], *, files: str | None = None, labels: s
         if given is not None and len(given) != count:
             raise UserError(f"{what} has {len(given):,} entries, and the features have {count:,} rows")
     name = user_path(title).stem or "features"
-    columns = tuple(part[FEATURES[0]].shape[1] for part in parts)
+    columns = tuple(part[FEATURES[0]].shape[-1] for part in parts)
     listed = None if names is None else tuple(map(str, names))
-    train = Images(name, rows, numbers, classes, listed, columns=columns)
+    first_view, views_of = split_views(rows)
+    train = Images(name, first_view, numbers, classes, listed, columns=columns, views=views_of)
     test = _held_out(name, sources, parts, rows, test_numbers, classes)
     held_out = "" if test is None else f" and {len(test.images):,} held out"
-    read = f"{counted(count, 'row{s}')} of {counted(rows.shape[1], 'feature{s}')}"
+    each = "" if views_of is None else f" in {counted(views_of.shape[1], 'view{s}')} each"
+    read = f"{counted(count, 'row{s}')} of {counted(rows.shape[-1], 'feature{s}')}{each}"
     note = f"{name}: {read}{held_out} from {', '.join(sources)}"
     return Dataset(name, train, test, None, (), (), note)
 
@@ -81,8 +89,8 @@ def holds_features(source: str) -> bool:
     return False
 
 
-def require_rows(what: str, rows: Any) -> None:
-    """An array of features.
+def require_rows(what: str, rows: Any, views: bool = False) -> None:
+    """An array of features, with ``views`` perhaps of several a sample.
 
     Raises:
         UserError: it is none.
@@ -92,14 +100,17 @@ def require_rows(what: str, rows: Any) -> None:
         raise _refusal(what, "it holds Python objects, whose loading could run code; save the features as numbers")
     if kind not in "fiub":
         raise _refusal(what, f"it has dtype {rows.dtype}; accepted are real numbers")
-    if len(shape) != 2 or min(shape) < 1:
+    if len(shape) not in ((2, 3) if views else (2,)) or min(shape) < 1:
+        accepted = "[rows, columns] or [rows, views, columns]" if views else "[rows, columns]"
         hint = ""
         if len(shape) in (3, 4):
             hint = "; images are given as --data, and maps or tokens of a network are averaged to one row each"
-        raise _refusal(what, f"it has shape {list(shape)}; accepted is [rows, columns], none 0{hint}")
+        if len(shape) == 3 and not views:
+            hint += f"; the views that imc embed --views stored are taken with --augmentation {AUGMENTED}"
+        raise _refusal(what, f"it has shape {list(shape)}; accepted is {accepted}, none 0{hint}")
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read(source: str, views: bool) -> dict[str, Any]:
     """What a file holds, by the first of each kind's names: rows as a tensor, the others as arrays."""
     path = user_path(source)
     if not path.is_file():
@@ -109,7 +120,7 @@ def _read(source: str) -> dict[str, Any]:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--features cannot use {source!r}: accepted are .npy and .npz files of rows")
     if path.suffix.lower() == ".npy":
-        return {FEATURES[0]: _mapped(source, path)}
+        return {FEATURES[0]: _mapped(source, path, views)}
     kinds = (FEATURES, LABELS, FILES, TEST_FEATURES, TEST_LABELS)
     arrays = load_npz(path, {name for names in kinds for name in names}, "--features")
     found: dict[str, Any] = {}
@@ -122,17 +133,17 @@ def _read(source: str) -> dict[str, Any]:
         raise _refusal(source, f"it has no array named {', '.join(FEATURES)}, but {held}")
     for kind in (FEATURES[0], TEST_FEATURES[0]):
         if kind in found:
-            require_rows(source, found[kind])
+            require_rows(source, found[kind], views)
             found[kind] = tensor_over(_supported(found[kind]))
     return found
 
 
-def _mapped(source: str, path: Path) -> Tensor:
+def _mapped(source: str, path: Path, views: bool) -> Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
         raise _refusal(source, reason_of(error, "features")) from None
-    require_rows(source, array)
+    require_rows(source, array, views)
     try:
         return memory_mapped(path)
     except (TypeError, ValueError):  # a dtype or a byte order that torch lacks
@@ -153,20 +164,22 @@ def _side_by_side(parts: Sequence[tuple[str, Tensor]]) -> Tensor:
     for source, other in others:
         if len(other) != len(rows):
             raise UserError(f"{first} has {len(rows):,} rows, and {source} has {len(other):,}; rows belong together")
+        if other.shape[1:-1] != rows.shape[1:-1]:
+            raise UserError(f"{first} is {list(rows.shape)}, and {source} {list(other.shape)}; views belong together")
     if not others:
         return rows
     tensors = [tensor for _, tensor in parts]
-    columns = sum(tensor.shape[1] for tensor in tensors)
-    if 4 * len(rows) * columns <= machine_memory() // 4:
-        return torch.cat([tensor.float() for tensor in tensors], dim=1)
+    shape = (*rows.shape[:-1], sum(tensor.shape[-1] for tensor in tensors))
+    if 4 * math.prod(shape) <= machine_memory() // 4:
+        return torch.cat([tensor.float() for tensor in tensors], dim=-1)
     paths = [user_path(source) for source, _ in parts]
 
     def build() -> tuple[tuple[int, ...], Any, dict[str, Any]]:
         blocks = (
-            torch.cat([tensor[start : start + BLOCK].float() for tensor in tensors], dim=1).numpy()
+            torch.cat([tensor[start : start + BLOCK].float() for tensor in tensors], dim=-1).numpy()
             for start in range(0, len(rows), BLOCK)
         )
-        return (len(rows), columns), blocks, {}
+        return shape, blocks, {}
 
     described = " ".join(f"{path.resolve()} {stamp(path.stat())}" for path in paths)
     return cached(paths[0], f"features beside {len(paths) - 1} others", described, build, np.float32)[0]
@@ -179,7 +192,7 @@ def _require_finite(what: str, rows: Tensor) -> None:
     total = 0
     for start in range(0, len(rows), BLOCK):
         # float32 is what is computed with: a float64 beyond its range is infinite there.
-        bad = (~rows[start : start + BLOCK].float().isfinite().all(dim=1)).nonzero()[:, 0]
+        bad = (~rows[start : start + BLOCK].float().isfinite().flatten(1).all(dim=1)).nonzero()[:, 0]
         wrong += (bad[: NAMED_ROWS - len(wrong)] + start).tolist()
         total += len(bad)
     if total:
@@ -229,13 +242,14 @@ def _held_out(
     if not all(TEST_FEATURES[0] in part for part in parts):
         return None
     held_out = _side_by_side([(source, part[TEST_FEATURES[0]]) for source, part in zip(sources, parts, strict=True)])
-    if held_out.shape[1] != rows.shape[1]:
-        raise _refusal(sources[0], f"its rows have {rows.shape[1]:,} columns, those held out {held_out.shape[1]:,}")
+    if held_out.shape[-1] != rows.shape[-1]:
+        raise _refusal(sources[0], f"its rows have {rows.shape[-1]:,} columns, those held out {held_out.shape[-1]:,}")
     _require_finite(sources[0], held_out)
     if labels is not None and len(labels) != len(held_out):
         without = counted(len(held_out), "row{s} {is|are} held out")
         raise _refusal(sources[0], f"{without}, and it has {counted(len(labels), 'label{s}')} for them")
-    return Images(name, held_out, labels, classes)
+    first_view, stored = split_views(held_out)
+    return Images(name, first_view, labels, classes, views=stored)
 
 
 def _refusal(what: str, reason: str) -> UserError:

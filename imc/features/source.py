@@ -60,7 +60,10 @@ def row_source(
     device: torch.device,
     device_data: str,
 ) -> tuple[Source, Views]:
-    """What the training loop takes its batches and their views from; see :class:`imc.features.views.RowViews`."""
+    """What the training loop takes its batches and their views from; see :class:`imc.features.views.RowViews`.
+
+    Rows are [M, D], or with stored views [M, V, D].
+    """
     return open_rows(rows, device, device_data), RowViews(
         neighbours, views=views, noise=noise, seed=seed, device=device
     )

@@ -1,4 +1,4 @@
-"""Views of a sample that is a row of features: itself and its neighbours, or itself with noise.
+"""Views of a sample that is a row of features: itself and its neighbours, itself with noise, or stored views of it.
 
 As of images (:mod:`imc.data.views`), they are a pure function of the seed, the number of the update and the samples.
 """
@@ -13,14 +13,12 @@ from torch import Tensor
 from imc.data.pixels import FREE_SHARE, ResidentPixels
 from imc.data.views import VIEWS, Batch, derived_seed
 
-NEIGHBOURS, NOISE = "neighbours", "noise"  # values of --augmentation
-
 
 class HostRows:
     """Rows in host memory or over a memory map, from which the views of a batch are gathered; for a GPU without room.
 
     Args:
-        rows: [M, D].
+        rows: [M, D], or with stored views [M, V, D].
         device: where the batches go.
     """
 
@@ -34,6 +32,11 @@ class HostRows:
             yield Batch(self.rows, positions, positions, start, total)
 
 
+def split_views(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The first view [M, D] of samples [M, V, D], which stands for the sample, and all; rows [M, D] have no others."""
+    return (rows[:, 0], rows) if rows.dim() == 3 else (rows, None)
+
+
 def open_rows(rows: Tensor, device: torch.device, choice: str) -> ResidentPixels | HostRows:
     """The rows by the choice "on" (the device), "off" (the host), or "auto": on the device where they fit."""
     if choice == "auto" and device.type == "cuda":
@@ -45,8 +48,10 @@ def open_rows(rows: Tensor, device: torch.device, choice: str) -> ResidentPixels
 class RowViews:
     """The views of rows: the first is the row itself, every further one a neighbour, drawn evenly.
 
+    Of samples with stored views [M, V, D] each view is one of those, another one while there are such.
+
     Args:
-        neighbours: int32 [M, k]; None: every view is the row itself.
+        neighbours: int32 [M, k]; None: every view is the row itself, or a stored one.
         views: number of large and of small views, which differ in their part in the loss alone.
         noise: standard deviation of normal noise on every view, as a fraction of the row's root mean square.
         seed: of the run.
@@ -66,12 +71,17 @@ class RowViews:
         device, count = self.generator.device, len(batch.samples)
         part = slice(batch.start, batch.start + count)
         samples = batch.samples.expand(sum(self.views), count)
+        # What is drawn is drawn for all ranks, so that their number does not change what a sample sees.
         if self.neighbours is not None:
             shape = (sum(self.views) - 1, batch.total)
-            # Drawn for all ranks, so that their number does not change what a sample sees.
             drawn = torch.randint(self.neighbours.shape[1], shape, generator=self.generator, device=device)[:, part]
             samples = torch.cat([samples[:1], self.neighbours[samples[1:], drawn].long()])
-        views = batch.images[samples.to(batch.images.device)].to(device, torch.float32)
+        place: tuple[Tensor, ...] = (samples,)
+        if batch.images.dim() == 3:
+            stored = batch.images.shape[1]
+            order = torch.rand(stored, batch.total, generator=self.generator, device=device).argsort(dim=0)[:, part]
+            place = (samples, order[torch.arange(len(samples), device=device) % stored])
+        views = batch.images[tuple(x.to(batch.images.device) for x in place)].to(device, torch.float32)
         if self.noise:
             every = (len(views), batch.total, views.shape[2])
             noise = torch.randn(every, generator=self.generator, dtype=torch.float32, device=device)[:, part]

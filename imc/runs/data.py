@@ -95,7 +95,7 @@ def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Data
         test = None if data.test is None else _labelled(data.test)
         return replace(data, train=_labelled(data.train), test=test)
     if options.features is not None:
-        return read_features(options.features, files=options.files, labels=options.labels)
+        return read_features(options.features, files=options.files, labels=options.labels, views=options.are_augmented)
     if options.encodes:
         return encoded(
             options.data,
@@ -104,6 +104,7 @@ def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Data
             labels_from_folders=options.labels_from_folders,
             download=options.download,
             pixel_bits=options.pixel_bits,
+            views=options.embedded_views,
         )
     loaded = load(
         options.data,
@@ -181,7 +182,8 @@ def trained_parts(options: TrainedOptions, data: Dataset) -> list[Tensor]:
 
 def fingerprint_of(options: TrainedOptions, data: Dataset) -> dict[str, Any]:
     """What tells whether a run of this configuration sees these images; see :mod:`imc.data.fingerprint`."""
-    return fingerprint(trained_parts(options, data), clustered(options, data).labels)
+    shown, parts = clustered(options, data), trained_parts(options, data)
+    return fingerprint(parts if shown.views is None else [shown.views], shown.labels)
 
 
 def other_data(folder: Path, options: ReadOptions, source: str | None, labels_from_folders: bool) -> Dataset:
@@ -199,7 +201,7 @@ def other_data(folder: Path, options: ReadOptions, source: str | None, labels_fr
     """
     record, own = read_record(folder), source is None or absolute(source) == absolute(options.data)
     if options.features is not None and source is not None and not own:
-        return fit_for_model(options, read_features([source]))
+        return fit_for_model(options, read_features([source], views=options.are_augmented))
     if source is None or own:
         require_there(options.data, folder)
         data = run_data(replace(options, labels_from_folders=options.labels_from_folders or labels_from_folders))

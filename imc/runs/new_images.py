@@ -22,6 +22,7 @@ from imc.data.options import SampleOptions
 from imc.data.pixel_bits import PixelBits
 from imc.errors import UserError
 from imc.features.files import holds_features, read_features
+from imc.features.options import ReadOptions
 from imc.files.paths import meant, user_path
 from imc.models.frozen import CHANNELS, FrozenEncoder
 from imc.text import counted
@@ -82,7 +83,7 @@ def title(paths: Sequence[Path]) -> str:
 
 def read_new_images(
     paths: Sequence[Path],
-    options: SampleOptions,
+    options: ReadOptions,
     skipped: Skipped,
     converted: Converted,
     bits: PixelBits,
@@ -142,7 +143,7 @@ def _images(paths: Sequence[Path], options: SampleOptions, into: tuple[Any, ...]
                 yield NewImage(name if alone else str(path / name), pixels, path / name, place)
 
 
-def _features(paths: Sequence[Path], options: SampleOptions) -> Iterator[NewImage]:
+def _features(paths: Sequence[Path], options: ReadOptions) -> Iterator[NewImage]:
     """The rows of files of features; those of a run on several, side by side, are of as many again."""
     for path in paths:
         if _kind(path) != ARRAY:
@@ -153,7 +154,8 @@ def _features(paths: Sequence[Path], options: SampleOptions) -> Iterator[NewImag
             f"the run was trained on {counted(width, 'file{s}')} of features side by side, and {len(paths)} are given"
         )
     for first in range(0, len(paths), width):
-        data = fit_for_model(options, read_features([str(path) for path in paths[first : first + width]]))
+        files = [str(path) for path in paths[first : first + width]]
+        data = fit_for_model(options, read_features(files, views=options.are_augmented))
         for row, values in enumerate(data.train.images):
             known = data.train.files
             name = f"{paths[first]}[{row}]" if known is None else known[row]

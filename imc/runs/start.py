@@ -15,7 +15,6 @@ from torch import Tensor
 from imc.command_line.terminal import warn
 from imc.config import Config, StartOptions
 from imc.data import Dataset, Images
-from imc.data.fingerprint import fingerprint
 from imc.errors import UserError
 from imc.features.source import write_neighbours
 from imc.files.json import write_json
@@ -45,12 +44,14 @@ class Trained(NamedTuple):
     Attributes:
         parts: uint8 [M, H, W, C] each: the clustered split, then further ones; or rows [M, D].
         clustered: those whose clusters are reported.
+        views: of rows, stored views [M, V, D] of those that are clustered.
         record: their fingerprint, in the first process.
         note: what was read.
     """
 
     parts: list[Tensor]
     clustered: Images
+    views: Tensor | None
     record: dict[str, Any] | None
     note: str
 
@@ -103,8 +104,8 @@ def choose_images(options: StartOptions, source: str, opened: Opened, processes:
     require_apart(run_folder(options), source, opened.data)
     parts, shown, record = trained_parts(options, opened.data), clustered(options, opened.data), opened.record
     if record is None and processes.first:
-        record = fingerprint(parts, shown.labels)
-    return Trained(parts, shown, record, opened.data.note)
+        record = fingerprint_of(options, opened.data)
+    return Trained(parts, shown, shown.views if options.are_augmented else None, record, opened.data.note)
 
 
 def begin(
