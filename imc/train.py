@@ -58,6 +58,7 @@ from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
 from imc.methods.heads import HeadsMethod
 from imc.methods.method import Method
+from imc.models.further import FurtherEncoder, load_weights
 from imc.models.pretrained import load_pretrained
 from imc.models.standardise import Standardise
 from imc.pages.results import table, write_results
@@ -200,6 +201,8 @@ def _build(
     model = build_model(options, encoder)
     if isinstance(model.encoder, Standardise):
         model.encoder.fit(images.parts[0])
+    if isinstance(model.encoder, FurtherEncoder) and checkpoint is None and options.init is None:
+        load_weights(model.encoder, options.encoder, options.weights)
     if options.init is not None and checkpoint is None:
         matched = load_pretrained(model.encoder, user_path(options.init), options.init_prefix, options)
         if processes.first:

@@ -25,7 +25,7 @@ from imc.models.options import ENCODERS
 from imc.training.options import InitialOptions, LoopOptions, PlacementOptions, RankOptions
 
 OF_FEATURES = ("neighbours", "mutual", "views", "scaling", "columns")
-OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder")
+OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder", "train_encoder")
 OF_IMAGES = (
     *("init", "init_prefix", "freeze_encoder"),
     *("large_size", "large_area", "small_size", "small_area", "pixel_scale", "rotation", "shear", "gain", "flip"),
@@ -81,9 +81,9 @@ class Config(
         "mutual", "views", "scaling", "large_crops", "large_size", "large_area", "small_crops", "small_size",
         "small_area", "pixel_scale", "rotation", "shear", "gain", "noise", "flip", "jitter_probability", "brightness",
         "contrast", "saturation", "hue", "grayscale", "blur_probability", "blur_sigma", "normalize", "mean", "std",
-        "clusters", "channels", "side", "columns", "encoder", "weights", "weights_sha256", "stem", "widths",
-        "pool_after", "pooled_size", "feature_dim", "bn", "bn_momentum", "projection_hidden", "embedding_dim",
-        "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden", "temperature",
+        "clusters", "channels", "side", "columns", "encoder", "train_encoder", "weights", "weights_sha256", "stem",
+        "widths", "pool_after", "pooled_size", "feature_dim", "bn", "bn_momentum", "projection_hidden",
+        "embedding_dim", "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden", "temperature",
         "entropy_weight", "logit_limit", "sinkhorn_epsilon", "sinkhorn_iterations", "queue", "queue_start_epoch",
         "bank", "smoothing", "beta", "teacher_momentum", "contrast_weight", "device", "threads", "amp", "channels_last",
         "device_data", "compile", "cuda_graph", "sync_bn", "rank_timeout", "log_every", "tensorboard",
@@ -144,7 +144,7 @@ class Config(
 
     def _check_features(self) -> None:
         """What is for features alone is not given without, and what is for images not with them."""
-        if self.encodes and not is_named(self.encoder):
+        if self.is_pretrained and not is_named(self.encoder):
             known = f"{', '.join(ENCODERS)}, {ACCEPTED}"
             raise UserError(f"--encoder {self.encoder!r} is not known; accepted are {known}")
         if self.features is None:
@@ -153,8 +153,10 @@ class Config(
                     raise UserError(f"{flag(name)} is for features: --features, and none are given")
         if self.views is not None and not (self.are_augmented and self.encodes):
             raise UserError(f"--views is for an --encoder that is kept with --augmentation {AUGMENTED}")
-        if not self.encodes and (self.weights is not None or self.weights_sha256 is not None):
-            raise UserError("--weights is for an --encoder that is kept; --init takes those of one that is trained")
+        if not self.is_pretrained and (self.weights is not None or self.weights_sha256 is not None):
+            raise UserError("--weights is for a pretrained --encoder; --init takes those of one that is not")
+        if self.train_encoder:
+            self._check_further()
         if not self.on_features:
             kind = f"for features: --features, or --encoder {DEFAULT}"
             if self.method == "temi":
@@ -173,6 +175,21 @@ class Config(
             raise UserError(f"--augmentation {self.augmentation} is for images; of features accepted are {ROW_VIEWS}")
         if self.train_on != "train":
             raise UserError(f"--train-on is for images, and the run is on {on}")
+
+    def _check_further(self) -> None:
+        """What does not go with a pretrained encoder that is trained."""
+        if self.features is None and not self.is_pretrained:
+            given = "none is given" if self.encoder is None else f"{self.encoder} is trained without it"
+            raise UserError(f"--train-encoder needs a pretrained --encoder, {ACCEPTED}, and {given}")
+        if self.freeze_encoder:
+            raise UserError("--train-encoder and --freeze-encoder exclude each other")
+        if self.init is not None and self.weights is not None:
+            raise UserError("--weights and --init both say what the encoder's weights begin with; give one of them")
+        if self.augmentation == "affine":
+            raise UserError("--train-encoder takes --augmentation crops, got affine")
+        for name in ("sync_bn", "thread_independent"):
+            if getattr(self, name):
+                raise UserError(f"{flag(name)} is for the encoders of this package, and --train-encoder trains another")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""

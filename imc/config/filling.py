@@ -11,6 +11,7 @@ from imc.config.presets import Numbers
 from imc.data import NAMES
 from imc.data.outline import Outline
 from imc.errors import UserError
+from imc.models.further import architecture
 
 
 def filled(config: Config, data: Outline) -> Config:
@@ -50,7 +51,11 @@ def require_fit(config: Config, data: Outline) -> Config:
 
 
 def _of_images(config: Config, data: Outline) -> Numbers:
-    preset = presets.numbers(config.method, data.name, data.side, data.count)
+    if config.train_encoder:
+        side = config.image_size or architecture(config.encoder).side
+        preset = presets.numbers_further(config.method, side, data.count)
+    else:
+        preset = presets.numbers(config.method, data.name, data.side, data.count)
     preset["stem"] = "cifar" if data.side < 48 else "cifar-pool"
     preset["channels"], preset["side"] = data.channels, data.side
     preset["batch_size"] = min(preset["batch_size"], data.count)

@@ -5,7 +5,8 @@
     preset      the numbers of the method, the size of the images and the data set (:mod:`imc.config.filling`)
     data        channels, side, classes, scale and statistics of the pixels
     machine     device, threads, precision, order in memory
-    encoder     its number of features; of one's own, :func:`imc.train.train` adds it when that is built
+    encoder     its number of features; of one's own, :func:`imc.train.train` adds it when that is built; of a
+                pretrained one that is trained, the size and the statistics of its images too
 
 What stays None belongs to another method, augmentation or encoder, or stands for nothing, as no ``--init``.
 """
@@ -25,6 +26,7 @@ from imc.errors import UserError
 from imc.machine.backend import choose_backend
 from imc.machine.threads import set_threads
 from imc.models.encoders import number_of_features
+from imc.models.further import architecture, statistics_for
 from imc.training.placement import require_thread_independent
 
 
@@ -85,6 +87,8 @@ def _of_data(config: Config, data: Dataset) -> Config:
     images = data.train.images
     channels = images.shape[3]
     mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
+    if config.train_encoder:
+        mean, std = statistics_for(architecture(config.encoder), channels)
     scale = config.pixel_scale
     if scale is None:
         scale = unit_scale(images) if config.augmentation == "affine" else 1 / 255

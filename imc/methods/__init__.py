@@ -79,9 +79,10 @@ def _planned_state(options: ModelOptions, encoder: nn.Module | None) -> dict[str
 
 
 def _planned(options: ModelOptions, encoder: nn.Module | None) -> Method:
-    """The model without its memory, but for that of an encoder of one's own."""
+    """The model without its memory, but for that of an encoder that this package does not define."""
     try:
-        own = None if encoder is None else build_encoder(options, encoder, side=options.large_size)
+        given = encoder is not None or options.train_encoder  # its code may need numbers, which meta tensors lack
+        own = build_encoder(options, encoder, side=options.large_size) if given else None
         with torch.device("meta"):
             return _build(options, build_encoder(options, side=options.large_size) if own is None else own)
     except (OverflowError, RuntimeError, TypeError) as error:  # 64 bits do not hold a size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -107,6 +108,13 @@ class PerViewBatchNorm(_BatchNorm):
         if running_mean is not None and running_var is not None:
             update_running_statistics(running_mean, running_var, mean.detach(), variance.detach(), count, momenta)
         return normalised.flatten(0, 1).to(input.dtype)
+
+
+def view_by_view(module: nn.Module, images: Tensor, views: int) -> Tensor:
+    """Features float32 [V*B, F] by any module: in training the ``views`` pass it one after the other, so whatever batch
+    normalisation it has sees one view at a time."""
+    chunks = images.chunk(views) if module.training else (images,)
+    return torch.cat([module(view).flatten(1) for view in chunks]).float()
 
 
 def synchronise(model: nn.Module, group: ProcessGroup | None) -> None:

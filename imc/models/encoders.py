@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from imc.command_line.options import part
 from imc.errors import UserError
-from imc.models.batch_norm import PerViewBatchNorm
+from imc.models.batch_norm import PerViewBatchNorm, view_by_view
 from imc.models.convolution import Convolution
+from imc.models.further import FurtherEncoder, architecture
 from imc.models.options import AnyEncoderOptions, DigitsEncoderOptions, EncoderOptions
 from imc.models.resnet import ResNet
 from imc.models.standardise import Standardise
@@ -104,14 +105,15 @@ class CustomEncoder(nn.Module):
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
-        chunks = images.chunk(views) if self.module.training else (images,)
-        return torch.cat([self.module(view).flatten(1) for view in chunks]).float()
+        return view_by_view(self.module, images, views)
 
 
 def number_of_features(options: AnyEncoderOptions) -> int:
     """Of the encoder that the options name; one of one's own is known once it is built."""
     if options.columns is not None or options.encoder in ("digits", "custom"):
         return options.feature_dim
+    if options.train_encoder:
+        return FurtherEncoder(pretrained := architecture(options.encoder), pretrained.side).feature_dim
     with torch.device("meta"):
         return int(build_encoder(options, side=options.side).feature_dim)  # type: ignore[arg-type]
 
@@ -122,6 +124,8 @@ def build_encoder(options: AnyEncoderOptions, custom: nn.Module | None = None, *
         return Standardise(options.columns, options.scaling)
     if custom is not None:
         return CustomEncoder(custom, options.channels, side)
+    if options.train_encoder:
+        return FurtherEncoder(architecture(options.encoder), side)
     if options.encoder == "custom":
         raise UserError("--encoder custom is a module given from Python: train(config, encoder=module)")
     if options.encoder == "digits":

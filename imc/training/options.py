@@ -8,7 +8,7 @@ from imc.command_line.options import option
 from imc.data.options import AugmentationOptions, BankOptions, BatchOptions, LayoutOptions, SeedOptions
 from imc.machine.options import ThreadOptions
 from imc.methods.options import ModelOptions
-from imc.models.options import EncoderOptions, PretrainedOptions
+from imc.models.options import EncoderOptions, KeptEncoderOptions, PretrainedOptions
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PlacementOptions(ThreadOptions, BankOptions, EncoderOptions, PretrainedOpt
 
 
 @dataclass(frozen=True)
-class InitialOptions(ModelOptions, PretrainedOptions, SeedOptions):
+class InitialOptions(ModelOptions, KeptEncoderOptions, PretrainedOptions, SeedOptions):
     """The model before its first update."""
 
 

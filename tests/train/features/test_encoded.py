@@ -101,7 +101,7 @@ def test_other_weights_are_refused(run: Path, photos: Path, monkeypatch: pytest.
     ("options", "said"),
     [
         ({"encoder": "resnet19"}, "--encoder 'resnet19' is not known; accepted are digits, resnet18"),
-        ({"encoder": "resnet18", "weights": "w.pt"}, "--weights is for an --encoder that is kept"),
+        ({"encoder": "resnet18", "weights": "w.pt"}, "--weights is for a pretrained --encoder"),
         ({"encoder": NAME, "flip": 0.5}, "--flip is for images, and the run is on --encoder"),
         ({"encoder": NAME, "train_on": "train+test"}, "--train-on is for images"),
         ({"encoder": NAME, "files": "names.txt"}, "--files is for features"),

@@ -72,11 +72,15 @@ created = []
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.pretrained_cfg = {"tag": "in1k"}
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Sequential(nn.Identity())
+        self.head.norm = nn.LayerNorm(8)
+        self.pretrained_cfg = {"tag": "in1k", "classifier": "head.fc"}
 
     def forward(self, x):
-        return self.conv(x).mean((2, 3))
+        return self.head.norm(self.conv(x).mean((2, 3)))
+
+def list_models(filter="", pretrained=False):
+    return ["tiny.in1k", "tiny.in21k"] if pretrained else ["tiny", "tiny_patch16"]
 
 def create_model(name, pretrained, num_classes):
     if name != "tiny":
@@ -103,9 +107,10 @@ class Network(nn.Module):
     def forward(self, x):
         return self.fc(self.hidden(self.conv(x).mean((2, 3))))
 
+def list_models(module):
+    return ["tiny"]
+
 def get_model_weights(name):
-    if name != "tiny":
-        raise ValueError(f"Unknown model {name}")
     return SimpleNamespace(DEFAULT=DEFAULT)
 
 def get_model(name, weights):
@@ -240,15 +245,39 @@ def test_an_encoder_of_timm() -> None:
     assert (encoder.side, encoder.interpolation, encoder.feature_dim) == (20, "bicubic", 8)
     assert (encoder.mean, encoder.std, encoder.trained_on) == ((0.5,) * 3, (0.25,) * 3, "timm's in1k")
     assert sys.modules["timm"].created == [("tiny", True, 0)]
-    with pytest.raises(UserError, match=r"--encoder timm:huge cannot be made: Unknown model \(huge\)"):
+    with pytest.raises(UserError, match=r"--encoder timm:huge cannot be made: Unknown model \(huge\)$"):
         load_encoder("timm:huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("timm:tini", "timm:tiny"),
+        ("timm:Tiny", "timm:tiny"),
+        ("timm:tiny-patch", "timm:tiny_patch16"),
+        ("timm:tiny.in21", "timm:tiny.in21k"),
+        ("timm:tiny.nope", "timm:tiny.in1k"),
+        ("Timm:tiny", "timm:tiny"),
+        ("timm/tiny", "timm:tiny"),
+        ("torchvision.tiny", "torchvision:tiny"),
+        ("torchvision:tinny", "torchvision:tiny"),
+    ],
+)
+def test_a_name_that_a_library_lacks_is_answered_with_one_that_it_has(name: str, meant: str) -> None:
+    library("timm/__init__.py", TIMM)
+    library("torchvision/__init__.py", "")
+    library("torchvision/models.py", TORCHVISION)
+    with pytest.raises(UserError, match=f"did you mean {re.escape(meant)}\\?$"):
+        load_encoder(name)
 
 
 def test_weights_on_disk_are_not_fetched(tmp_path: Path) -> None:
     library("timm/__init__.py", TIMM)
     convolution = nn.Conv2d(3, 8, 3)
     state = {f"model.conv.{key}": value for key, value in convolution.state_dict().items()}
-    torch.save({"state_dict": {**state, "model.head.weight": torch.ones(2, 8)}}, tmp_path / "own.pt")
+    state |= {"model.head.norm.weight": torch.ones(8), "model.head.norm.bias": torch.zeros(8)}
+    # A head's name may begin as a layer of the encoder does: which it is, the library says.
+    torch.save({"state_dict": {**state, "model.head.fc.weight": torch.ones(2, 8)}}, tmp_path / "own.pt")
     encoder = load_encoder("timm:tiny", tmp_path / "own.pt")
     assert sys.modules["timm"].created == [("tiny", False, 0)]
     assert encoder.trained_on == ""
@@ -260,7 +289,7 @@ def test_an_encoder_of_torchvision_is_the_network_before_its_last_layer() -> Non
     encoder = load_encoder("torchvision:tiny", amp="off")
     assert (encoder.side, encoder.interpolation, encoder.feature_dim) == (24, "bilinear", 6)
     assert encoder.trained_on == "torchvision's IMAGENET1K_V2"
-    with pytest.raises(UserError, match="--encoder torchvision:huge cannot be made: Unknown model huge"):
+    with pytest.raises(UserError, match=r"torchvision:huge is none of torchvision's networks from images to classes$"):
         load_encoder("torchvision:huge")
 
 
