@@ -304,8 +304,8 @@ def numbers_on_features(method: str, count: int) -> Numbers:
     return {**FEATURES, **METHODS_ON_FEATURES[method], **sizes}
 
 
-# Ours, for a pretrained encoder that is trained further. Its rate is small beside that of the heads, which know nothing yet; crops are as large as the network
-# was trained on, and two of them are what a CPU can pay for.
+# Ours, for a pretrained encoder that is trained further. Its rate is small beside that of the heads, which know nothing
+# yet; crops are as large as the network was trained on, and two of them are what a CPU can pay for.
 FURTHER: Numbers = {
     "optimizer": "adam",
     "lr": 1e-4,

@@ -16,7 +16,7 @@ from imc.data import Images
 from imc.errors import StoppedError
 from imc.runs.plan import HOUR, teller
 from imc.text import duration
-from imc.train import main, train
+from imc.train import train
 from imc.training import pace
 
 
@@ -98,24 +98,12 @@ def test_a_recipe_is_asked_for_where_more_than_an_hour_is_left(updates: int, sec
     assert bool(found) == asked == (updates * seconds > HOUR)
 
 
-def test_the_command_says_it(
+def test_of_a_named_set_a_recipe_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     monkeypatch.setattr("imc.runs.plan.HOUR", 0.0)
     monkeypatch.setattr("imc.train.smaller_recipe", lambda *arguments: "a smaller recipe")
-    small = [
-        "--widths",
-        "4",
-        "8",
-        "--pool-after",
-        "1",
-        "--batch-size",
-        "512",
-        "--large-crops",
-        "2",
-        "--small-crops",
-        "0",
-    ]
-    main(["--out", str(tmp_path / "run"), "--epochs", "4", *small])
+    config = replace(tiny_config(tmp_path), batch_size=512, epochs=4, large_crops=2, small_crops=0)
+    train(config, report=False)
     assert lines(capsys.readouterr().err, "a smaller recipe")
