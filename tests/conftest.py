@@ -1,5 +1,6 @@
 """Options of the tests. `pytest --benchmark-only` leaves them out altogether."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,17 @@ except ImportError:  # make gpu-check uses a Python that may lack it
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    with contextlib.suppress(ImportError):  # Triton is not on every system
+        from interpreter import patch_once_a_launch
+
+        patch_once_a_launch()
 
 # Files that take minutes and whose folder comes late: first, so that no process is left with one at the end.
 FIRST = ("test_ranks.py",)
+
+# The processes of a test run may be held to several instruction sets, whose compiled code torch does not tell apart
+# (imc/machine/torch_state.py).
+torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()
 
 # The same examples in every run: a failure in CI is a failure here.
 if settings is not None:

@@ -92,6 +92,10 @@ def turn(device: torch.device | None = None) -> Iterator[None]:
     """As :func:`as_in_a_new_process`, for what seeds torch's generators or sets what all threads share: one thread at a
     time. Afterwards the generators, the number of threads and the environment's variables are as they were.
 
+    What torch.compile stores on disk is marked by the instruction set meanwhile. torch 2.13 finds it by the program
+    alone, and code for AVX-512 that is built again for AVX2 (with ATEN_CPU_CAPABILITY, or where two machines share a
+    cache) leaves half of each vector unwritten.
+
     Args:
         device: of a run that draws from its generator.
     """
@@ -100,9 +104,12 @@ def turn(device: torch.device | None = None) -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
     with _run, as_in_a_new_process(), torch.random.fork_rng(devices, device_type="cuda"):
         threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in VARIABLES}
+        tag = torch.compiler.config.cache_key_tag
+        torch.compiler.config.cache_key_tag = f"{tag} {torch.backends.cpu.get_cpu_capability()}"
         try:
             yield
         finally:
+            torch.compiler.config.cache_key_tag = tag
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             for name, value in variables.items():

@@ -116,6 +116,7 @@ def observed() -> dict[str, Any]:
             "Python's generator": random.getstate(),
             "number of threads": torch.get_num_threads(),
             "threads": threading.enumerate(),
+            "mark of compiled code": torch.compiler.config.cache_key_tag,
             "filters of warnings": list(warnings.filters),
             "logging": (logging.root.manager.disable, list(logging.root.handlers)),
             "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],

@@ -324,3 +324,10 @@ def test_a_run_in_another_thread_needs_no_signals(digits: Images, tmp_path: Path
     with ThreadPoolExecutor(1) as pool:
         pool.submit(train, tiny_config(tmp_path / "run"), digits, report=False).result()
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_compiled_code_is_marked_by_the_instruction_set_while_a_run_lasts() -> None:
+    before = torch.compiler.config.cache_key_tag
+    with turn():
+        assert torch.compiler.config.cache_key_tag == f"{before} {torch.backends.cpu.get_cpu_capability()}"
+    assert torch.compiler.config.cache_key_tag == before
