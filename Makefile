@@ -23,7 +23,8 @@ WORKERS ?= auto
 # In the order of the folders, but for what tests/conftest.py puts first: the longest, such as the compilers of tests/build,
 # begin early.
 PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc imc imc_kernels -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+    -o -name '*.html' -o -name '*.css' -o -name '*.js')
 
 .PHONY: train test test-instruction-sets bench sanitize sanitize-threads fuzz torture simt gpu-check gpu-check-quick docs lint dev \
     clean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +96,38 @@ def decode(
     Raises:
         UnreadableError: it cannot be decoded to its end.
     """
+    with _upright(path, 2 * size, min, bits, "L" if channels == 1 else "RGB") as (image, turn):
+        square = _centre(image, size, FILTERS[interpolation])
+        return np.asarray(square if turn is None else square.transpose(turn)).reshape(size, size, channels)
+
+
+def decode_whole(path: Path, side: int, bits: PixelBits | None = None) -> NDArray[np.uint8]:
+    """A whole image for the eye, turned upright: uint8 [h, w, 3], the longer of both at most ``side``.
+
+    Smaller images keep their size. For the rest see :func:`decode`.
+
+    Raises:
+        UnreadableError: it cannot be decoded to its end.
+    """
+    with _upright(path, 2 * side, max, bits, "RGB") as (image, turn):
+        image.thumbnail((side, side), FILTERS["bilinear"])
+        return np.asarray(image if turn is None else image.transpose(turn))
+
+
+@contextlib.contextmanager
+def _upright(
+    path: Path, enough: int, measured: Callable[[tuple[int, int]], int], bits: PixelBits | None, mode: str
+) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
+    """A decoded image of 8 bits without transparency, and how it has yet to be turned.
+
+    Args:
+        enough: pixels; JPEG decodes to a fraction of the size at a fraction of the cost, down to this.
+        measured: the side that has to have them, of width and height.
+    """
     bits = PixelBits(16) if bits is None else bits
     with _open(path) as image, _decoding(image):
-        short = min(image.size)
-        # JPEG decodes to a fraction of the size at a fraction of the cost; twice the size is left for the filter.
-        image.draft(None, tuple(math.ceil(side * 2 * size / short) for side in image.size))
+        length = measured(image.size)
+        image.draft(None, (math.ceil(image.width * enough / length), math.ceil(image.height * enough / length)))
         shown: Image.Image = image
         upright = turned_by_reader(image)
         if is_wide(image):
@@ -111,11 +138,7 @@ def decode(
             shown = wide.image(bits.bits)
         else:
             image.load()
-        turn = None if upright else remaining_turn(image)
-        square = _centre(_plain(shown, "L" if channels == 1 else "RGB"), size, FILTERS[interpolation])
-        if turn is not None:
-            square = square.transpose(turn)
-        return np.asarray(square).reshape(size, size, channels)
+        yield _plain(shown, mode), None if upright else remaining_turn(image)
 
 
 def _open(path: Path) -> ImageFile.ImageFile:

@@ -13,9 +13,10 @@ RESULT = "result.json"
 FIGURES = "figures"  # a folder
 METRICS, MODEL, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.pt"
 LABELS = "labels.csv"
+NAMES = "names.json"  # of the clusters, by imc label
 NEIGHBOURS = "neighbours.npy"  # of a run on features
 DATA = "data.json"  # the fingerprint of the images
-FILES = (CONFIG, DATA, NEIGHBOURS, METRICS, CHECKPOINT, MODEL, LABELS, "confusion.png", "gallery.png", RESULT)
+FILES = (CONFIG, DATA, NEIGHBOURS, METRICS, CHECKPOINT, MODEL, LABELS, NAMES, "confusion.png", "gallery.png", RESULT)
 NAMED = 3  # runs in a message
 
 

@@ -1,9 +1,10 @@
-"""Files that are whole or not there, whatever ends the program that writes them."""
+"""Files and folders that are whole or not there, whatever ends the program that writes them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,31 @@ def replacing(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes its name, and the place of one of that name, once it is complete."""
+    temporary, former = (path.with_name(f"{path.name}.{ending}") for ending in ("tmp", "old"))
+    remove(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        remove(former)
+        if path.exists():
+            os.replace(path, former)
+        os.replace(temporary, path)
+        remove(former)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:

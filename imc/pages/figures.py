@@ -14,7 +14,6 @@ from imc.pages.figure_text import LONGEST_TITLE, choose_fonts, drawable, in_plai
 from imc.pages.plain_matplotlib import (
     Figure,
     FigureCanvasAgg,
-    FixedLocator,
     MaxNLocator,
     NullLocator,
     PercentFormatter,
@@ -163,34 +162,6 @@ def save_curves(
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=9)
     np.atleast_1d(axes)[-1].set_xlabel(over)
-    _save(figure, path)
-
-
-@in_plain_style
-def save_counts(path: Path, counts: NDArray[np.int64], title: str, item: str, *, ranked: bool) -> None:
-    """Draw how many images each of many items (prototypes, clusters) holds.
-
-    Args:
-        path: the PNG file.
-        counts: [K].
-        title: of the figure.
-        item: one of what is counted, for the axis.
-        ranked: the most used first, by their ranks from 1; else by their numbers.
-    """
-    figure, axes = _figure(7, 2.8)
-    positions = np.arange(len(counts)) + ranked
-    heights = np.sort(counts)[::-1] if ranked else counts
-    axes.bar(positions, heights, width=1.0, color="C0", edgecolor="white", linewidth=0.2)
-    axes.axhline(counts.sum() / len(counts), color=MUTED, linewidth=1, linestyle="--", label="all alike")
-    axes.set_xlim(positions[0] - 0.5, positions[-1] + 0.5)
-    axes.xaxis.set_major_locator(
-        FixedLocator(positions.tolist()) if len(counts) <= ANNOTATED_CLUSTERS else MaxNLocator(integer=True)
-    )
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set_xlabel(f"rank of the {item}, 1 the most used" if ranked else f"number of the {item}")
-    axes.set_ylabel("images")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 

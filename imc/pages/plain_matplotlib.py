@@ -21,12 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 __all__ = [
     "Figure",
     "FigureCanvasAgg",
-    "FixedLocator",
     "MaxNLocator",
     "NullLocator",
     "PercentFormatter",

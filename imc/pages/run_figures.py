@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +15,11 @@ from imc.pages import figures
 from imc.pages.heatmaps import heatmaps
 from imc.runs.model import LoadedRun
 from imc.scores.evaluation import PLANE_IMAGES, Outputs, embeddings, evenly_spaced, plane
-from imc.text import counted, inflected
+from imc.text import counted
 from imc_kernels import prototype_scores
 
 HEATMAPS = 8  # images in a row
 NO_LABEL = "no label"
-NOT_LOSSES = {"loss", "epoch", "lr", "seconds", "images_per_second"}
 
 
 class Drawn(NamedTuple):
@@ -91,24 +89,6 @@ def describe(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> 
     return texts
 
 
-def draw_curves(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Drawn:
-    """What metrics.jsonl holds, over the epochs."""
-    use = [name for name in metrics[-1] if name.endswith("_use")]
-    terms = [name for name in metrics[-1] if not (name in NOT_LOSSES or "_use" in name or name.endswith("perplexity"))]
-    perplexity = [name for name in metrics[-1] if name.endswith("perplexity")]
-    panels = (
-        ("Loss", ["loss", *terms], "nats"),
-        ("Share of the prototypes and clusters in use", use, "share"),
-        ("Prototypes that are effectively in use", perplexity, "number"),
-        ("Learning rate at the end of the epoch", ["lr"], ""),
-    )
-    figures.save_curves(path, metrics, panels)
-    first, last = metrics[0], metrics[-1]
-    over = counted(len(metrics), "epoch{s}")
-    alt = f"Curves over {over}: the loss goes from {first['loss']:.3f} to {last['loss']:.3f}"
-    return Drawn(path, alt + "".join(f", {name.replace('_', ' ')} ends at {last[name]:.0%}" for name in use) + ".")
-
-
 def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.int64], int] | None:
     """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
     layer = getattr(run.model, "prototypes", None)
@@ -117,16 +97,6 @@ def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.
     prototypes = layer.weight.detach()
     winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
     return torch.cat(winners).numpy(), len(prototypes)
-
-
-def draw_counts(path: Path, winners: NDArray[np.int64], total: int, item: str, *, ranked: bool = False) -> Drawn:
-    """How many images each prototype or cluster is the first choice of; ``winners`` [M] of 0..total-1."""
-    counts = np.bincount(winners, minlength=total)
-    used = int((counts > 0).sum())
-    title = f"{used:,} of {total:,} {item}s {inflected(used, '{is|are}')} the first choice of an image"
-    figures.save_counts(path, counts, title, item, ranked=ranked)
-    images = counted(len(winners), "image{s}")
-    return Drawn(path, f"Bar chart: {title}; the most used one holds {counts.max():,} of {images}.")
 
 
 def draw_plane(path: Path, images: Images, result: Outputs, seed: int) -> Drawn:

@@ -180,6 +180,8 @@ def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
     first 50 principal components of the normalised features. Fewer than 10 images: the first two components.
     """
     rows = torch.nn.functional.normalize(features.float(), dim=1).numpy()
+    if len(rows) < 2:
+        return np.zeros((len(rows), 2), np.float32)
     components = min(PLANE_COMPONENTS, *rows.shape)
     reduced = PCA(components, random_state=seed).fit_transform(rows)
     if len(rows) < 10:

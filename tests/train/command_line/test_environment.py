@@ -19,9 +19,9 @@ DRAW = """
 import sys
 from pathlib import Path
 import numpy as np
-from imc.pages.figures import save_counts
+from imc.pages.figures import save_accuracy_by_images
 from imc.command_line.terminal import progress
-save_counts(Path(sys.argv[1]), np.array([3, 1, 2]), "a title", "cluster", ranked=False)
+save_accuracy_by_images(Path(sys.argv[1]), [(10, 0.5), (20, 0.75)], "a title")
 with progress(2, "work", "part", delay=0) as bar:
     bar.update(2)
 """

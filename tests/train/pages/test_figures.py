@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from imc.data import Images
 from imc.pages import figures
-from imc.pages.run_figures import describe, draw_confusion, draw_counts, draw_heatmaps, draw_plane
+from imc.pages.run_figures import describe, draw_confusion, draw_heatmaps, draw_plane
 from imc.runs.model import load_run
 from imc.scores.evaluation import Outputs
 
@@ -61,27 +61,6 @@ def ticks(axes: Axes, which: str) -> dict[float, str]:
     low, high = sorted(axes.get_xlim() if which == "x" else axes.get_ylim())
     places = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
     return {place: text.get_text() for place, text in places if low <= place <= high}
-
-
-@pytest.mark.parametrize("count", [4, 40, 41, 300])
-def test_a_bar_is_labelled_with_the_number_of_its_cluster(count: int, drawn: list[Figure]) -> None:
-    clusters = np.random.default_rng(0).integers(count, size=20 * count)
-    draw_counts(Path("x"), clusters, count, "cluster")
-    axes = axis_of(drawn[0])
-    height = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in axes.patches}
-    seen = ticks(axes, "x")
-    assert len(seen) >= min(count, 4)
-    for place, text in seen.items():
-        assert height[place] == (clusters == int(text)).sum()
-    assert axes.get_xlabel() == "number of the cluster"
-
-
-def test_a_bar_of_ranks_says_so_and_begins_with_1(drawn: list[Figure]) -> None:
-    draw_counts(Path("x"), np.array([3, 3, 3, 0, 0, 5]), 6, "prototype", ranked=True)
-    axes = axis_of(drawn[0])
-    assert list(ticks(axes, "x").values()) == ["1", "2", "3", "4", "5", "6"]
-    assert [bar.get_height() for bar in axes.patches] == [3, 2, 1, 0, 0, 0]
-    assert axes.get_xlabel() == "rank of the prototype, 1 the most used"
 
 
 def some_images(classes: int, labels: np.ndarray) -> Images:
