@@ -16,7 +16,9 @@ What is written is read again and compared with the model before it gets its nam
     session = onnxruntime.InferenceSession("model.onnx")
     logits, probabilities, cluster = session.run(None, {"images": images})
 
-A .pt2 runs on the CPU; ``torch.export.passes.move_to_device_pass(program, "cuda")`` moves it.
+Both describe themselves as JSON, under ``imc.json`` (torch.export's ``extra_files``) and ``imc`` (ONNX's metadata),
+with the names of the clusters as ``classes`` where ``imc label`` gave some. A .pt2 runs on the CPU;
+``torch.export.passes.move_to_device_pass(program, "cuda")`` moves it.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from imc.files.paths import user_path
 from imc.machine.torch_state import turn
 from imc.runs.data import other_data
 from imc.runs.model import LoadedRun, load_run
+from imc.runs.names import Names, given_names
 from imc.scores.evaluation import evenly_spaced
 from imc.text import counted, visible
 from imc_kernels.version import __version__
@@ -108,6 +111,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
     for path in (out / FILES[name] for name in formats):
         if path.is_dir() or (path.exists() and not options.overwrite):
             raise UserError(f"{path} exists already; give another --out, or pass --overwrite to replace a file")
+    description = _description(run.config, given_names(user_path(options.run), run.config.clusters))
     images, checked = _test_batch(user_path(options.run), run.config, options.check)
     model = ExportedModel(run).eval()
     with torch.no_grad():
@@ -121,7 +125,7 @@ def export(options: Options, encoder: nn.Module | None = None) -> dict[str, Any]
             for name in formats:
                 stages.next()
                 path = Path(temporary) / FILES[name]
-                _WRITERS[name](path, program, _description(run.config))
+                _WRITERS[name](path, program, description)
                 files[str(out / FILES[name])] = _difference(name, _READERS[name](path), images, expected)
             for name in formats:
                 os.replace(Path(temporary) / FILES[name], out / FILES[name])
@@ -267,11 +271,12 @@ _WRITERS = {"torch": _write_torch, "onnx": _write_onnx}
 _READERS = {"torch": _read_torch, "onnx": _read_onnx}
 
 
-def _description(config: Config) -> str:
-    """What a file says about itself, as JSON."""
+def _description(config: Config, names: Names | None) -> str:
+    """What a file says about itself, as JSON; the names of the clusters, where they have some, None for no group."""
     shape = list(_shape(config))
-    names = ("method", "data", "name", "encoder", "clusters")
-    return json.dumps({"imc": __version__, **{name: getattr(config, name) for name in names}, "image": shape})
+    described = {name: getattr(config, name) for name in ("method", "data", "name", "encoder", "clusters")}
+    classes = {} if names is None else {"classes": names.all}
+    return json.dumps({"imc": __version__, **described, "image": shape, **classes})
 
 
 @contextlib.contextmanager

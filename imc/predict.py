@@ -7,7 +7,8 @@
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
 
-The CSV has the columns file (relative to the folder), cluster and confidence (the cluster's probability). Images are
+The CSV has the columns file (relative to the folder), cluster and confidence (the cluster's probability); where the
+clusters have names (``imc label``) it has the column name, and so are the folders of ``--sort-into`` called. Images are
 decoded as for training and streamed: the folder may be larger than the memory. Files that cannot be read are named,
 left out and counted; counted too are images in colour for a run trained on grey ones, grey ones for a run trained on
 colour, and those that have to be enlarged. Nothing in the folder is changed, and no file is overwritten unless
@@ -16,13 +17,11 @@ colour, and those that have to be enlarged. Nothing in the folder is changed, an
 
 from __future__ import annotations
 
-import functools
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, count, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import say, show, warn
 from imc.data.converted import Converted
 from imc.data.folders import Skipped
-from imc.data.ignored import mark_output
 from imc.data.model_images import bits_of_files
+from imc.data.sorting import filling, folders_of, put, require_new
 from imc.errors import RunError, UserError
 from imc.files.csv import Rows
 from imc.files.npy import GrowingArray
@@ -49,6 +48,7 @@ from imc.machine.torch_state import turn
 from imc.models.frozen import CHANNELS
 from imc.runs.data import kept_encoder
 from imc.runs.model import LoadedRun, load_run
+from imc.runs.names import Names, given_names
 from imc.runs.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
 from imc.scores.evaluation import outputs
 from imc.text import counted, inflected, shell_word, shortened, visible
@@ -103,6 +103,7 @@ def predict(options: Options) -> dict[str, Any]:
     targets = _targets(options, paths)
     run = load_run(user_path(options.run), choose_device(options.device))
     encoder = kept_encoder(run.config) if run.config.encodes else None
+    names = given_names(user_path(options.run), run.config.clusters)
     skipped = _Skipped()
     converted = Converted(*((run.config.side, run.config.channels) if encoder is None else (encoder.side, CHANNELS)))
     bits = bits_of_files(run.config)
@@ -111,7 +112,7 @@ def predict(options: Options) -> dict[str, Any]:
         [] if len(paths) <= PRINTED and all(map(is_picture, paths)) else None
     )
     try:
-        sizes = _write(run, images, targets, options, pictures)
+        sizes = _write(run, images, targets, options, pictures, names)
     except OSError as error:
         raise RunError(f"cannot write {error.filename or targets['csv']}: {error.strerror}") from None
     total = int(sizes.sum())
@@ -172,11 +173,7 @@ def _targets(options: Options, paths: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{path} exists already; give another {flag}, or pass --overwrite to replace a file")
     if options.sort_into is not None:
         target = targets["sorted"] = user_path(options.sort_into)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"--sort-into must be a new or an empty folder, and {target} is not")
-        for folder in filter(Path.is_dir, paths):
-            if target.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"--sort-into must lie outside of {folder}, whose images it would add to")
+        require_new(target, "--sort-into", list(filter(Path.is_dir, paths)))
         if holds_arrays(paths):
             raise UserError("--sort-into copies files; of an .npy it cannot")
     return targets
@@ -188,12 +185,14 @@ def _write(
     targets: dict[str, Path],
     options: Options,
     pictures: list[tuple[str, int, float]] | None,
+    names: Names | None,
 ) -> NDArray[np.int64]:
     """Predict and write batch by batch; how many images each cluster holds. Without an image nothing is written.
 
-    ``pictures`` takes name, cluster and confidence of each.
+    ``pictures`` takes name, cluster and confidence of each; ``names`` are those of the clusters, where it has some.
     """
     sizes = np.zeros(0, np.int64)
+    named, folders = (() if names is None else ("name",)), list[str]()
     with ExitStack() as stack:
         table: Rows | None = None
         rows: GrowingArray | None = None
@@ -202,11 +201,10 @@ def _write(
             result = outputs(run, pixels, batch_size=options.batch_size, amp=options.amp)
             if table is None:
                 sizes = np.zeros(result.probabilities.shape[1], np.int64)
-                table = Rows(stack.enter_context(replacing(targets["csv"])), COLUMNS)
+                table = Rows(stack.enter_context(replacing(targets["csv"])), (*COLUMNS, *named))
+                folders = _folders(names, len(sizes))
                 if "sorted" in targets:
-                    targets["sorted"].mkdir(parents=True, exist_ok=True)
-                    stack.push(functools.partial(_empty_after_failure, targets["sorted"]))
-                    mark_output(targets["sorted"])
+                    stack.enter_context(filling(targets["sorted"]))
                 if "embeddings" in targets:
                     rows = GrowingArray(stack.enter_context(replacing(targets["embeddings"], binary=True)))
                     stack.callback(rows.finish)
@@ -214,12 +212,21 @@ def _write(
                 rows.append(result.features.numpy())
             sizes += np.bincount(result.clusters, minlength=len(sizes))
             for image, cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
-                table.add(image.name, cluster, f"{confidence:.6f}")
+                name = () if names is None else (names.name(int(cluster)) or "",)
+                table.add(image.name, cluster, f"{confidence:.6f}", *name)
                 if pictures is not None:
                     pictures.append((image.name, int(cluster), float(confidence)))
                 if "sorted" in targets and image.path is not None:
-                    _copy(image.path, targets["sorted"] / f"{cluster:0{len(str(len(sizes) - 1))}}" / image.place)
+                    put(image.path, targets["sorted"] / folders[cluster] / image.place)
     return sizes
+
+
+def _folders(names: Names | None, clusters: int) -> list[str]:
+    """The folder for each cluster's images."""
+    if names is None:
+        return [f"{cluster:0{len(str(clusters - 1))}}" for cluster in range(clusters)]
+    folders = folders_of(names.all)
+    return [folders[name] for name in names.all]
 
 
 def _batches(images: Iterator[NewImage], size: int) -> Iterator[list[NewImage]]:
@@ -227,19 +234,6 @@ def _batches(images: Iterator[NewImage], size: int) -> Iterator[list[NewImage]]:
     for _, alike in groupby(images, lambda image: image.pixels.shape):
         while batch := list(islice(alike, size)):
             yield batch
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, beside one of the same name under the first that is free."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    names = chain([target], (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in count(2)))
-    shutil.copy2(source, next(name for name in names if not name.exists()))
-
-
-def _empty_after_failure(folder: Path, failure: type[BaseException] | None, *_: object) -> None:
-    """Leave a folder that was empty as it was."""
-    for path in folder.iterdir() if failure is not None else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ visible       a terminal, a figure, a page: control characters and marks that tu
 printable     data in UTF-8: what is not UTF-8 in a file's name is escaped, all else is kept
 shell_word    a command to copy
 shortened     a part of a file's name
+folder_name   a folder's name
 
 counted       a number and what it counts
 inflected     the same words without the number
@@ -55,6 +56,13 @@ def shortened(name: str, ending: str) -> str:
     while len(_bytes(name)) > max(1, LONGEST_NAME - len(_bytes(ending))):
         name = name[:-1]
     return name + ending
+
+
+def folder_name(name: str) -> str:
+    """A name as that of a folder, of any file system: what a path would obey is replaced."""
+    text = re.sub(r'[\\/:*?"<>|\x00-\x1f\x7f]', "_", printable(name)).strip(" ")
+    text = re.sub(r"^\.+|[. ]+$", "_", text) or "_"
+    return shortened(text, "-999").removesuffix("-999")
 
 
 def counted(count: int, words: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import Field, field, fields, make_dataclass
+from dataclasses import MISSING, Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,7 +15,7 @@ from imc.errors import UserError
 from imc.files.run_places import is_run, newest
 from imc.text import inflected, shell_word
 
-MISSING = "the following arguments are required: "  # how argparse says it
+REQUIRED = "the following arguments are required: "  # how argparse says it
 RUN = "RUN"  # what an argument that is the folder of a run is called in usage and help
 Options = TypeVar("Options")
 Passed = TypeVar("Passed")
@@ -23,7 +23,7 @@ Passed = TypeVar("Passed")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        if (missing := message.removeprefix(MISSING)) != message:
+        if (missing := message.removeprefix(REQUIRED)) != message:
             names = missing.split(", ")
             verb = inflected(len(names), "{is|are}")
             message = f"{missing} {verb} missing in: {self.usage}{newest() if RUN in names else ''}"
@@ -63,6 +63,7 @@ def parse_given(
     )
     for name, entry in positional.items():
         nargs: dict[str, Any] = {"nargs": "+"} if get_origin(hints[name]) is tuple else {}
+        nargs |= {} if entry.default is MISSING else {"nargs": "?"}
         parser.add_argument(name, metavar=entry.metadata["metavar"], help=entry.metadata["help"], **nargs)
     groups: dict[str, Any] = {}
     for entry in (entry for name, entry in entries.items() if name not in positional):
@@ -78,6 +79,8 @@ def parse_given(
     }
     for name, entry in positional.items():
         given = values[name] if isinstance(values[name], tuple) else (values[name],)
+        if values[name] is None:  # an optional one that was left out
+            continue
         if not all(map(is_text, given)):
             raise UserError(
                 f"{entry.metadata['metavar']} must be a text that is not empty, got {' '.join(map(repr, given))}"
@@ -115,6 +118,8 @@ def parse_with(
 
 def _usage(entry: Field[Any], hint: Any) -> str:
     metavar = entry.metadata["metavar"]
+    if entry.default is not MISSING:
+        return f"[{metavar}]"
     return f"{metavar} [{metavar} ...]" if get_origin(hint) is tuple else metavar
 
 

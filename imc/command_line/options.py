@@ -50,9 +50,12 @@ def option(
     )
 
 
-def argument(metavar: str, help: str) -> Any:
-    """A positional argument: text, or one or more texts where the field is a tuple. It has no default."""
-    return field(metadata={"metavar": metavar, "help": help, "bounds": {}, "choices": ()})
+def argument(metavar: str, help: str, *, optional: bool = False) -> Any:
+    """A positional argument: text, or one or more texts where the field is a tuple. An optional one is None where it is
+    left out, others have no default.
+    """
+    default: dict[str, Any] = {"default": None} if optional else {}
+    return field(**default, metadata={"metavar": metavar, "help": help, "bounds": {}, "choices": ()})
 
 
 def ordered(options: Any) -> list[Field[Any]]:

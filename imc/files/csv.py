@@ -40,6 +40,11 @@ def _path(text: str) -> str:
     return f"./{text}" if text.startswith(FORMULA) else text
 
 
+def path_of(text: str) -> str:
+    """The path that :class:`Rows` wrote as this text."""
+    return text[2:] if text.startswith("./") and text[2:].startswith(FORMULA) else text
+
+
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
     """The rows of a CSV file by the names of its columns.
 

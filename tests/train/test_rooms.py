@@ -13,7 +13,7 @@ ROOT = Path(imc.__file__).parent
 # From the lowest to the highest; the commands and what they share lie above them all.
 ROOMS = (
     *("files", "command_line", "machine", "data", "models", "features", "methods", "training"),
-    *("config", "runs", "scores", "pages"),
+    *("config", "runs", "scores", "handover", "pages"),
 )
 BELOW_ALL = {"errors", "metrics", "text"}  # files beside the rooms that every room may use
 SEE_THE_WHOLE = {"config", "runs", "pages"}  # resolve it, save it, and tell what a run was

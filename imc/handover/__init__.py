@@ -1,0 +1,1 @@
+"""The named images of a run as other programs read them: one file a format."""
