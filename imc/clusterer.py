@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from imc.command_line.terminal import silence
 from imc.config import Config
 from imc.data import Images
 from imc.errors import StoppedError, UserError
+from imc.features.options import ReadOptions
 from imc.files.json import write_json
 from imc.files.run_places import CONFIG, MODEL
 from imc.machine.device import choose_device
@@ -48,7 +49,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     """A run whose samples are given. Subclasses have the parameters that :meth:`_config` reads, and ``_samples``."""
 
     n_clusters: int
-    method: str
+    method: str | None
     epochs: int | None
     batch_size: int | None
     options: Mapping[str, Any] | None
@@ -59,6 +60,10 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
         """The samples that training takes, of what a user gave; with ``reset`` their kind is learned from it."""
         raise NotImplementedError
+
+    def _seen(self, samples: Tensor, options: ReadOptions) -> Tensor:
+        """What the model of a run takes, of :meth:`_samples`."""
+        return samples
 
     def _module(self) -> nn.Module | None:
         """The encoder, where it is a module."""
@@ -94,14 +99,15 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         module = self._module()
         with tempfile.TemporaryDirectory() as folder, _as_value_error(), as_in_a_new_process():
             config = self._config(Path(folder) / "run")
-            data = Images(SOURCE, samples, None, ())
             said: AbstractContextManager[list[str]] = contextlib.nullcontext([]) if self.verbose else silence()
             with said as warned:
+                seen = self._seen(samples, config)
+                data = Images(SOURCE, seen, None, ())
                 out = train(config, data, copy.deepcopy(module), report=False, embedded=True)
             assert out is not None
             run = load_run(out["out"], "cpu", copy.deepcopy(module))
         self.config_, self.model_ = run.config, run.model
-        self.labels_ = self._outputs(samples).clusters
+        self.labels_ = self._outputs(seen).clusters
         return warned
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
@@ -177,7 +183,9 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def _new(self, X: ArrayLike) -> Tensor:  # noqa: N803
         check_is_fitted(self)
-        return self._samples(X, reset=False)
+        samples = self._samples(X, reset=False)
+        with _as_value_error(), silence():
+            return self._seen(samples, replace(self.config_, device=self.device))
 
     def _outputs(self, samples: Tensor) -> Outputs:
         with as_in_a_new_process():

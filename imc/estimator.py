@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from imc.clusterer import Clusterer
 from imc.data.cache import tensor_over
-from imc.models.encoder_names import is_named
+from imc.features.embedding import embed_pixels
+from imc.features.options import ReadOptions
+from imc.machine.torch_state import turn
+from imc.runs.data import kept_encoder
 from imc.text import counted
 
 PAD = "pad"
@@ -23,7 +26,9 @@ NARROW = 1 / 50  # of the range of fit; values within less are taken for values 
 
 
 class ImageClusterer(Clusterer):
-    """Clusters images without labels, by IMC-SwAV or CRLC: ``imc train`` with the conventions of scikit-learn.
+    """Clusters images without labels, by their pixels or by what a pretrained encoder sees.
+
+    ``imc train`` with the conventions of scikit-learn.
 
     ``X`` is an array of images [M, H, W] or [M, H, W, C], C 1 or 3, or of flattened ones [M, features], as in
     scikit-learn's data sets. Pixels of dtype uint8 are taken as they are; of other dtypes, ``value_range`` is mapped to
@@ -31,10 +36,10 @@ class ImageClusterer(Clusterer):
 
     Args:
         n_clusters: number of clusters, at least 2.
-        method: "imc-swav" or "crlc".
+        method: one that ``imc train --method`` accepts; None: "crlc" with a pretrained encoder, else "imc-swav".
         encoder: which is trained: "digits", "resnet18", "resnet34", "resnet50", or a module from images [B, C, H, W] to
-            features [B, F]; None: chosen by the size of the images. What a pretrained encoder sees, which ``imc embed``
-            writes, is clustered by :class:`imc.EmbeddingClusterer`.
+            features [B, F]; or a pretrained one that is kept, such as "efficientnet-lite0" (see ``imc train --help``),
+            whose features are clustered; None: trained, and chosen by the size of the images.
         epochs, batch_size: None: chosen by the size and number of the images.
         image_shape: (height, width) or (height, width, channels) of flattened images; None: a grey square; "pad": any
             number of features is laid out row by row in the smallest grey square that holds them, the rest being 0.
@@ -68,7 +73,7 @@ class ImageClusterer(Clusterer):
         self,
         n_clusters: int = 8,
         *,
-        method: str = "imc-swav",
+        method: str | None = None,
         encoder: str | nn.Module | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -102,12 +107,13 @@ class ImageClusterer(Clusterer):
     def _own(self) -> dict[str, Any]:
         if isinstance(self.encoder, nn.Module):
             return {"encoder": None}
-        if isinstance(self.encoder, str) and is_named(self.encoder):
-            raise ValueError(
-                f"encoder={self.encoder!r} is kept as it is, and ImageClusterer trains one; cluster its features, "
-                "which imc embed writes, by EmbeddingClusterer"
-            )
         return {"encoder": self.encoder}
+
+    def _seen(self, samples: Tensor, options: ReadOptions) -> Tensor:
+        if not options.encodes:
+            return samples
+        with turn():
+            return embed_pixels(samples, kept_encoder(options))
 
     def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
         """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""

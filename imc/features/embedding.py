@@ -144,6 +144,22 @@ def embed_images(
     return _described(images, features, kept, computed, skipped)
 
 
+def embed_pixels(images: Tensor, encoder: FrozenEncoder) -> Tensor:
+    """The features float32 [M, D] of images in memory, uint8 [M, H, W, C]; nothing is kept for another call.
+
+    To be called inside :func:`imc.machine.torch_state.turn`, since it sets torch's number of threads.
+    """
+    size = CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH
+    threads = torch.get_num_threads()
+    with one_thread(), progress(len(images), "embed", "image") as bar:
+        parts = []
+        with contextlib.closing(in_order(encoder.embed_batch, images.split(size), threads, threading.Event())) as found:
+            for part in found:
+                parts.append(part.numpy())
+                bar.update(len(part))
+    return torch.from_numpy(np.concatenate(parts))  # what inference mode made could not be trained on
+
+
 @dataclass
 class _Part:
     """Some rows that follow one another.

@@ -44,6 +44,8 @@ def sourced(config: Config, data: Dataset | Images | None = None, *, own_encoder
     """
     if data is not None:
         rows = (data if isinstance(data, Images) else data.train).are_features
+        if config.encodes and config.weights_sha256 is None:
+            return _with_weights(config)
         return replace(config, features=(config.data,)) if rows and not config.on_features else config
     if config.features is None and holds_features(config.data):
         config = replace(config, features=(config.data,))
