@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
+from imc.command_line.completion import COMPLETION, completion_script
 from imc.command_line.interrupts import INTERRUPTED, second_interrupt_ends
 from imc.command_line.terminal import say, show
 from imc.errors import Error, RunError, UserError, out_of_memory
@@ -41,7 +42,8 @@ def usage() -> str:
         "usage: imc <command> [options]\n\n"
         "Cluster images without labels by mutual information across views.\n\n"
         f"commands:\n{commands}\n\n"
-        "imc <command> --help lists a command's options; imc --version prints the version."
+        "imc <command> --help lists a command's options; imc --version prints the version; imc --print-completion\n"
+        "bash, zsh or fish prints a script by which that shell completes all of these."
     )
 
 
@@ -93,8 +95,10 @@ def _run(arguments: list[str]) -> None:
         from imc_kernels.version import __version__
 
         show(f"imc {__version__}")
+    elif command.split("=")[0] == COMPLETION:
+        show(_completion(command.partition("=")[2] or " ".join(rest)))
     elif command in COMMANDS:
-        module = imported(f"imc.{command.replace('-', '_')}")
+        module = _module(command)
         from imc_kernels.native import VariableError  # here, since it imports torch
 
         try:
@@ -103,6 +107,17 @@ def _run(arguments: list[str]) -> None:
             raise UserError(str(error)) from None
     else:
         raise UserError(f"unknown command {command!r}; {_meant(command)} (see imc --help)")
+
+
+def _module(command: str) -> ModuleType:
+    return imported(f"imc.{command.replace('-', '_')}")
+
+
+def _completion(shell: str) -> str:
+    """The script by which a shell completes the commands and their options."""
+    modules = {name: _module(name) for name in COMMANDS}
+    options = {name: getattr(module, "FLAGS", None) or module.Options for name, module in modules.items()}
+    return completion_script(shell, "imc", {name: (COMMANDS[name], options[name]) for name in COMMANDS})
 
 
 def imported(name: str) -> ModuleType:
@@ -127,7 +142,7 @@ def imported(name: str) -> ModuleType:
 
 def _meant(command: str) -> str:
     """What somebody who typed this for a command may have wanted."""
-    close = difflib.get_close_matches(command.lower().replace("_", "-"), [*COMMANDS, "help"], n=1)
+    close = difflib.get_close_matches(command.lower().replace("_", "-"), [*COMMANDS, "help", COMPLETION], n=1)
     if close:
         return f"did you mean imc {close[0]}?"
     if command.startswith("-"):

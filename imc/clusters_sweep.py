@@ -34,7 +34,8 @@ from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import show
 from imc.config import Config
-from imc.data import Images, name_of
+from imc.data import NAMES, Images, name_of
+from imc.data.options import A_SOURCE
 from imc.errors import UserError
 from imc.files.csv import Rows
 from imc.files.json import write_json
@@ -47,6 +48,7 @@ from imc.metrics import SCORES
 from imc.pages import figures
 from imc.runs.data import clustered
 from imc.runs.model import LoadedRun, load_run
+from imc.runs.preview import preview
 from imc.scores.evaluation import embeddings, evenly_spaced, outputs
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
@@ -66,18 +68,22 @@ HOW_TO_READ = (
 class Options:
     """The own options of ``imc clusters-sweep``."""
 
-    data: str = argument("DATA", "data set by name, or a path: a folder of images, an .npy or an .npz")
+    data: str = argument("DATA", A_SOURCE, suggested=NAMES)
     clusters: tuple[int, ...] = option(None, "sweep", "the numbers of clusters to try", at_least=2)
     seeds: tuple[int, ...] = option((0,), "sweep", "the seeds to train each number with", at_least=0, below=2**32)
-    out: str | None = option(None, "sweep", "folder for the runs and the table; default: runs/<data>-clusters")
+    out: str | None = option(
+        None, "sweep", "folder for the runs and the table; default: runs/<data>-clusters", path=True
+    )
     overwrite: bool = option(False, "sweep", "train again what is done")
+
+
+FLAGS = arguments.joined(Options, Config, without=SET_HERE)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command: a data set and numbers in, a table and a figure out."""
-    options, config = arguments.parse_with(
-        Options, Config, argv, without=SET_HERE, program="imc clusters-sweep", description=__doc__ or ""
-    )
+    texts = {"program": "imc clusters-sweep", "description": __doc__ or ""}
+    options, config = arguments.parse_with(Options, Config, argv, without=SET_HERE, here=preview, **texts)
     show(report(clusters_sweep(options, config)))
 
 

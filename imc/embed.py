@@ -25,6 +25,8 @@ from imc import cli
 from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import show
+from imc.data import NAMES
+from imc.data.options import A_SOURCE
 from imc.errors import RunError, UserError
 from imc.features.embedding import Embedded, embed_images
 from imc.files.csv import Rows
@@ -33,7 +35,7 @@ from imc.files.whole import replacing
 from imc.machine.device import DEVICES, choose_device
 from imc.machine.threads import set_threads
 from imc.machine.torch_state import turn
-from imc.models.encoder_names import ACCEPTED, DEFAULT
+from imc.models.encoder_names import ACCEPTED, DEFAULT, LITES
 from imc.models.frozen import FrozenEncoder
 from imc.models.named import load_encoder
 from imc.text import counted, visible
@@ -46,11 +48,14 @@ DTYPES = ("float32", "float16")
 class Options:
     """The options of ``imc embed``."""
 
-    data: str = argument("DATA", "data set by name, or a path: a folder of images, an .npy or an .npz")
-    out: str = option("features.npy", "features", "the .npy file; a .csv and a .json are written beside it")
-    encoder: str = option(DEFAULT, "features", f"the encoder: {ACCEPTED}")
+    data: str = argument("DATA", A_SOURCE, suggested=NAMES)
+    out: str = option("features.npy", "features", "the .npy file; a .csv and a .json are written beside it", path=True)
+    encoder: str = option(DEFAULT, "features", f"the encoder: {ACCEPTED}", suggested=tuple(LITES))
     weights: str | None = option(
-        None, "features", "its weights, a .pt, .pth, .safetensors or .npz, instead of those that come with the name"
+        None,
+        "features",
+        "its weights, a .pt, .pth, .safetensors or .npz, instead of those that come with the name",
+        path=True,
     )
     image_size: int | None = option(
         None, "features", "side to which images are resized, pixels; default: the encoder's", at_least=8, at_most=4096
@@ -62,7 +67,7 @@ class Options:
     dtype: str = option("float32", "features", "of the features in the file", choices=DTYPES)
     overwrite: bool = option(False, "features", "replace the files if they exist")
     data_root: str | None = option(
-        None, "data", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc"
+        None, "data", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc", path=True
     )
     download: bool = option(False, "data", "download a named data set that is not there")
     labels_from_folders: bool = option(False, "data", "take the names of a folder's sub-folders as labels")

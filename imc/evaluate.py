@@ -32,7 +32,7 @@ from imc import cli
 from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
-from imc.data import Dataset, Images
+from imc.data import NAMES, Dataset, Images
 from imc.data.model_images import fit_for_model
 from imc.errors import UserError
 from imc.files.json import write_json
@@ -57,7 +57,7 @@ class Options:
     """The options of ``imc evaluate``."""
 
     runs: tuple[str, ...] = argument("RUN", "folder of a trained run")
-    data: str | None = option(None, "evaluation", "data set to score; default: the run's")
+    data: str | None = option(None, "evaluation", "data set to score; default: the run's", suggested=NAMES, path=True)
     labels_from_folders: bool = option(False, "evaluation", "take the names of a folder's sub-folders as labels")
     bn_recalibrate: str = option(
         "none",
@@ -68,7 +68,10 @@ class Options:
     skip_probes: bool = option(False, "evaluation", "leave out the nearest neighbours and the linear layer")
     skip_figures: bool = option(False, "evaluation", "write no figures")
     out: str | None = option(
-        None, "evaluation", "several runs: folder for summary.json and the figure of accuracy against training images"
+        None,
+        "evaluation",
+        "several runs: folder for summary.json and the figure of accuracy against training images",
+        path=True,
     )
     device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)

@@ -46,7 +46,7 @@ from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
 from imc.config import Config
-from imc.data import views
+from imc.data import NAMES, views
 from imc.data.options import SampleOptions
 from imc.data.resize import resized
 from imc.errors import RunError, UserError
@@ -73,10 +73,14 @@ class Options:
     """The options of ``imc export``."""
 
     run: str = argument("RUN", "folder of a trained run")
-    out: str | None = option(None, "export", "folder for the files; default: RUN")
+    out: str | None = option(None, "export", "folder for the files; default: RUN", path=True)
     format: str = option("both", "export", "what to write", choices=FORMATS)
     check: str | None = option(
-        None, "export", "data set, or folder, to compare on; default: the run's where it is there, else drawn patterns"
+        None,
+        "export",
+        "data set, or folder, to compare on; default: the run's where it is there, else drawn patterns",
+        suggested=NAMES,
+        path=True,
     )
     overwrite: bool = option(False, "export", "replace the files if they exist")
 

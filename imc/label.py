@@ -63,10 +63,16 @@ class Options:
     run: str = argument("RUN", "folder of a trained run")
     names: str | None = argument("NAMES", "names.json, which the page gave; default: those it has", optional=True)
     to: str | None = option(None, "hand over", "write the named images for another program", choices=tuple(FORMATS))
-    out: str | None = option(None, "hand over", "the file, or folder, of --to; default: RUN/labels... by the format")
-    sort_into: str | None = option(None, "hand over", "copy each image to this empty folder, into one per name")
+    out: str | None = option(
+        None, "hand over", "the file, or folder, of --to; default: RUN/labels... by the format", path=True
+    )
+    sort_into: str | None = option(
+        None, "hand over", "copy each image to this empty folder, into one per name", path=True
+    )
     link: bool = option(False, "hand over", "make symbolic links to the images, no copies")
-    data: str | None = option(None, "hand over", "where the images of the run lie now; default: where they were")
+    data: str | None = option(
+        None, "hand over", "where the images of the run lie now; default: where they were", path=True
+    )
     overwrite: bool = option(False, "hand over", "replace the file of --to if it exists")
 
 

@@ -65,11 +65,15 @@ class Options:
 
     run: str = argument("RUN", "folder of a trained run")
     images: tuple[str, ...] = argument("IMAGES", "folders of images, at any depth; pictures; .npy files; features")
-    out: str | None = option(None, "prediction", "the CSV file; default: RUN/predictions-<name of IMAGES>.csv")
-    embeddings: str | None = option(
-        None, "prediction", "write the encoder's features to this file, float32 [images, features] as .npy"
+    out: str | None = option(
+        None, "prediction", "the CSV file; default: RUN/predictions-<name of IMAGES>.csv", path=True
     )
-    sort_into: str | None = option(None, "prediction", "copy each image to this empty folder, into one per cluster")
+    embeddings: str | None = option(
+        None, "prediction", "write the encoder's features to this file, float32 [images, features] as .npy", path=True
+    )
+    sort_into: str | None = option(
+        None, "prediction", "copy each image to this empty folder, into one per cluster", path=True
+    )
     overwrite: bool = option(False, "prediction", "replace the CSV and the .npy file if they exist")
     device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time", at_least=1)

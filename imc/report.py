@@ -21,7 +21,7 @@ from imc import cli
 from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, say, show, warn
-from imc.data import Dataset
+from imc.data import NAMES, Dataset
 from imc.data.model_images import bits_of_files, fit_for_model
 from imc.data.originals import original_files
 from imc.errors import UserError
@@ -49,7 +49,9 @@ class Options:
     """The options of ``imc report``."""
 
     run: str = argument("RUN", "folder of a trained run")
-    data: str | None = option(None, "report", "data set to show; default: what the run was trained on")
+    data: str | None = option(
+        None, "report", "data set to show; default: what the run was trained on", suggested=NAMES, path=True
+    )
     labels_from_folders: bool = option(False, "report", "take the names of a folder's sub-folders as labels")
     thumbnails: int | None = option(
         None,

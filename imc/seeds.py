@@ -22,12 +22,14 @@ from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import show
 from imc.config import Config
-from imc.data import name_of
+from imc.data import NAMES, name_of
+from imc.data.options import A_SOURCE
 from imc.evaluate import Options as EvaluateOptions
 from imc.evaluate import evaluate
 from imc.files.paths import user_path
 from imc.files.run_places import RUNS
 from imc.pages.summary import SUMMARY, summarise, summary_table, write_summary
+from imc.runs.preview import preview
 from imc.several_runs import SET_HERE, agreement, clusters_of, load_once, train_each
 from imc.text import shortened, visible
 
@@ -36,18 +38,22 @@ from imc.text import shortened, visible
 class Options:
     """The own options of ``imc seeds``."""
 
-    data: str = argument("DATA", "data set by name, or a path: a folder of images, an .npy or an .npz")
+    data: str = argument("DATA", A_SOURCE, suggested=NAMES)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "seeds", "the seeds", at_least=0, below=2**32)
-    out: str | None = option(None, "seeds", "folder for the runs and summary.json; default: runs/<data>-seeds")
+    out: str | None = option(
+        None, "seeds", "folder for the runs and summary.json; default: runs/<data>-seeds", path=True
+    )
     skip_probes: bool = option(False, "seeds", "leave out the nearest neighbours and the linear layer")
     overwrite: bool = option(False, "seeds", "train again what is done")
 
 
+FLAGS = arguments.joined(Options, Config, without=SET_HERE)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command: a data set in, a table out."""
-    options, config = arguments.parse_with(
-        Options, Config, argv, without=SET_HERE, program="imc seeds", description=__doc__ or ""
-    )
+    texts = {"program": "imc seeds", "description": __doc__ or ""}
+    options, config = arguments.parse_with(Options, Config, argv, without=SET_HERE, here=preview, **texts)
     show(report(seeds(options, config)))
 
 

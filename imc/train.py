@@ -65,6 +65,7 @@ from imc.pages.results import table, write_results
 from imc.runs.data import run_data, sourced
 from imc.runs.model import LoadedRun, save_model
 from imc.runs.plan import announced, teller
+from imc.runs.preview import preview
 from imc.runs.resume import Begun, begun
 from imc.runs.smaller import smaller_recipe
 from imc.runs.start import Trained, begin, choose_images, open_data, run_to_continue
@@ -78,12 +79,13 @@ from imc.training.placement import place
 from imc.training.ranks import Ranks, ranks
 from imc_kernels import backends
 
+FLAGS = Config
 CALIBRATED = 10_000  # rows that decide how sure the answers on features are
 
 
 def main(argv: Sequence[str]) -> None:
     """The command: flags in, a run folder and a table out."""
-    config, given = arguments.parse_given(Config, argv, program="imc train", description=__doc__ or "")
+    config, given = arguments.parse_given(Config, argv, program="imc train", description=__doc__ or "", here=preview)
     config = (config if config.resume else sourced(config)).validate()
     if config.print_config:
         show(json.dumps(plan(config, given=given).to_dict(), indent=2))

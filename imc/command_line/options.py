@@ -29,10 +29,13 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    suggested: tuple[str, ...] = (),
+    path: bool = False,
     method: str | tuple[str, ...] = (),
 ) -> Any:
     """A flag: its default, its group and line in ``--help``, the bounds of its value or the texts accepted, and the
-    method, or methods, that alone have it.
+    method, or methods, that alone have it. ``suggested`` are some of the texts that are accepted, and a ``path`` is
+    one to a file or a folder: a shell completes them.
 
     A default of None stands for what is chosen later; the field's type is then that of the choice.
     """
@@ -46,16 +49,19 @@ def option(
             "method": methods,
             "bounds": {k: v for k, v in bounds.items() if v is not None},
             "choices": choices,
+            "suggested": suggested,
+            "path": path,
         },
     )
 
 
-def argument(metavar: str, help: str, *, optional: bool = False) -> Any:
-    """A positional argument: text, or one or more texts where the field is a tuple. An optional one is None where it is
-    left out, others have no default.
+def argument(metavar: str, help: str, *, suggested: tuple[str, ...] = (), optional: bool = False) -> Any:
+    """A path without a flag, or one or more where the field is a tuple, or a name in its place. An optional one is None
+    where it is left out, others have no default.
     """
     default: dict[str, Any] = {"default": None} if optional else {}
-    return field(**default, metadata={"metavar": metavar, "help": help, "bounds": {}, "choices": ()})
+    more = {"bounds": {}, "choices": (), "suggested": suggested, "path": True}
+    return field(**default, metadata={"metavar": metavar, "help": help, **more})
 
 
 def ordered(options: Any) -> list[Field[Any]]:

@@ -40,7 +40,7 @@ class RunOptions(SourceOptions):
     """Where a run writes, and how it begins."""
 
     name: str | None = option(None, "run", "name of the run; default: the data set's, with -2, -3, ... if taken")
-    out: str | None = option(None, "run", "folder for what the run writes; default: runs/<name>")
+    out: str | None = option(None, "run", "folder for what the run writes; default: runs/<name>", path=True)
     overwrite: bool = option(False, "run", "replace the result that the folder holds (without it, that is an error)")
     resume: bool = option(
         False, "run", "continue the run in --out, on the same images; where there is none, --data starts it"
@@ -70,7 +70,15 @@ class Config(
     types are those of a resolved configuration, which is what the run saves.
     """
 
-    # Of --help and config.json; a field that is not named comes last.
+    # Of --help: what people use first.
+    FIRST: ClassVar = {
+        "data": ("data", "features", "labels_from_folders", "image_size", "download"),
+        "what is learned": ("method", "clusters", "encoder", "init", "augmentation"),
+        "training": ("epochs", "batch_size", "lr", "seed"),
+        "the run": ("out", "overwrite", "resume", "print_config"),
+        "machine": ("device", "threads"),
+    }
+    # Of --help-all and config.json; a field that is not named comes last.
     # fmt: off
     ORDER: ClassVar = (
         "method", "data", "features", "files", "labels", "data_root", "download", "image_size", "pixel_bits",

@@ -20,7 +20,7 @@ import torch
 from imc.config.config import Config
 from imc.config.filling import filled, require_fit
 from imc.data import Dataset, absolute
-from imc.data.outline import Outline
+from imc.data.outline import outline_of
 from imc.data.views import unit_scale
 from imc.errors import UserError
 from imc.machine.backend import choose_backend
@@ -56,29 +56,13 @@ def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder:
 
 
 def _of_preset(config: Config, data: Dataset) -> Config:
-    outline = outline_of(data, config.train_on)
+    outline = outline_of(data, with_test=config.train_on == "train+test")
     if config.are_augmented and (data.train.views is None or data.train.views.shape[1] < 2):
         raise UserError(
             f"--augmentation {config.augmentation} takes stored views [rows, views, columns], at least 2 of each row, "
             f"as imc embed --views writes them; {data.name} has one"
         )
     return require_fit(filled(config, outline), outline)
-
-
-def outline_of(data: Dataset, train_on: str) -> Outline:
-    """What the presets go by.
-
-    Raises:
-        UserError: there is no image.
-    """
-    samples, classes = data.train.images, len(data.train.class_names)
-    if data.train.are_features:
-        return Outline(data.name, len(samples), classes, columns=data.train.columns or (samples.shape[1],))
-    if min(samples.shape[:3]) < 1:
-        raise UserError(f"{data.name} holds no images")
-    further = len(data.test.images) if train_on == "train+test" and data.test is not None else 0
-    side, channels = min(samples.shape[1:3]), samples.shape[3]
-    return Outline(data.name, len(samples) + further, classes, side=side, channels=channels)
 
 
 def _of_data(config: Config, data: Dataset) -> Config:

@@ -40,6 +40,8 @@ class NamedSet:
         read: from name, place and what reads folders of images to the splits.
         statistics: published mean and standard deviation of the channels.
         counts: images of the published train and test split.
+        side, classes: of the images, pixels, and of their labels, as published; of folders the side at which they are
+            used by default.
         archives: what its publisher offers.
     """
 
@@ -49,6 +51,8 @@ class NamedSet:
     read: Callable[[str, Path, Reader], Splits]
     statistics: Statistics
     counts: tuple[int, int]
+    side: int
+    classes: int
     archives: tuple[download.Archive, ...]
     in_root: bool = True
 
@@ -77,7 +81,7 @@ def _idx(class_names: tuple[str, ...]) -> Callable[[str, Path, Reader], Splits]:
     return lambda name, place, read: (*read_idx_folder(name, place, class_names), None, "")
 
 
-def _cifar_100(labels: Labels) -> NamedSet:
+def _cifar_100(labels: Labels, classes: int) -> NamedSet:
     return NamedSet(
         places=("cifar-100-python", "cifar-100-binary", "cifar-100-python.tar.gz", "cifar-100-binary.tar.gz"),
         marks=("meta", "fine_label_names.txt"),
@@ -85,6 +89,8 @@ def _cifar_100(labels: Labels) -> NamedSet:
         read=_cifar(labels),
         statistics=CIFAR_100,
         counts=(50_000, 10_000),
+        side=32,
+        classes=classes,
         archives=download.CIFAR100,
     )
 
@@ -99,10 +105,12 @@ NAMED: dict[str, NamedSet] = {
         read=_cifar(CIFAR10),
         statistics=((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         counts=(50_000, 10_000),
+        side=32,
+        classes=10,
         archives=download.CIFAR10,
     ),
-    "cifar20": _cifar_100(CIFAR20),
-    "cifar100": _cifar_100(CIFAR100),
+    "cifar20": _cifar_100(CIFAR20, 20),
+    "cifar100": _cifar_100(CIFAR100, 100),
     "stl10": NamedSet(
         places=("stl10_binary",),
         marks=("train_X.bin",),
@@ -110,6 +118,8 @@ NAMED: dict[str, NamedSet] = {
         read=lambda name, place, read: (*read_stl10(name, place), ""),
         statistics=((0.43, 0.42, 0.39), (0.27, 0.26, 0.27)),
         counts=(5_000, 8_000),
+        side=96,
+        classes=10,
         archives=download.STL10,
     ),
     "tiny-imagenet": NamedSet(
@@ -119,6 +129,8 @@ NAMED: dict[str, NamedSet] = {
         read=read_tiny_imagenet,
         statistics=IMAGENET,
         counts=(100_000, 10_000),
+        side=64,
+        classes=200,
         archives=download.TINY_IMAGENET,
     ),
     "mnist": NamedSet(
@@ -128,6 +140,8 @@ NAMED: dict[str, NamedSet] = {
         read=_idx(tuple("0123456789")),
         statistics=((0.1307,), (0.3081,)),
         counts=(60_000, 10_000),
+        side=28,
+        classes=10,
         archives=download.MNIST,
         in_root=False,  # the files of fashion-mnist have the same names
     ),
@@ -138,6 +152,8 @@ NAMED: dict[str, NamedSet] = {
         read=_idx(FASHION),
         statistics=((0.2860,), (0.3530,)),
         counts=(60_000, 10_000),
+        side=28,
+        classes=10,
         archives=download.FASHION_MNIST,
         in_root=False,
     ),
@@ -148,6 +164,8 @@ NAMED: dict[str, NamedSet] = {
         read=read_imagenette,
         statistics=IMAGENET,
         counts=(9_469, 3_925),
+        side=128,
+        classes=10,
         archives=download.IMAGENETTE,
     ),
 }

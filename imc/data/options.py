@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imc.command_line.options import option
+from imc.data import NAMES
 from imc.machine.options import DeviceOptions
 
+A_SOURCE = "data set by name, or a path: a folder of images, an .npy or an .npz"
 SWITCH = ("auto", "on", "off")
 VIEWS = ("affine", "crops")  # of images
 ROW_VIEWS = ("neighbours", "noise", "augmented")  # of features
@@ -16,15 +18,19 @@ ROW_VIEWS = ("neighbours", "noise", "augmented")  # of features
 class SourceOptions:
     """What the images, or the features, are called."""
 
-    data: str = option("digits", "run", "data set by name, or a path: a folder of images, an .npy or an .npz")
+    data: str = option("digits", "run", A_SOURCE, suggested=NAMES, path=True)
     features: tuple[str, ...] = option(
         None,
         "run",
         "instead of --data: .npy or .npz files of rows, one each sample; several lie side by side",
+        path=True,
     )
-    files: str | None = option(None, "run", "with --features: a text with the name of each row, one a line")
+    files: str | None = option(None, "run", "with --features: a text with the name of each row, one a line", path=True)
     labels: str | None = option(
-        None, "run", "with --features: the classes of the rows, as .npy or one a line; read by the report at the end"
+        None,
+        "run",
+        "with --features: the classes of the rows, as .npy or one a line; read by the report at the end",
+        path=True,
     )
 
 
@@ -60,7 +66,7 @@ class DataOptions(SourceOptions, DeviceOptions, SampleOptions):
     """How a data set is read."""
 
     data_root: str | None = option(
-        None, "run", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc"
+        None, "run", "folder in which named data sets lie; default: that of IMC_DATA, or ~/.cache/imc", path=True
     )
     download: bool = option(False, "run", "download a named data set that is not there")
     image_size: int | None = option(None, "run", "side to which the images of a folder are resized, pixels", at_least=4)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from imc.command_line.options import option
 
+BACKENDS = ("auto", "cuda", "triton", "cpu", "eager")
+
 
 @dataclass(frozen=True)
 class DeviceOptions:
@@ -32,4 +34,6 @@ class ThreadOptions:
 class BackendOptions:
     """Which kernels run."""
 
-    backend: str = option("auto", "run", "kernels: auto, cuda, triton, cpu or eager; auto: the first that is built")
+    backend: str = option(
+        "auto", "run", "kernels: auto, cuda, triton, cpu or eager; auto: the first that is built", suggested=BACKENDS
+    )

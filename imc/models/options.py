@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from imc.command_line.options import option
 from imc.data.options import ColumnsOptions, ImageOptions
-from imc.models.encoder_names import ACCEPTED, DEFAULT
+from imc.models.encoder_names import ACCEPTED, DEFAULT, LITES
 from imc.models.standardise import SCALINGS
 
 ENCODERS = ("digits", "resnet18", "resnet34", "resnet50", "custom")
@@ -21,6 +21,7 @@ class EncoderNameOptions:
         "network",
         f"one that is trained: {', '.join(ENCODERS)} (a module given from Python); or one that is kept, whose features "
         f"are clustered: {ACCEPTED}",
+        suggested=(*ENCODERS[:-1], *LITES),
     )
     train_encoder: bool = option(
         False, "network", f"train an --encoder that would be kept, from its weights, on the pixels (default: {DEFAULT})"
@@ -42,7 +43,10 @@ class KeptEncoderOptions(EncoderNameOptions):
     """An encoder that is kept: its features are clustered."""
 
     weights: str | None = option(
-        None, "network", "of a pretrained encoder: a .pt, .pth, .safetensors or .npz instead of those of its name"
+        None,
+        "network",
+        "of a pretrained encoder: a .pt, .pth, .safetensors or .npz instead of those of its name",
+        path=True,
     )
     weights_sha256: str | None = option(None, "network", "of an encoder that is kept; found in it")
 
@@ -98,7 +102,10 @@ class PretrainedOptions:
     """What the encoder's weights begin with."""
 
     init: str | None = option(
-        None, "training", "initialise the encoder: a run's folder, or another program's .pt, .pth, .safetensors, .npz"
+        None,
+        "training",
+        "initialise the encoder: a run's folder, or another program's .pt, .pth, .safetensors, .npz",
+        path=True,
     )
     init_prefix: str | None = option(
         None, "training", "which encoder of several in --init's file: what stands before its names, such as teacher"

@@ -33,6 +33,16 @@ SIDE_WITHOUT_GPU = 32
 
 
 def sourced(config: Config, data: Dataset | Images | None = None, *, own_encoder: bool = False) -> Config:
+    """The configuration as :func:`chosen`, and the digest of the weights of an encoder that is kept.
+
+    Raises:
+        UserError: features and another data set are given, or the encoder cannot be loaded.
+    """
+    config = chosen(config, data, own_encoder=own_encoder)
+    return _with_weights(config) if data is None and config.features is None and config.encodes else config
+
+
+def chosen(config: Config, data: Dataset | Images | None = None, *, own_encoder: bool = False) -> Config:
     """The configuration with its features, where it is on some, by the paths that lead to them from anywhere.
 
     An array of rows that is given as the data set is features, also where it is given from Python as ``data``. A folder
@@ -59,7 +69,7 @@ def sourced(config: Config, data: Dataset | Images | None = None, *, own_encoder
             and are_photographs(config.data)
         ):
             config = replace(config, encoder=encoder)
-        return _with_weights(config) if config.encodes else config
+        return config
     features = tuple(map(absolute, config.features))
     if config.data not in (Config.data, *config.features, features[0]):
         raise UserError(f"--data {config.data} and --features exclude each other")
@@ -116,7 +126,7 @@ def run_data(options: ReadOptions, data: Dataset | Images | None = None) -> Data
     loaded = load(
         options.data,
         root=None if options.data_root is None else user_path(options.data_root),
-        image_size=_image_size(options),
+        image_size=image_size(options),
         labels_from_folders=options.labels_from_folders,
         download=options.download,
         pixel_bits=options.pixel_bits,
@@ -140,7 +150,7 @@ def _labelled(images: Images) -> Images:
     return replace(images, labels=labels.long() if highest >= 0 else None)
 
 
-def _image_size(options: DataOptions) -> int | None:
+def image_size(options: DataOptions) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
     if options.image_size is not None or not is_folder(options.data):
         return options.image_size

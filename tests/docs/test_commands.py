@@ -48,13 +48,10 @@ def check_imc(command: str, argv: list[str]) -> None:
     """The options are parsed by the command's own parser; nothing runs."""
     assert command in cli.COMMANDS
     module = importlib.import_module(f"imc.{command.replace('-', '_')}")
-    options = {"program": command, "description": ""}
-    if command == "train":
-        arguments.parse(Config, argv, **options).validate()
-    elif command in ("seeds", "clusters-sweep"):
-        arguments.parse_with(module.Options, Config, argv, without=module.SET_HERE, **options)
-    else:
-        arguments.parse(module.Options, argv, **options)
+    flags = getattr(module, "FLAGS", None) or module.Options
+    options = arguments.parse(flags, argv, program=command, description="")
+    if isinstance(options, Config):
+        options.validate()
 
 
 def test_there_are_commands() -> None:
