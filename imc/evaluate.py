@@ -2,6 +2,7 @@
 
     imc evaluate runs/digits                          # writes evaluation.json and figures/ into the run's folder
     imc evaluate runs/digits --bn-recalibrate train   # with the statistics of the train split
+    imc evaluate runs/photos --labels y.npy           # classes that the training had not
     imc evaluate runs/a runs/b runs/c                 # each of them, then mean and standard deviation
 
 For the train and the test split, where there are: ACC (Hungarian), NMI (arithmetic), ARI, a table of the classes and
@@ -33,6 +34,7 @@ from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, show
 from imc.data import NAMES, Dataset, Images
+from imc.data.labels import with_labels
 from imc.data.model_images import fit_for_model
 from imc.errors import UserError
 from imc.files.json import write_json
@@ -59,6 +61,9 @@ class Options:
     runs: tuple[str, ...] = argument("RUN", "folder of a trained run")
     data: str | None = option(None, "evaluation", "data set to score; default: the run's", suggested=NAMES, path=True)
     labels_from_folders: bool = option(False, "evaluation", "take the names of a folder's sub-folders as labels")
+    labels: str | None = option(
+        None, "evaluation", "the classes of the samples in the order of labels.csv, as .npy or one a line", path=True
+    )
     bn_recalibrate: str = option(
         "none",
         "evaluation",
@@ -117,6 +122,10 @@ def evaluate(folder: str | Path, options: Options | None = None, data: Dataset |
         data = other_data(folder, run.config, options.data, options.labels_from_folders)
     else:
         data = fit_for_model(run.config, run_data(run.config, data))
+    if options.labels is not None:
+        if options.labels_from_folders:
+            raise UserError("--labels and --labels-from-folders exclude each other")
+        data = with_labels(data, options.labels)
     recalibrated = _recalibrate(run, data, options.bn_recalibrate)
     splits = {name: split for name, split in (("train", data.train), ("test", data.test)) if split is not None}
     results = {

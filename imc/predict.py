@@ -7,12 +7,12 @@
     imc predict runs/birds new-photos --embeddings birds.npy # and the encoder's features
     imc predict runs/birds new-photos --sort-into sorted     # and a copy of each image in a folder per cluster
 
-The CSV has the columns file (relative to the folder), cluster and confidence (the cluster's probability); where the
-clusters have names (``imc label``) it has the column name, and so are the folders of ``--sort-into`` called. Images are
-decoded as for training and streamed: the folder may be larger than the memory. Files that cannot be read are named,
-left out and counted; counted too are images in colour for a run trained on grey ones, grey ones for a run trained on
-colour, and those that have to be enlarged. Nothing in the folder is changed, and no file is overwritten unless
-``--overwrite`` is given.
+The CSV has the columns file (relative to the folder), cluster and confidence (the cluster's probability); of a run on
+features unsure, 1 where that is below 0.7; where the clusters have names (``imc label``) it has the column name, and so
+are the folders of ``--sort-into`` called. Images are decoded as for training and streamed: the folder may be larger
+than the memory. Files that cannot be read are named, left out and counted; counted too are images in colour for a run
+trained on grey ones, grey ones for a run trained on colour, and those that have to be enlarged. Nothing in the folder
+is changed, and no file is overwritten unless ``--overwrite`` is given.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from imc.runs.data import kept_encoder
 from imc.runs.model import LoadedRun, load_run
 from imc.runs.names import Names, given_names
 from imc.runs.new_images import NewImage, holds_arrays, is_picture, read_new_images, sources, title
-from imc.scores.evaluation import outputs
+from imc.scores.evaluation import UNSURE, outputs
 from imc.text import counted, inflected, shell_word, shortened, visible
 
 BATCH = 256
@@ -197,6 +197,7 @@ def _write(
     """
     sizes = np.zeros(0, np.int64)
     named, folders = (() if names is None else ("name",)), list[str]()
+    doubted = ("unsure",) if run.config.columns is not None else ()
     with ExitStack() as stack:
         table: Rows | None = None
         rows: GrowingArray | None = None
@@ -205,7 +206,7 @@ def _write(
             result = outputs(run, pixels, batch_size=options.batch_size, amp=options.amp)
             if table is None:
                 sizes = np.zeros(result.probabilities.shape[1], np.int64)
-                table = Rows(stack.enter_context(replacing(targets["csv"])), (*COLUMNS, *named))
+                table = Rows(stack.enter_context(replacing(targets["csv"])), (*COLUMNS, *doubted, *named))
                 folders = _folders(names, len(sizes))
                 if "sorted" in targets:
                     stack.enter_context(filling(targets["sorted"]))
@@ -217,7 +218,8 @@ def _write(
             sizes += np.bincount(result.clusters, minlength=len(sizes))
             for image, cluster, confidence in zip(batch, result.clusters, result.confidence, strict=True):
                 name = () if names is None else (names.name(int(cluster)) or "",)
-                table.add(image.name, cluster, f"{confidence:.6f}", *name)
+                unsure = (int(confidence < UNSURE),) if doubted else ()
+                table.add(image.name, cluster, f"{confidence:.6f}", *unsure, *name)
                 if pictures is not None:
                     pictures.append((image.name, int(cluster), float(confidence)))
                 if "sorted" in targets and image.path is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from imc.data.arrays import class_numbers, load_npz, reason_of
 from imc.data.cache import cached, memory_mapped, stamp, tensor_over
 from imc.data.dataset import Dataset, Images
+from imc.data.labels import read_labels, read_lines
 from imc.errors import UserError
 from imc.features.options import AUGMENTED
 from imc.features.views import split_views
@@ -59,7 +60,7 @@ def read_features(
     count, first = len(rows), parts[0]
     _require_finite(sources[0] if len(sources) == 1 else "--features", rows)
     title = sources[0]
-    names = first.get(FILES[0]) if files is None else _lines(files)
+    names = first.get(FILES[0]) if files is None else read_lines(files)
     numbers, test_numbers, classes = _labels(title, first, labels)
     for what, given in ((files or f"{title}: {FILES[0]}", names), (labels or f"{title}: {LABELS[0]}", numbers)):
         if given is not None and len(given) != count:
@@ -200,14 +201,6 @@ def _require_finite(what: str, rows: Tensor) -> None:
         raise _refusal(what, f"row{'s' * (total > 1)} {listed} (from 0) hold NaN, infinite or too large numbers")
 
 
-def _lines(source: str) -> list[str]:
-    path = user_path(source)
-    try:
-        return path.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
-
-
 def _labels(
     title: str, arrays: dict[str, Any], given: str | None
 ) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
@@ -216,13 +209,7 @@ def _labels(
     path = user_path(title)
     if given is not None:
         path = user_path(given)
-        if path.suffix.lower() == ".npy":
-            try:
-                entries.append((LABELS[0], np.load(path, allow_pickle=False)))
-            except Exception as error:
-                raise UserError(f"--labels cannot use {given!r}: {reason_of(error, 'labels')}") from None
-        else:
-            entries.append((LABELS[0], np.array(_lines(given))))
+        entries.append((LABELS[0], read_labels(given)))
     elif LABELS[0] in arrays:
         entries.append((LABELS[0], arrays[LABELS[0]]))
     if TEST_LABELS[0] in arrays and entries:

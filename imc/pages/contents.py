@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imc.data import Images
-from imc.pages.results import UNSURE
 from imc.pages.similar import find_neighbours, nearly_same
 from imc.pages.thumbnails import GAP, Sheet
 from imc.runs.names import Names, digest_of_images
-from imc.scores.evaluation import PLANE_IMAGES, Outputs, evenly_spaced, plane
+from imc.scores.evaluation import PLANE_IMAGES, UNSURE, Outputs, evenly_spaced, plane
 from imc.text import visible
 
 DOUBTFUL, LEAST_DOUBTFUL = 2000, 24  # images in the list, at most and at least

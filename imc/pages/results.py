@@ -22,13 +22,9 @@ from imc.files.whole import replacing, written
 from imc.machine.arithmetic import arithmetic, processor
 from imc.metrics import SCORES, clustering_scores
 from imc.pages.run_figures import draw_confusion, draw_gallery
-from imc.scores.evaluation import kmeans_on_features, kmeans_on_pixels
+from imc.scores.evaluation import UNSURE, kmeans_on_features, kmeans_on_pixels
 from imc.text import counted, shell_word, visible
 from imc_kernels.version import __version__
-
-# Of the photographs in docs/embeddings.md, those less sure than this were wrong in four of ten cases, the others in one
-# of fifty.
-UNSURE = 0.7
 
 
 def write_results(

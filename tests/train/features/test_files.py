@@ -124,7 +124,7 @@ def test_what_does_not_belong_together(tmp_path: Path) -> None:
         ({"sources": [a], "labels": str(tmp_path / "y.npy")}, "has 3 entries, and the features have 4 rows"),
         ({"sources": [a], "files": str(tmp_path / "names.txt")}, "has 3 entries"),
         ({"sources": [a], "files": str(tmp_path / "none.txt")}, "cannot be read"),
-        ({"sources": [a], "labels": str(tmp_path / "none.npy")}, "--labels cannot use"),
+        ({"sources": [a], "labels": str(tmp_path / "none.npy")}, "--labels .* is not there"),
         ({"sources": [str(tmp_path / "A.npy")]}, "did you mean"),
         ({"sources": [str(tmp_path / "names.txt")]}, "accepted are .npy and .npz"),
         ({"sources": [saved(tmp_path / "c.npz", other=np.ones((2, 2)))]}, "no array named"),
