@@ -33,9 +33,10 @@ DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0+PTX"
 COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden"]
 # Not -ffast-math: NaN and infinity must survive.
 CPU_FLAGS = [*COMMON_FLAGS, "-fPIC", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 INSTRUCTION_SETS = {
-    "v3": ["-mavx2", "-mfma"],
-    "v4": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+    "v3": AVX2,
+    "v4": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 SANITIZE = [f"-fsanitize={names}"] if (names := os.environ.get("IMC_SANITIZE")) else []

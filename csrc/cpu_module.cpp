@@ -37,7 +37,8 @@ constexpr const char* kNames[] = {"default", "avx2", "avx512"};  // as torch's A
 InstructionSet best() {
 #ifdef IMC_X86
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool v3 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return v4 ? InstructionSet::v4 : v3 ? InstructionSet::v3 : InstructionSet::baseline;
@@ -122,7 +123,7 @@ PYBIND11_MODULE(_cpu, module) {
   const InstructionSet chosen = wanted();
   module.def("instruction_sets", [] { return pybind11::tuple(pybind11::cast(instruction_sets())); });
   module.def("instruction_set", [chosen] { return kNames[static_cast<int>(chosen)]; });
-  IMC_DEFINE(sinkhorn,
+  IMC_DEFINE_WITH_HALF(sinkhorn,
              "scores[p.. b k], marginals[k]?, assignments[p.. b k], rows[p i b]?, columns[p i k]?rows, p, b, k, "
              "epsilon, iterations i; 1 <= i");
   IMC_DEFINE(sinkhorn_backward,
@@ -135,19 +136,21 @@ PYBIND11_MODULE(_cpu, module) {
              "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
              "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
              "gradient[p.. b k], sums[p k], p, b, k, epsilon");
-  IMC_DEFINE(prototype_scores,
+  IMC_DEFINE_WITH_HALF(prototype_scores,
              "embeddings[n.. d], prototypes[k d], scores[n.. k], n, k, d, normalize_prototypes");
-  IMC_DEFINE(prototype_scores_backward,
+  IMC_DEFINE_WITH_HALF(prototype_scores_backward,
              "embeddings[n.. d], prototypes[k d], grad_output[n.. k], embeddings_gradient[n.. d]?, "
              "prototypes_gradient[k d]?, n, k, d, normalize_prototypes");
-  IMC_DEFINE(per_view_batch_norm,
-             "input[v n c], weight[c]?, bias[c]?, output[v n c], mean[v c], variance[v c], v, n, c, eps, relu; 2 <= n");
-  IMC_DEFINE(per_view_batch_norm_backward,
-             "input[v n c], weight[c]?, bias[c]?, mean[v c], variance[v c], grad_output[v n c], "
-             "input_gradient[v n c]?, weight_gradient[c]?, bias_gradient[c]?, v, n, c, eps, relu; 2 <= n");
-  IMC_DEFINE(swapped_prediction_loss,
+  IMC_DEFINE_WITH_HALF(per_view_batch_norm,
+                       "input[v n c], weight[c]?, bias[c]?, residual[v n c]?, output[v n c], mean[v c], "
+                       "variance[v c], v, n, c, eps, relu; 2 <= n");
+  IMC_DEFINE_WITH_HALF(per_view_batch_norm_backward,
+                       "input[v n c], weight[c]?, bias[c]?, residual[v n c]?, mean[v c], variance[v c], "
+                       "grad_output[v n c], input_gradient[v n c]?, weight_gradient[c]?, bias_gradient[c]?, "
+                       "residual_gradient[v n c]?, v, n, c, eps, relu; 2 <= n");
+  IMC_DEFINE_WITH_HALF(swapped_prediction_loss,
              "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, v, a, b, k, temperature; a <= v; 2 <= v");
-  IMC_DEFINE(mutual_information_loss,
+  IMC_DEFINE_WITH_HALF(mutual_information_loss,
              "logits[v b c], scores[v b k], loss[], logits_gradient[v b c]?, scores_gradient[v b k]?, v, b, c, k, "
              "temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
   IMC_DEFINE(mutual_information_loss_sums,
@@ -155,16 +158,16 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE(mutual_information_loss_finish,
              "logits[v b c], scores[v b k], sums[vcvk+vc+2], loss[], logits_gradient[v b c]?, "
              "scores_gradient[v b k]?, v, b, c, k, temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
-  IMC_DEFINE(log_dot_product_loss,
+  IMC_DEFINE_WITH_HALF(log_dot_product_loss,
              "logits[h 2 b c], loss[h], gradient[h 2 b c]?, h, b, c, smoothing, entropy_weight, logit_limit");
   IMC_DEFINE(log_dot_product_loss_sums, "logits[h 2 b c], sums[h c 4], h, b, c, smoothing");
   IMC_DEFINE(log_dot_product_loss_parts,
              "logits[h 2 b c], sums[h c 4], samples[], whole_quotients[h c 2]?, losses[h], quotients[h c 2], "
              "gradient[h 2 b c]?whole_quotients, h, b, c, smoothing, entropy_weight, logit_limit");
-  IMC_DEFINE(self_distillation_loss,
+  IMC_DEFINE_WITH_HALF(self_distillation_loss,
              "students[h 2 b c], teachers[h 2 b c], prior[h c]?, weights[b]?, loss[h], gradient[h 2 b c]?, h, b, c, "
              "student_temperature, teacher_temperature, beta, entropy_weight, agreement");
-  IMC_DEFINE(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
+  IMC_DEFINE_WITH_HALF(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
   IMC_DEFINE(info_nce_loss_rows,
              "embeddings[2 b d], loss[], statistics[2 2 n], b, d, first_sample f, n, temperature, normalise; "
              "f+n <= b");

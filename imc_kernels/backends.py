@@ -15,9 +15,10 @@ The GPU backends can also be emulated on CPU tensors, slowly, which is how they 
 its interpreter where ``TRITON_INTERPRET=1`` was set, ``cuda`` where it was built with ``IMC_BUILD_CUDA=simt``. An
 emulated backend runs only when it is asked for by name.
 
-The ``cpu`` kernels are compiled for three instruction sets of x86-64: default (SSE2), avx2 (with FMA) and avx512 (with
-BW, DQ and VL). The best that the processor has runs, or the one that the environment variable ``IMC_CPU_CAPABILITY``
-names at the first call, when they are loaded; a name that the processor lacks raises. They round differently.
+The ``cpu`` kernels are compiled for three instruction sets of x86-64: default (SSE2), avx2 (with FMA and F16C) and
+avx512 (with BW, DQ and VL). The best that the processor has runs, or the one that the environment variable
+``IMC_CPU_CAPABILITY`` names at the first call, when they are loaded; a name that the processor lacks raises. They round
+differently.
 """
 
 from __future__ import annotations

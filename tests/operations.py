@@ -168,6 +168,14 @@ OPERATIONS = [
         {"views": 2, "eps": 0.1, "relu": True},
         label="per_view_batch_norm-relu",
     ),
+    Operation(
+        "per_view_batch_norm",
+        lambda s, g: (*maps_and_affine(s, g), normal(2 * s.batch, s.dim, 3, 3, generator=g)),
+        (True, True, True, True),
+        {"views": 2, "relu": True},
+        label="per_view_batch_norm-residual",
+        keywords=("residual",),
+    ),
     Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False), is_loss=True),
     Operation(
         "mutual_information_loss",

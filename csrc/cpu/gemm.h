@@ -7,6 +7,7 @@
 // that normalised copies of a matrix never exist.
 #pragma once
 
+#include "elements.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -39,12 +40,12 @@ int64_t packed_size(int64_t depth, int64_t columns) {
 }
 
 // One panel of a B given row by row, its rows `stride` apart: the first `columns` of kPanel columns, the others 0.
-template <typename T>
-void pack_panel(const T* b, int64_t stride, const T* depth_scale, int64_t depth, int64_t columns, T* panel) {
+template <typename S, typename T>
+void pack_panel(const S* b, int64_t stride, const T* depth_scale, int64_t depth, int64_t columns, T* panel) {
   constexpr int width = kPanel<T>;
   for (int64_t k = 0; k < depth; ++k) {
-    const T* row = b + k * stride;
     T* out = panel + k * width;
+    const T* row = numbers_of(b + k * stride, out, columns);
     const T scale = depth_scale ? depth_scale[k] : T(1);
     for (int64_t j = 0; j < columns; ++j) out[j] = row[j] * scale;
     for (int64_t j = columns; j < width; ++j) out[j] = 0;
@@ -52,8 +53,8 @@ void pack_panel(const T* b, int64_t stride, const T* depth_scale, int64_t depth,
 }
 
 // Packs B given row by row, b[depth][columns]; row k is scaled by depth_scale[k] where that is not null.
-template <typename T>
-void pack_rows(const T* b, const T* depth_scale, int64_t depth, int64_t columns, T* packed, int threads) {
+template <typename S, typename T = Number<S>>
+void pack_rows(const S* b, const T* depth_scale, int64_t depth, int64_t columns, T* packed, int threads) {
   constexpr int width = kPanel<T>;
   parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
     const int64_t first = panel * width, filled = columns - first < width ? columns - first : width;
@@ -62,8 +63,8 @@ void pack_rows(const T* b, const T* depth_scale, int64_t depth, int64_t columns,
 }
 
 // Packs B given column by column, b[columns][depth]; column j is scaled by column_scale[j] where that is not null.
-template <typename T>
-void pack_columns(const T* b, const T* column_scale, int64_t depth, int64_t columns, T* packed, int threads) {
+template <typename S, typename T = Number<S>>
+void pack_columns(const S* b, const T* column_scale, int64_t depth, int64_t columns, T* packed, int threads) {
   constexpr int width = kPanel<T>;
   parallel_for(ceil_div(columns, width), useful_threads(depth * columns, threads), [&](int64_t panel, int) {
     T* out = packed + panel * depth * width;
@@ -73,7 +74,9 @@ void pack_columns(const T* b, const T* column_scale, int64_t depth, int64_t colu
         const int64_t column = panel * width + j;
         if (column < columns) {
           const T scale = column_scale ? column_scale[column] : T(1);
-          for (int64_t k = slice; k < end; ++k) out[k * width + j] = b[column * depth + k] * scale;
+          T buffer[kDepth];
+          const T* numbers = numbers_of(b + column * depth + slice, buffer, end - slice);
+          for (int64_t k = slice; k < end; ++k) out[k * width + j] = numbers[k - slice] * scale;
         } else {
           for (int64_t k = slice; k < end; ++k) out[k * width + j] = 0;
         }
@@ -86,35 +89,34 @@ void pack_columns(const T* b, const T* column_scale, int64_t depth, int64_t colu
 // row * kRowStride + k * kDepthStride: in the order in which the source lies in memory, so that copies are contiguous.
 
 // A = data[rows][row_size]; row i is scaled by row_scale[i] where that is not null.
-template <typename T>
+template <typename S, typename T = Number<S>>
 struct RowSource {
   static constexpr int kRowStride = kDepth, kDepthStride = 1;
-  const T* data;
+  const S* data;
   int64_t row_size;
   const T* row_scale;
 
   void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
     for (int64_t r = 0; r < rows; ++r) {
-      const T* row = data + (first_row + r) * row_size + first_k;
+      T* out = tile + r * kRowStride;
+      const T* row = numbers_of(data + (first_row + r) * row_size + first_k, out, depth);
       const T scale = row_scale ? row_scale[first_row + r] : T(1);
 #pragma omp simd
-      for (int64_t k = 0; k < depth; ++k) tile[r * kRowStride + k] = row[k] * scale;
+      for (int64_t k = 0; k < depth; ++k) out[k] = row[k] * scale;
     }
   }
 };
 
 // A is the transpose of data[depth][row_size].
-template <typename T>
+template <typename S, typename T = Number<S>>
 struct TransposedSource {
   static constexpr int kRowStride = 1, kDepthStride = kBlockRows;
-  const T* data;
+  const S* data;
   int64_t row_size;
 
   void copy(int64_t first_row, int64_t rows, int64_t first_k, int64_t depth, T* tile) const {
-    for (int64_t k = 0; k < depth; ++k) {
-      const T* row = data + (first_k + k) * row_size + first_row;
-      for (int64_t r = 0; r < rows; ++r) tile[k * kDepthStride + r] = row[r];
-    }
+    for (int64_t k = 0; k < depth; ++k)
+      copy_elements(data + (first_k + k) * row_size + first_row, tile + k * kDepthStride, rows);
   }
 };
 
@@ -197,8 +199,8 @@ void multiply_block(const Source& a, int64_t first_row, int64_t rows, const T* p
 }
 
 // c[rows][columns] = A[rows][depth] B[depth][columns], B packed. c has the row stride `columns`.
-template <typename T, typename Source>
-void gemm(const Source& a, const T* packed_b, T* c, int64_t rows, int64_t columns, int64_t depth, int threads) {
+template <typename T, typename Source, typename Out>
+void gemm(const Source& a, const T* packed_b, Out* c, int64_t rows, int64_t columns, int64_t depth, int threads) {
   constexpr int64_t block_columns = kBlockPanels * kPanel<T>;
   // Few rows are cut into smaller blocks, so that threads share the work evenly.
   int64_t height = kBlockRows;
@@ -207,11 +209,17 @@ void gemm(const Source& a, const T* packed_b, T* c, int64_t rows, int64_t column
   threads = useful_threads(rows * columns * depth / 16, threads);
   Scratch<T> tiles(threads * kTileSize);
   for (int64_t i = 0; i < threads * kTileSize; ++i) tiles[i] = 0;
+  Scratch<T> blocks(kIsHalf<Out> ? threads * height * block_columns : 0);
   parallel_for(row_blocks * ceil_div(columns, block_columns), threads, [&](int64_t item, int worker) {
     const int64_t row = item % row_blocks * height, column = item / row_blocks * block_columns;
-    multiply_block(a, row, rows - row < height ? rows - row : height, packed_b + column * depth, depth,
-                   columns - column < block_columns ? columns - column : block_columns, depth,
-                   c + row * columns + column, columns, false, &tiles[worker * kTileSize]);
+    const int64_t high = rows - row < height ? rows - row : height;
+    const int64_t wide = columns - column < block_columns ? columns - column : block_columns;
+    Out* out = c + row * columns + column;
+    T* numbers = numbers_for(out, &blocks[worker * height * block_columns]);
+    const int64_t stride = kIsHalf<Out> ? block_columns : columns;
+    multiply_block(a, row, high, packed_b + column * depth, depth, wide, depth, numbers, stride, false,
+                   &tiles[worker * kTileSize]);
+    for (int64_t r = 0; r < high; ++r) finish_row(numbers + r * stride, out + r * columns, wide);
   });
 }
 

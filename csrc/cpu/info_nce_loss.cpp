@@ -20,9 +20,10 @@ namespace {
 template <typename T>
 constexpr int64_t kBlockColumns = kBlockPanels * kPanel<T>;
 
-template <typename T>
+template <typename S>
 struct Problem {
-  const T* embeddings;  // Z before it is normalised
+  using T = Number<S>;
+  const S* embeddings;  // Z before it is normalised
   int64_t batch, dim, rows;
   const T* scale;  // [rows]: 1 / norm; null for Z as it is given
   T inverse_temperature;
@@ -33,9 +34,10 @@ struct Problem {
 };
 
 // A block of rows, and the buffers of its thread.
-template <typename T>
+template <typename S>
 struct RowBlock {
-  const Problem<T>& problem;
+  using T = Number<S>;
+  const Problem<S>& problem;
   int64_t first, rows;
   T* products;  // [kBlockRows, kBlockColumns]
   T* tile;      // [kTileSize]
@@ -43,7 +45,7 @@ struct RowBlock {
   // visit(first column, columns) for each block of columns, when its products of rows of Z are there.
   template <typename Visit>
   void for_column_blocks(const Visit& visit) const {
-    const RowSource<T> source{problem.embeddings, problem.dim, problem.scale};
+    const RowSource<S> source{problem.embeddings, problem.dim, problem.scale};
     for (int64_t column = 0; column < problem.rows; column += kBlockColumns<T>) {
       const int64_t left = problem.rows - column, columns = left < kBlockColumns<T> ? left : kBlockColumns<T>;
       multiply_block(source, first, rows, problem.columns + column * problem.dim, problem.dim, columns, problem.dim,
@@ -69,9 +71,10 @@ void online_softmax(const T* x, int64_t n, T inverse_temperature, T& high, doubl
 }
 
 // Writes the losses of the rows.
-template <typename T>
-void contrast(const RowBlock<T>& block, double* losses) {
-  const Problem<T>& p = block.problem;
+template <typename S>
+void contrast(const RowBlock<S>& block, double* losses) {
+  using T = Number<S>;
+  const Problem<S>& p = block.problem;
   T high[kBlockRows], positive[kBlockRows];
   double sum[kBlockRows];
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -94,10 +97,11 @@ void contrast(const RowBlock<T>& block, double* losses) {
   }
 }
 
-// Writes the gradients of the rows of Z; packed_rows is Z packed as the right side of W Z.
-template <typename T>
-void differentiate(const RowBlock<T>& block, const T* packed_rows, T* gradient) {
-  const Problem<T>& p = block.problem;
+// Writes the gradients of the rows of Z; packed_rows is Z packed as the right side of W Z. spare: memory for them.
+template <typename S, typename T = Number<S>>
+void differentiate(const RowBlock<S>& block, const T* packed_rows, T* spare, Gradient<S>* result) {
+  const Problem<S>& p = block.problem;
+  T* gradient = numbers_for(result, spare);
   block.for_column_blocks([&](int64_t column, int64_t columns) {
     const T *high = p.high + column, *inverse_sum = p.inverse_sum + column;
     for (int64_t r = 0; r < block.rows; ++r) {
@@ -117,14 +121,19 @@ void differentiate(const RowBlock<T>& block, const T* packed_rows, T* gradient) 
   const T weight = p.inverse_temperature / static_cast<T>(p.rows);
   for (int64_t i = 0; i < block.rows * p.dim; ++i) gradient[i] *= weight;
   const int64_t offset = block.first * p.dim;
-  if (p.scale) project(p.embeddings + offset, p.scale + block.first, gradient, block.rows, p.dim, 1);
+  if (p.scale)
+    project(p.embeddings + offset, p.scale + block.first, gradient, result, block.rows, p.dim, 1);
+  else
+    finish_row(gradient, result, block.rows * p.dim);
 }
 
 // The products' operands, and the blocks of the rows of some samples, in both views.
-template <typename T>
+template <typename S>
 class Contrast {
+  using T = Number<S>;
+
  public:
-  Contrast(const T* embeddings, int64_t batch, int64_t dim, int64_t first, int64_t samples, T* statistics,
+  Contrast(const S* embeddings, int64_t batch, int64_t dim, int64_t first, int64_t samples, T* statistics,
            double temperature, bool normalise, int threads)
       : first_(first), samples_(samples), scale_(2 * batch), columns_(packed_size<T>(dim, 2 * batch)),
         workers_(useful_threads(2 * samples * 2 * batch * dim / 16, threads)), threads_(threads),
@@ -139,24 +148,26 @@ class Contrast {
   // The sum of the losses of the rows, whose statistics are written.
   double forward() {
     Scratch<double> losses(2 * samples_);
-    for_blocks([&](const RowBlock<T>& block, int64_t out) { contrast(block, &losses[out]); });
+    for_blocks([&](const RowBlock<S>& block, int64_t out, int) { contrast(block, &losses[out]); });
     double total = 0;
     for (int64_t i = 0; i < 2 * samples_; ++i) total += losses[i];
     return total;
   }
 
   // From the statistics of all rows. gradient: [2, samples, dim]
-  void backward(T* gradient) {
-    const int64_t rows = problem_.rows, dim = problem_.dim;
-    Scratch<T> packed(packed_size<T>(rows, dim));
+  void backward(Gradient<S>* gradient) {
+    const int64_t rows = problem_.rows, dim = problem_.dim, spare = kIsHalf<Gradient<S>> ? kBlockRows * dim : 0;
+    Scratch<T> packed(packed_size<T>(rows, dim)), spares(workers_ * spare);
     pack_rows(problem_.embeddings, problem_.scale, rows, dim, packed.get(), threads_);
-    for_blocks([&](const RowBlock<T>& block, int64_t out) { differentiate(block, packed.get(), gradient + out * dim); });
+    for_blocks([&](const RowBlock<S>& block, int64_t out, int worker) {
+      differentiate(block, packed.get(), &spares[worker * spare], gradient + out * dim);
+    });
   }
 
  private:
   static constexpr int64_t kProducts = kBlockRows * kBlockColumns<T>;
 
-  // body(block, number of its first row among those of the samples)
+  // body(block, number of its first row among those of the samples, worker)
   template <typename Body>
   void for_blocks(const Body& body) {
     // Few rows are cut into smaller blocks, so that there is work for several threads.
@@ -164,10 +175,10 @@ class Contrast {
     const int64_t blocks = ceil_div(samples_, height);
     parallel_for(2 * blocks, workers_, [&](int64_t item, int worker) {
       const int64_t view = item / blocks, sample = item % blocks * height;
-      body(RowBlock<T>{problem_, view * problem_.batch + first_ + sample,
+      body(RowBlock<S>{problem_, view * problem_.batch + first_ + sample,
                        samples_ - sample < height ? samples_ - sample : height, &products_[worker * kProducts],
                        &tiles_[worker * kTileSize]},
-           view * samples_ + sample);
+           view * samples_ + sample, worker);
     });
   }
 
@@ -175,40 +186,43 @@ class Contrast {
   Scratch<T> scale_, columns_;
   int workers_, threads_;
   Scratch<T> products_, tiles_;
-  Problem<T> problem_;
+  Problem<S> problem_;
 };
 
 }  // namespace
 
-template <typename T>
-void info_nce_loss(const T* embeddings, T* loss, T* gradient, int64_t batch, int64_t dim, double temperature,
-                   bool normalise, int threads) {
+template <typename S>
+void info_nce_loss(const S* embeddings, Number<S>* loss, Gradient<S>* gradient, int64_t batch, int64_t dim,
+                   double temperature, bool normalise, int threads) {
+  using T = Number<S>;
   Scratch<T> statistics(4 * batch);
-  Contrast<T> contrast(embeddings, batch, dim, 0, batch, statistics.get(), temperature, normalise, threads);
+  Contrast<S> contrast(embeddings, batch, dim, 0, batch, statistics.get(), temperature, normalise, threads);
   *loss = static_cast<T>(contrast.forward() / static_cast<double>(2 * batch));
   if (gradient) contrast.backward(gradient);
 }
 
-template <typename T>
-void info_nce_loss_rows(const T* embeddings, double* loss, T* statistics, int64_t batch, int64_t dim,
+template <typename S>
+void info_nce_loss_rows(const S* embeddings, double* loss, Number<S>* statistics, int64_t batch, int64_t dim,
                         int64_t first_sample, int64_t samples, double temperature, bool normalise, int threads) {
-  Scratch<T> all(4 * batch);
-  Contrast<T> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
+  Scratch<Number<S>> all(4 * batch);
+  Contrast<S> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
   *loss = contrast.forward();
   for (int64_t i = 0; i < 4; ++i)
     for (int64_t j = 0; j < samples; ++j) statistics[i * samples + j] = all[i * batch + first_sample + j];
 }
 
-template <typename T>
-void info_nce_loss_gradient(const T* embeddings, const T* statistics, T* gradient, int64_t batch, int64_t dim,
-                            int64_t first_sample, int64_t samples, double temperature, bool normalise, int threads) {
-  Scratch<T> all(4 * batch);
+template <typename S>
+void info_nce_loss_gradient(const S* embeddings, const Number<S>* statistics, Gradient<S>* gradient, int64_t batch,
+                            int64_t dim, int64_t first_sample, int64_t samples, double temperature, bool normalise,
+                            int threads) {
+  Scratch<Number<S>> all(4 * batch);
   for (int64_t i = 0; i < 4 * batch; ++i) all[i] = statistics[i];
-  Contrast<T> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
+  Contrast<S> contrast(embeddings, batch, dim, first_sample, samples, all.get(), temperature, normalise, threads);
   contrast.backward(gradient);
 }
 
 IMC_INSTANTIATE(info_nce_loss)
+IMC_INSTANTIATE_HALF(info_nce_loss)
 IMC_INSTANTIATE(info_nce_loss_rows)
 IMC_INSTANTIATE(info_nce_loss_gradient)
 

@@ -1,23 +1,28 @@
 // Every CPU kernel, once per instruction set: the files of this folder are compiled with IMC_ISA set to baseline, v3
 // (AVX2) or v4 (AVX-512), and cpu_module.cpp includes this header once for each, so there is no include guard.
-// T is float or double. Matrices are contiguous, the last index runs fastest. A null gradient is not computed.
+// S is the element type: float, double, bfloat16 or float16, which kernels read and write themselves and of which they
+// compute in Number<S>; those for a batch over processes, and where it is T, take float or double. Matrices are
+// contiguous, the last index runs fastest. A null gradient is not computed.
 
 #ifndef IMC_ISA
 #error "define IMC_ISA"
 #endif
 
+#include "imc/element.h"
+
 namespace imc::IMC_ISA {
 
 // rows and columns, where not null, receive the logarithms of the scalings after each iteration: in double, since they
 // are as large as the scores and cancel against them.
-template <typename T>
-void sinkhorn(const T* scores,     // [problems, batch, prototypes]
-              const T* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
-              T* assignments,      // [problems, batch, prototypes]
-              double* rows,        // [problems, iterations, batch]
-              double* columns,     // [problems, iterations, prototypes]
+template <typename S>
+void sinkhorn(const S* scores,             // [problems, batch, prototypes]
+              const Number<S>* marginals,  // [prototypes], each prototype's share of the mass; null: all the same
+              S* assignments,              // [problems, batch, prototypes]
+              double* rows,                // [problems, iterations, batch]
+              double* columns,             // [problems, iterations, prototypes]
               int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads);
 
+// The gradient is what remains of terms far above it: half precision's rounding of the assignments is too coarse.
 template <typename T>
 void sinkhorn_backward(const T* scores,       // [problems, batch, prototypes]
                        const T* marginals,    // [prototypes] or null
@@ -57,142 +62,145 @@ void sinkhorn_backward_sweep(const T* scores,                 // [problems, batc
                              T* sums,                         // [problems, prototypes]: out
                              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int threads);
 
-template <typename T>
-void prototype_scores(const T* embeddings,  // [rows, dim]
-                      const T* prototypes,  // [prototype_count, dim]
-                      T* scores,            // [rows, prototype_count]
+template <typename S>
+void prototype_scores(const S* embeddings,  // [rows, dim]
+                      const S* prototypes,  // [prototype_count, dim]
+                      S* scores,            // [rows, prototype_count]
                       int64_t rows, int64_t prototype_count, int64_t dim, bool normalize_prototypes, int threads);
 
-template <typename T>
-void prototype_scores_backward(const T* embeddings,     // [rows, dim]
-                               const T* prototypes,     // [prototype_count, dim]
-                               const T* grad_output,    // [rows, prototype_count]
-                               T* embeddings_gradient,  // [rows, dim]
-                               T* prototypes_gradient,  // [prototype_count, dim]
+template <typename S>
+void prototype_scores_backward(const S* embeddings,     // [rows, dim]
+                               const S* prototypes,     // [prototype_count, dim]
+                               const S* grad_output,    // [rows, prototype_count]
+                               S* embeddings_gradient,  // [rows, dim]
+                               S* prototypes_gradient,  // [prototype_count, dim]
                                int64_t rows, int64_t prototype_count, int64_t dim, bool normalize_prototypes,
                                int threads);
 
 // Batch normalisation by the statistics of each view, which the forward returns.
-template <typename T>
-void per_view_batch_norm(const T* input,   // [views, rows, channels]
-                         const T* weight,  // [channels]; null: 1
-                         const T* bias,    // [channels]; null: 0
-                         T* output,        // [views, rows, channels]
-                         T* mean,          // [views, channels]
-                         T* variance,      // [views, channels], divided by rows
+template <typename S>
+void per_view_batch_norm(const S* input,            // [views, rows, channels]
+                         const Number<S>* weight,   // [channels]; null: 1
+                         const Number<S>* bias,     // [channels]; null: 0
+                         const S* residual,         // [views, rows, channels], added before relu; null: 0
+                         S* output,                 // [views, rows, channels]
+                         Number<S>* mean,           // [views, channels]
+                         Number<S>* variance,       // [views, channels], divided by rows
                          int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads);
 
-template <typename T>
-void per_view_batch_norm_backward(const T* input,        // [views, rows, channels]
-                                  const T* weight,       // [channels] or null
-                                  const T* bias,         // [channels] or null
-                                  const T* mean,         // [views, channels]
-                                  const T* variance,     // [views, channels]
-                                  const T* grad_output,  // [views, rows, channels]
-                                  T* input_gradient,     // [views, rows, channels]
-                                  T* weight_gradient,    // [channels]
-                                  T* bias_gradient,      // [channels]
+template <typename S>
+void per_view_batch_norm_backward(const S* input,                // [views, rows, channels]
+                                  const Number<S>* weight,       // [channels] or null
+                                  const Number<S>* bias,         // [channels] or null
+                                  const S* residual,             // [views, rows, channels] or null
+                                  const Number<S>* mean,         // [views, channels]
+                                  const Number<S>* variance,     // [views, channels]
+                                  const S* grad_output,          // [views, rows, channels]
+                                  S* input_gradient,             // [views, rows, channels]
+                                  Number<S>* weight_gradient,    // [channels]
+                                  Number<S>* bias_gradient,      // [channels]
+                                  S* residual_gradient,          // [views, rows, channels]
                                   int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads);
 
-template <typename T>
-void swapped_prediction_loss(const T* scores,       // [views, batch, prototypes]
-                             const T* assignments,  // [assigned, batch, prototypes]
-                             T* loss,               // []
-                             T* gradient,           // [views, batch, prototypes]
+template <typename S>
+void swapped_prediction_loss(const S* scores,        // [views, batch, prototypes]
+                             const S* assignments,   // [assigned, batch, prototypes]
+                             Number<S>* loss,        // []
+                             Gradient<S>* gradient,  // [views, batch, prototypes]
                              int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
                              int threads);
 
 // logit_limit is infinite for no guard. symmetric: prototypes = clusters, each joint is averaged with its transpose.
-template <typename T>
-void mutual_information_loss(const T* logits,     // [views, batch, clusters]
-                             const T* scores,     // [views, batch, prototypes]
-                             T* loss,             // []
-                             T* logits_gradient,  // [views, batch, clusters]
-                             T* scores_gradient,  // [views, batch, prototypes]
+template <typename S>
+void mutual_information_loss(const S* logits,               // [views, batch, clusters]
+                             const S* scores,               // [views, batch, prototypes]
+                             Number<S>* loss,               // []
+                             Gradient<S>* logits_gradient,  // [views, batch, clusters]
+                             Gradient<S>* scores_gradient,  // [views, batch, prototypes]
                              int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
                              double entropy_weight, double logit_limit, bool symmetric, int threads);
 
 // A batch over processes. Sums over this process's samples: of y.T u for all pairs of views, of y, of the logits' excess
 // over the limit, and of 1.
-template <typename T>
-void mutual_information_loss_sums(const T* logits,  // [views, batch, clusters]
-                                  const T* scores,  // [views, batch, prototypes]
-                                  T* sums,          // [views clusters, views prototypes], [views clusters], [], []
+template <typename S>
+void mutual_information_loss_sums(const S* logits,  // [views, batch, clusters]
+                                  const S* scores,  // [views, batch, prototypes]
+                                  Number<S>* sums,  // [views clusters, views prototypes], [views clusters], [], []
                                   int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
                                   double temperature, double logit_limit, int threads);
 
 // The loss of the whole batch from its sums, which are overwritten, and the gradients of this process's samples.
-template <typename T>
-void mutual_information_loss_finish(const T* logits,     // [views, batch, clusters]
-                                    const T* scores,     // [views, batch, prototypes]
-                                    T* sums,             // as above
-                                    T* loss,             // []
-                                    T* logits_gradient,  // [views, batch, clusters]
-                                    T* scores_gradient,  // [views, batch, prototypes]
+template <typename S>
+void mutual_information_loss_finish(const S* logits,               // [views, batch, clusters]
+                                    const S* scores,               // [views, batch, prototypes]
+                                    Number<S>* sums,               // as above
+                                    Number<S>* loss,               // []
+                                    Gradient<S>* logits_gradient,  // [views, batch, clusters]
+                                    Gradient<S>* scores_gradient,  // [views, batch, prototypes]
                                     int64_t views, int64_t batch, int64_t clusters, int64_t prototypes,
                                     double temperature, double entropy_weight, double logit_limit, bool symmetric,
                                     int threads);
 
 // Both views of sample b are a pair. logit_limit is infinite for no guard.
-template <typename T>
-void log_dot_product_loss(const T* logits,  // [heads, 2, batch, clusters]
-                          T* loss,          // [heads]
-                          T* gradient,      // [heads, 2, batch, clusters]
+template <typename S>
+void log_dot_product_loss(const S* logits,        // [heads, 2, batch, clusters]
+                          Number<S>* loss,        // [heads]
+                          Gradient<S>* gradient,  // [heads, 2, batch, clusters]
                           int64_t heads, int64_t batch, int64_t clusters, double smoothing, double entropy_weight,
                           double logit_limit, int threads);
 
 // A batch over processes: for each cluster the largest of this process's smoothed predictions, the sum of the others,
 // and per view the sum of the unsmoothed ones.
-template <typename T>
-void log_dot_product_loss_sums(const T* logits,  // [heads, 2, batch, clusters]
+template <typename S>
+void log_dot_product_loss_sums(const S* logits,  // [heads, 2, batch, clusters]
                                double* sums,     // [heads, clusters, 4]
                                int64_t heads, int64_t batch, int64_t clusters, double smoothing, int threads);
 
 // Given these sums of the whole batch: without quotients, this process's part of the losses and of the quotients, of
 // which the largest and the sum of the others; given those of the whole batch too, the gradient.
-template <typename T>
-void log_dot_product_loss_parts(const T* logits,                // [heads, 2, batch, clusters]
+template <typename S>
+void log_dot_product_loss_parts(const S* logits,                // [heads, 2, batch, clusters]
                                 const double* sums,             // [heads, clusters, 4]
                                 const double* samples,          // []: of the whole batch
                                 const double* whole_quotients,  // [heads, clusters, 2] or null
                                 double* losses,                 // [heads]
                                 double* quotients,              // [heads, clusters, 2]
-                                T* gradient,                    // [heads, 2, batch, clusters]
+                                Gradient<S>* gradient,          // [heads, 2, batch, clusters]
                                 int64_t heads, int64_t batch, int64_t clusters, double smoothing,
                                 double entropy_weight, double logit_limit, int threads);
 
 // Both views of sample b are a pair. agreement: the weights are the teachers'; without, null ones are 1. A null prior is
 // the teachers' mean.
-template <typename T>
-void self_distillation_loss(const T* students,  // [heads, 2, batch, clusters]
-                            const T* teachers,  // [heads, 2, batch, clusters]
-                            const T* prior,     // [heads, clusters]
-                            const T* weights,   // [batch]
-                            T* loss,            // [heads]
-                            T* gradient,        // [heads, 2, batch, clusters], of the students
+template <typename S>
+void self_distillation_loss(const S* students,         // [heads, 2, batch, clusters]
+                            const S* teachers,         // [heads, 2, batch, clusters]
+                            const Number<S>* prior,    // [heads, clusters]
+                            const Number<S>* weights,  // [batch]
+                            Number<S>* loss,           // [heads]
+                            Gradient<S>* gradient,     // [heads, 2, batch, clusters], of the students
                             int64_t heads, int64_t batch, int64_t clusters, double student_temperature,
                             double teacher_temperature, double beta, double entropy_weight, bool agreement,
                             int threads);
 
-template <typename T>
-void info_nce_loss(const T* embeddings,  // [2, batch, dim]
-                   T* loss,              // []
-                   T* gradient,          // [2, batch, dim]
+template <typename S>
+void info_nce_loss(const S* embeddings,    // [2, batch, dim]
+                   Number<S>* loss,        // []
+                   Gradient<S>* gradient,  // [2, batch, dim]
                    int64_t batch, int64_t dim, double temperature, bool normalise, int threads);
 
 // A batch over processes, whose embeddings each holds; its own samples begin at first_sample. The loss is the sum over
 // their rows; the statistics of a row are its largest product with another and 1 / the sum of exponentials.
-template <typename T>
-void info_nce_loss_rows(const T* embeddings,  // [2, batch, dim]
-                        double* loss,         // []
-                        T* statistics,        // [2, 2, samples]: statistic, view
+template <typename S>
+void info_nce_loss_rows(const S* embeddings,    // [2, batch, dim]
+                        double* loss,           // []
+                        Number<S>* statistics,  // [2, 2, samples]: statistic, view
                         int64_t batch, int64_t dim, int64_t first_sample, int64_t samples, double temperature,
                         bool normalise, int threads);
 
-template <typename T>
-void info_nce_loss_gradient(const T* embeddings,  // [2, batch, dim]
-                            const T* statistics,  // [2, 2, batch]
-                            T* gradient,          // [2, samples, dim]
+template <typename S>
+void info_nce_loss_gradient(const S* embeddings,          // [2, batch, dim]
+                            const Number<S>* statistics,  // [2, 2, batch]
+                            Gradient<S>* gradient,        // [2, samples, dim]
                             int64_t batch, int64_t dim, int64_t first_sample, int64_t samples, double temperature,
                             bool normalise, int threads);
 

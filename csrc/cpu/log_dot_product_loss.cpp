@@ -11,6 +11,7 @@
 // head and cluster (imc_kernels/ops/distributed/log_dot_product_loss.py).
 #include <cstdint>
 
+#include "elements.h"
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -45,10 +46,11 @@ struct ClusterSums {
   PerView mean;  // the sum of the unsmoothed predictions, at last the gradient of the entropy term
 };
 
-template <typename T>
+template <typename S>
 struct Problem {
-  const T* logits;
-  T* gradient;
+  using T = Number<S>;
+  const S* logits;
+  Gradient<S>* gradient;
   int64_t heads, batch, clusters;
   double smoothing, entropy_weight, limit;
   int64_t whole_batch = batch;  // of all processes
@@ -65,9 +67,10 @@ struct Problem {
 };
 
 // One block of samples of one head.
-template <typename T>
+template <typename S>
 struct Block {
-  Problem<T>& problem;
+  using T = Number<S>;
+  Problem<S>& problem;
   int64_t item, head = item / problem.blocks, first = item % problem.blocks * kBlock;
   int64_t filled = problem.batch - first < kBlock ? problem.batch - first : kBlock;
 
@@ -93,8 +96,8 @@ double guard(const T* x, int64_t n, T limit) {
 }
 
 // p, on entry the transposed logits, becomes their softmax, and q the smoothed one. Both are 0 past the last sample.
-template <typename T>
-void softmax(const Block<T>& block, T* p, T* q) {
+template <typename S, typename T = Number<S>>
+void softmax(const Block<S>& block, T* p, T* q) {
   const int64_t clusters = block.problem.clusters;
   const T keep = static_cast<T>(1 - block.problem.smoothing);
   const T uniform = static_cast<T>(block.problem.smoothing / static_cast<double>(clusters));
@@ -131,9 +134,10 @@ void softmax(const Block<T>& block, T* p, T* q) {
 }
 
 // Softmax, and the block's parts of the sums over a head.
-template <typename T>
-void predict(const Block<T>& block) {
-  Problem<T>& problem = block.problem;
+template <typename S>
+void predict(const Block<S>& block) {
+  using T = Number<S>;
+  Problem<S>& problem = block.problem;
   double excess = 0;
   for (int64_t view = 0; view < 2; ++view) {
     load_block(problem.logits + block.offset(view), block.p(view), block.filled, problem.clusters);
@@ -149,9 +153,10 @@ void predict(const Block<T>& block) {
 }
 
 // d, r, the block's part of the loss and, where a gradient is wanted, of the sum of q / N d.
-template <typename T>
-void compare(const Block<T>& block) {
-  Problem<T>& problem = block.problem;
+template <typename S>
+void compare(const Block<S>& block) {
+  using T = Number<S>;
+  Problem<S>& problem = block.problem;
   T d[2][kBlock] = {}, r[kBlock] = {}, terms[kBlock];
   for (int64_t c = 0; c < problem.clusters; ++c) {
     const T *x = block.q(0) + c * kBlock, *y = block.q(1) + c * kBlock;
@@ -188,10 +193,10 @@ void compare(const Block<T>& block) {
   }
 }
 
-// The gradient of the block's samples; dp is scratch of the size of one view's block.
-template <typename T>
-void differentiate(const Block<T>& block, T* dp) {
-  const Problem<T>& problem = block.problem;
+// The gradient of the block's samples; dp is scratch of the size of one view's block, spare the same for its logits.
+template <typename S, typename T = Number<S>>
+void differentiate(const Block<S>& block, T* dp, T* spare) {
+  const Problem<S>& problem = block.problem;
   const T keep = static_cast<T>(1 - problem.smoothing), limit = static_cast<T>(problem.limit);
   const T guard_weight = static_cast<T>(kGuardWeight) * problem.inverse_rows;
   const T* wr = block.weights(2);
@@ -216,20 +221,21 @@ void differentiate(const Block<T>& block, T* dp) {
     for (int64_t c = 0; c < problem.clusters; ++c)
 #pragma omp simd
       for (int64_t i = 0; i < kBlock; ++i) dp[c * kBlock + i] = p[c * kBlock + i] * (dp[c * kBlock + i] - along[i]);
-    const T* logits = problem.logits + block.offset(view);
-    T* out = problem.gradient + block.offset(view);
-    store_block(dp, out, block.filled, problem.clusters);
-    if (!problem.guarded()) continue;
-    for (int64_t i = 0; i < block.filled * problem.clusters; ++i) {
-      const T above = logits[i] - limit, below = logits[i] + limit;
-      out[i] += guard_weight * (above > 0 ? above : below < 0 ? below : T(0));
+    if (problem.guarded()) {
+      load_block(problem.logits + block.offset(view), spare, block.filled, problem.clusters);
+#pragma omp simd
+      for (int64_t i = 0; i < problem.matrix; ++i) {
+        const T above = spare[i] - limit, below = spare[i] + limit;
+        dp[i] += guard_weight * (above > 0 ? above : below < 0 ? below : T(0));
+      }
     }
+    store_block(dp, problem.gradient + block.offset(view), block.filled, problem.clusters);
   }
 }
 
 // sums[cluster] of a head += the parts of its blocks, in the member `which`.
-template <typename T, typename Member>
-void add_parts(Problem<T>& problem, int64_t head, Member ClusterSums<T>::*which) {
+template <typename S, typename Member>
+void add_parts(Problem<S>& problem, int64_t head, Member ClusterSums<Number<S>>::*which) {
   for (int64_t c = 0; c < problem.clusters; ++c) {
     Member& sum = problem.sums[head * problem.clusters + c].*which;
     sum = problem.part(head, 0, c).*which;
@@ -238,8 +244,9 @@ void add_parts(Problem<T>& problem, int64_t head, Member ClusterSums<T>::*which)
 }
 
 // Returns the weighted entropy of a head's mean predictions, whose sums become its gradient.
-template <typename T>
-double entropy(Problem<T>& problem, int64_t head) {
+template <typename S>
+double entropy(Problem<S>& problem, int64_t head) {
+  using T = Number<S>;
   const double smallest = static_cast<double>(smallest_normal(T())), batch = static_cast<double>(problem.whole_batch);
   double sum = 0;
   for (int64_t c = 0; c < problem.clusters; ++c)
@@ -252,14 +259,15 @@ double entropy(Problem<T>& problem, int64_t head) {
 }
 
 // The three sweeps.
-template <typename T>
+template <typename S>
 struct Sweeps {
-  Problem<T>& problem;
+  using T = Number<S>;
+  Problem<S>& problem;
   int threads = 1;
   int64_t items = problem.heads * problem.blocks;
 
   void predict_all() const {
-    parallel_for(items, threads, [&](int64_t item, int) { predict(Block<T>{problem, item}); });
+    parallel_for(items, threads, [&](int64_t item, int) { predict(Block<S>{problem, item}); });
     for (int64_t head = 0; head < problem.heads; ++head) {
       add_parts(problem, head, &ClusterSums<T>::q);
       add_parts(problem, head, &ClusterSums<T>::mean);
@@ -267,7 +275,7 @@ struct Sweeps {
   }
 
   void compare_all() const {
-    parallel_for(items, threads, [&](int64_t item, int) { compare(Block<T>{problem, item}); });
+    parallel_for(items, threads, [&](int64_t item, int) { compare(Block<S>{problem, item}); });
   }
 
   void add_quotients() const {
@@ -275,9 +283,10 @@ struct Sweeps {
   }
 
   void differentiate_all() const {
-    Scratch<T> dp(threads * problem.matrix);
+    Scratch<T> matrices(threads * 2 * problem.matrix);
     parallel_for(items, threads, [&](int64_t item, int worker) {
-      differentiate(Block<T>{problem, item}, &dp[worker * problem.matrix]);
+      T* dp = &matrices[worker * 2 * problem.matrix];
+      differentiate(Block<S>{problem, item}, dp, dp + problem.matrix);
     });
   }
 
@@ -300,13 +309,14 @@ void for_groups(int64_t heads, int64_t batch, int64_t clusters, const Body& body
 
 }  // namespace
 
-template <typename T>
-void log_dot_product_loss(const T* logits, T* loss, T* gradient, int64_t heads, int64_t batch, int64_t clusters,
-                          double smoothing, double entropy_weight, double logit_limit, int threads) {
+template <typename S>
+void log_dot_product_loss(const S* logits, Number<S>* loss, Gradient<S>* gradient, int64_t heads, int64_t batch,
+                          int64_t clusters, double smoothing, double entropy_weight, double logit_limit, int threads) {
+  using T = Number<S>;
   for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
-    T* out = gradient ? gradient + offset : nullptr;
-    Problem<T> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit};
-    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    Gradient<S>* out = gradient ? gradient + offset : nullptr;
+    Problem<S> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit};
+    const Sweeps<S> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
     sweeps.predict_all();
     Scratch<double> entropies(count);
     for (int64_t head = 0; head < count; ++head) entropies[head] = entropy(problem, head);
@@ -319,32 +329,33 @@ void log_dot_product_loss(const T* logits, T* loss, T* gradient, int64_t heads, 
   });
 }
 
-template <typename T>
-void log_dot_product_loss_sums(const T* logits, double* sums, int64_t heads, int64_t batch, int64_t clusters,
+template <typename S>
+void log_dot_product_loss_sums(const S* logits, double* sums, int64_t heads, int64_t batch, int64_t clusters,
                                double smoothing, int threads) {
   for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
-    Problem<T> problem{logits + offset, nullptr, count, batch, clusters, smoothing, 0, __builtin_inf()};
-    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    Problem<S> problem{logits + offset, nullptr, count, batch, clusters, smoothing, 0, __builtin_inf()};
+    const Sweeps<S> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
     sweeps.predict_all();
     for (int64_t i = 0; i < count * clusters; ++i) {
-      const ClusterSums<T>& of = problem.sums[i];
+      const auto& of = problem.sums[i];
       const double four[] = {static_cast<double>(of.q.peak), of.q.rest, of.mean.views[0], of.mean.views[1]};
       for (int64_t j = 0; j < 4; ++j) sums[4 * (first * clusters + i) + j] = four[j];
     }
   });
 }
 
-template <typename T>
-void log_dot_product_loss_parts(const T* logits, const double* sums, const double* samples,
-                                const double* whole_quotients, double* losses, double* quotients, T* gradient,
-                                int64_t heads, int64_t batch, int64_t clusters, double smoothing,
+template <typename S>
+void log_dot_product_loss_parts(const S* logits, const double* sums, const double* samples,
+                                const double* whole_quotients, double* losses, double* quotients,
+                                Gradient<S>* gradient, int64_t heads, int64_t batch, int64_t clusters, double smoothing,
                                 double entropy_weight, double logit_limit, int threads) {
-  Scratch<T> unused(1);  // compare() forms the quotients where there is a gradient
+  using T = Number<S>;
+  Scratch<Gradient<S>> unused(1);  // compare() forms the quotients where there is a gradient
   for_groups(heads, batch, clusters, [&](int64_t first, int64_t count, int64_t offset) {
-    T* out = gradient ? gradient + offset : unused.get();
-    Problem<T> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit,
+    Gradient<S>* out = gradient ? gradient + offset : unused.get();
+    Problem<S> problem{logits + offset, out, count, batch, clusters, smoothing, entropy_weight, logit_limit,
                        static_cast<int64_t>(*samples)};
-    const Sweeps<T> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
+    const Sweeps<S> sweeps{problem, useful_threads(count * 2 * batch * clusters, threads)};
     sweeps.predict_all();
     for (int64_t i = 0; i < count * clusters; ++i) {
       ClusterSums<T>& of = problem.sums[i];
@@ -373,6 +384,7 @@ void log_dot_product_loss_parts(const T* logits, const double* sums, const doubl
 }
 
 IMC_INSTANTIATE(log_dot_product_loss)
+IMC_INSTANTIATE_HALF(log_dot_product_loss)
 IMC_INSTANTIATE(log_dot_product_loss_sums)
 IMC_INSTANTIATE(log_dot_product_loss_parts)
 

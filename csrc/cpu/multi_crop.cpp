@@ -4,8 +4,8 @@
 
 #include "crop_colour.h"
 #include "crop_resize.h"
+#include "elements.h"
 #include "imc/crop_parameters.h"
-#include "imc/element.h"
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -13,38 +13,6 @@
 namespace imc::IMC_ISA {
 
 namespace {
-
-// What a result of type Out is computed in.
-template <typename Out>
-struct Working {
-  using type = float;
-};
-template <>
-struct Working<double> {
-  using type = double;
-};
-
-// Round to nearest even.
-inline void convert(float x, float* out) { *out = x; }
-inline void convert(double x, double* out) { *out = x; }
-inline void convert(float x, bfloat16* out) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-inline void convert(float x, float16* out) {
-  uint32_t bits, fixed;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  bits &= 0x7fffffffu;
-  uint32_t normal = (bits - (112u << 23) + 0xfffu + (bits >> 13 & 1)) >> 13;
-  normal = bits < 0x47800000u ? normal : 0x7c00u;  // from 2^16 on, as below from 65520 on: infinity
-  // Below 2^-14 a half is a multiple of 2^-24, the distance of floats at 1/2: adding that rounds to it.
-  const float magnitude = x < 0 ? -x : x, shifted = magnitude + 0.5f;
-  __builtin_memcpy(&fixed, &shifted, sizeof fixed);
-  fixed -= 0x3f000000u;
-  out->bits = static_cast<uint16_t>((bits < 0x38800000u ? fixed : normal) | sign);
-}
 
 template <int Channels, typename T, typename Out>
 void store(const T* red, const T* green, const T* blue, int64_t count, const T* factor, const T* offset,
@@ -128,7 +96,7 @@ template <int Channels, typename Out>
 void make_crops(Out* crops, const uint8_t* images, const int64_t* indices, const float* parameters,
                 const double* affine, int64_t views, int64_t batch, int64_t height, int64_t width, int64_t size,
                 bool channels_last, int threads) {
-  using T = typename Working<Out>::type;
+  using T = Number<Out>;
   const Sizes<Channels, T> sizes(height, width, size);
   const int64_t elements = sizes.count * Channels;
   threads = useful_threads(views * batch * elements, threads);

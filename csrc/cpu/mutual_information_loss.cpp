@@ -90,8 +90,8 @@ struct Problem {
   }
 };
 
-template <typename T>
-void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temperature) {
+template <typename S, typename T = Number<S>>
+void softmaxes(Problem<T>& p, const S* logits, const S* scores, T inverse_temperature) {
   const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
   Scratch<T> exponentials(threads * p.prototypes);
   const int64_t filled = p.all_prototypes % kWide;
@@ -106,13 +106,13 @@ void softmaxes(Problem<T>& p, const T* logits, const T* scores, T inverse_temper
     T* e = &exponentials[worker * p.prototypes];
     for (int64_t view = 0; view < p.views; ++view) {
       const int64_t row = view * p.batch + sample;
-      const T inverse = 1 / exp_row(scores + row * p.prototypes, e, p.prototypes, inverse_temperature);
+      const T inverse = 1 / exp_row(numbers_of(scores + row * p.prototypes, e, p.prototypes), e, p.prototypes, inverse_temperature);
       p.for_pieces(sample, view, [&](int64_t k, T* out, int64_t n) {
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) out[i] = e[k + i] * inverse;
       });
       T* y = &p.y[sample * p.all_clusters + view * p.clusters];
-      const T factor = 1 / exp_row(logits + row * p.clusters, y, p.clusters, T(1));
+      const T factor = 1 / exp_row(numbers_of(logits + row * p.clusters, y, p.clusters), y, p.clusters, T(1));
       for (int64_t c = 0; c < p.clusters; ++c) y[c] *= factor;
     }
     for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
@@ -238,35 +238,37 @@ double symmetric_loss(Problem<T>& p, T entropy_weight) {
 }
 
 // The sum of the logits' excess over the limit.
-template <typename T>
-double excess(const T* logits, int64_t n, double limit) {
+template <typename S>
+double excess(const S* logits, int64_t n, double limit) {
   double total = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double magnitude = __builtin_fabs(static_cast<double>(logits[i]));
+    const double magnitude = __builtin_fabs(static_cast<double>(number(logits[i])));
     total += magnitude > limit ? magnitude - limit : 0;
   }
   return total;
 }
 
 // The gradient of one sample's logits, d the product U G^T of its rows but for the factor -1 / V^2 batch.
-template <typename T>
-void sample_backward(Problem<T>& p, const T* logits, T* d, T* gradient, int64_t sample, T entropy_weight, T limit) {
+template <typename S, typename T = Number<S>>
+void sample_backward(Problem<T>& p, const S* logits, T* d, Gradient<S>* gradient, int64_t sample, T entropy_weight, T limit) {
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T pair_weight = T(-1) / (views * views * batch), marginal_weight = entropy_weight / (views * batch);
   const T guard_weight = T(kGuardWeight) / (views * batch);
   for (int64_t c = 0; c < p.all_clusters; ++c) d[c] = d[c] * pair_weight + p.log_y[c] * marginal_weight;
   for (int64_t view = 0; view < p.views; ++view) {
     const int64_t row = (view * p.batch + sample) * p.clusters, first = view * p.clusters;
-    softmax_backward(&p.y[sample * p.all_clusters + first], d + first, gradient + row, p.clusters, T(1));
+    T* out = numbers_for(gradient + row, d + first);
+    softmax_backward(&p.y[sample * p.all_clusters + first], d + first, out, p.clusters, T(1));
     for (int64_t c = 0; c < p.clusters; ++c) {
-      const T logit = logits[row + c];
-      gradient[row + c] += logit > limit ? guard_weight : logit < -limit ? -guard_weight : T(0);
+      const T logit = number(logits[row + c]);
+      out[c] += logit > limit ? guard_weight : logit < -limit ? -guard_weight : T(0);
     }
+    finish_row(out, gradient + row, p.clusters);
   }
 }
 
-template <typename T>
-void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weight, T limit) {
+template <typename S, typename T = Number<S>>
+void logits_backward(Problem<T>& p, const S* logits, Gradient<S>* gradient, T entropy_weight, T limit) {
   constexpr int64_t slice = 4;  // panels of U, whose part of G stays in the L1 cache
   const int64_t width = p.cluster_panels * kPanel<T>, tiles = p.rows / kTileRows;
   const int threads = useful_threads(p.rows * width * p.all_prototypes / 16, p.threads);
@@ -290,12 +292,12 @@ void logits_backward(Problem<T>& p, const T* logits, T* gradient, T entropy_weig
       }
     }
     for (int64_t sample = begin; sample < end && sample < p.batch; ++sample)
-      sample_backward(p, logits, &dy[sample * width], gradient, sample, entropy_weight, limit);
+      sample_backward<S>(p, logits, &dy[sample * width], gradient, sample, entropy_weight, limit);
   });
 }
 
-template <typename T>
-void scores_backward(Problem<T>& p, T* gradient, T inverse_temperature) {
+template <typename Out, typename T>
+void scores_backward(Problem<T>& p, Out* gradient, T inverse_temperature) {
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T scale = -inverse_temperature / (views * views * batch);
   Scratch<T> packed(packed_size<T>(p.all_clusters, p.all_prototypes)), du(p.batch * p.all_prototypes);
@@ -315,44 +317,51 @@ void scores_backward(Problem<T>& p, T* gradient, T inverse_temperature) {
       p.for_pieces(sample, view, [&](int64_t k, const T* piece, int64_t n) {
         for (int64_t i = 0; i < n; ++i) u[k + i] = piece[i];
       });
-      softmax_backward(u, &du[sample * p.all_prototypes + view * p.prototypes],
-                       gradient + (view * p.batch + sample) * p.prototypes, p.prototypes, scale);
+      T* d = &du[sample * p.all_prototypes + view * p.prototypes];
+      Out* result = gradient + (view * p.batch + sample) * p.prototypes;
+      T* out = numbers_for(result, d);
+      softmax_backward(u, d, out, p.prototypes, scale);
+      finish_row(out, result, p.prototypes);
     }
   });
 }
 
 // Everything after the sums.
-template <typename T>
-double finish(Problem<T>& p, const T* logits, T* logits_gradient, T* scores_gradient, double conditional,
-              double temperature, double entropy_weight, double logit_limit, bool symmetric, double excess) {
+template <typename S, typename T = Number<S>>
+double finish(Problem<T>& p, const S* logits, Gradient<S>* logits_gradient, Gradient<S>* scores_gradient,
+              double conditional, double temperature, double entropy_weight, double logit_limit, bool symmetric,
+              double excess) {
   const T weight = static_cast<T>(entropy_weight);
   double loss = kGuardWeight * excess / static_cast<double>(p.views * p.whole_batch);
   loss += symmetric ? symmetric_loss(p, weight) : conditional - entropy_weight * cluster_entropy(p);
-  if (logits_gradient) logits_backward(p, logits, logits_gradient, weight, static_cast<T>(logit_limit));
+  if (logits_gradient) logits_backward<S>(p, logits, logits_gradient, weight, static_cast<T>(logit_limit));
   if (scores_gradient) scores_backward(p, scores_gradient, static_cast<T>(1 / temperature));
   return loss;
 }
 
 }  // namespace
 
-template <typename T>
-void mutual_information_loss(const T* logits, const T* scores, T* loss, T* logits_gradient, T* scores_gradient,
-                             int64_t views, int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
-                             double entropy_weight, double logit_limit, bool symmetric, int threads) {
+template <typename S>
+void mutual_information_loss(const S* logits, const S* scores, Number<S>* loss, Gradient<S>* logits_gradient,
+                             Gradient<S>* scores_gradient, int64_t views, int64_t batch, int64_t clusters,
+                             int64_t prototypes, double temperature, double entropy_weight, double logit_limit,
+                             bool symmetric, int threads) {
+  using T = Number<S>;
   Problem<T> p{views, batch, clusters, prototypes, batch, threads};
   softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
   const double conditional =
       conditional_entropy(p, !symmetric, [&](int64_t, int64_t, int64_t panel) { joint_panel(p, panel); });
   cluster_sums(p);
-  *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
+  *loss = static_cast<T>(finish<S>(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
                                 logit_limit, symmetric, excess(logits, views * batch * clusters, logit_limit)));
 }
 
 // The sums of a process: J^T [V K, V C] and the sums of P, both times its batch, the guard's and the batch.
-template <typename T>
-void mutual_information_loss_sums(const T* logits, const T* scores, T* sums, int64_t views, int64_t batch,
+template <typename S>
+void mutual_information_loss_sums(const S* logits, const S* scores, Number<S>* sums, int64_t views, int64_t batch,
                                   int64_t clusters, int64_t prototypes, double temperature, double logit_limit,
                                   int threads) {
+  using T = Number<S>;
   Problem<T> p{views, batch, clusters, prototypes, batch, threads};
   softmaxes(p, logits, scores, static_cast<T>(1 / temperature));
   for_panels(p, [&](int64_t first, int64_t count, int64_t panel) {
@@ -367,11 +376,12 @@ void mutual_information_loss_sums(const T* logits, const T* scores, T* sums, int
   rest[p.all_clusters + 1] = static_cast<T>(batch);
 }
 
-template <typename T>
-void mutual_information_loss_finish(const T* logits, const T* scores, T* sums, T* loss, T* logits_gradient,
-                                    T* scores_gradient, int64_t views, int64_t batch, int64_t clusters,
-                                    int64_t prototypes, double temperature, double entropy_weight, double logit_limit,
-                                    bool symmetric, int threads) {
+template <typename S>
+void mutual_information_loss_finish(const S* logits, const S* scores, Number<S>* sums, Number<S>* loss,
+                                    Gradient<S>* logits_gradient, Gradient<S>* scores_gradient, int64_t views,
+                                    int64_t batch, int64_t clusters, int64_t prototypes, double temperature,
+                                    double entropy_weight, double logit_limit, bool symmetric, int threads) {
+  using T = Number<S>;
   const T* rest = sums + views * clusters * views * prototypes;
   const int64_t whole_batch = static_cast<int64_t>(rest[views * clusters + 1]);
   Problem<T> p{views, batch, clusters, prototypes, whole_batch, threads};
@@ -382,11 +392,12 @@ void mutual_information_loss_finish(const T* logits, const T* scores, T* sums, T
         p.joint_at(c, k) = k < p.all_prototypes && c < p.all_clusters ? sums[k * p.all_clusters + c] : T(0);
   });
   for (int64_t c = 0; c < p.all_clusters; ++c) p.log_y[c] = rest[c];
-  *loss = static_cast<T>(finish(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
+  *loss = static_cast<T>(finish<S>(p, logits, logits_gradient, scores_gradient, conditional, temperature, entropy_weight,
                                 logit_limit, symmetric, static_cast<double>(rest[p.all_clusters])));
 }
 
 IMC_INSTANTIATE(mutual_information_loss)
+IMC_INSTANTIATE_HALF(mutual_information_loss)
 IMC_INSTANTIATE(mutual_information_loss_sums)
 IMC_INSTANTIATE(mutual_information_loss_finish)
 

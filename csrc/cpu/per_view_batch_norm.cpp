@@ -1,12 +1,13 @@
 // Batch normalisation of V views of N rows and C channels, x[v][n][c], with each view's mean m and variance s:
-//   y = a (x - m) + b,  a = w / sqrt(s + eps),  or max(y, 0)
-// Backward, with g = dL/dy, 0 where max(y, 0) held y back, and sums over the rows of a view:
-//   dL/dx = a (g - sum g / N - (x - m) sum g (x - m) / (N (s + eps)))
+//   y = a (x - m) + b (+ r),  a = w / sqrt(s + eps),  or max(y, 0)
+// where r is a residual. Backward, with g = dL/dy, 0 where max(y, 0) held y back, and sums over the rows of a view:
+//   dL/dx = a (g - sum g / N - (x - m) sum g (x - m) / (N (s + eps)))       dL/dr = g
 //   dL/dw = sum over views of sum g (x - m) / sqrt(s + eps)           dL/db = sum over views of sum g
 // The rows of a view are cut into blocks whose height depends on C alone, and the sums of blocks are added in order, so
 // no result depends on the number of threads. A block stays in the L2 cache: its variance is taken about its own mean.
 #include <cstdint>
 
+#include "elements.h"
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -17,6 +18,13 @@ namespace {
 
 constexpr int64_t kBlockElements = 16384, kFewestRows = 32, kMostRows = 256;
 constexpr int64_t kWidth = 32;  // channels whose sums stay in registers
+
+// A block of rows as the sweeps over it see it; what is not there is null.
+template <typename S>
+struct Block {
+  int64_t rows, channels;
+  const S *input, *residual;
+};
 
 // The blocks of all views, view by view.
 struct Blocks {
@@ -32,6 +40,10 @@ struct Blocks {
   int64_t first(int64_t block) const { return block % per_view * height; }
   int64_t filled(int64_t block) const { return rows - first(block) < height ? rows - first(block) : height; }
   int64_t offset(int64_t block) const { return (view(block) * rows + first(block)) * channels; }
+  template <typename S>
+  Block<S> part(int64_t block, const S* input, const S* residual) const {
+    return {filled(block), channels, input + offset(block), residual ? residual + offset(block) : nullptr};
+  }
 };
 
 // body(channel, width) for neighbouring channels, at most kWidth and mostly a constant number of them.
@@ -48,22 +60,26 @@ T inverse_deviation(T variance, double eps) {
 }
 
 // The mean of each channel of a block, and the sum of squared differences from it.
-template <typename T>
-void block_moments(const T* x, int64_t rows, int64_t channels, double* mean, double* squares) {
+template <typename S, typename T = Number<S>>
+void block_moments(const S* x, int64_t rows, int64_t channels, double* mean, double* squares) {
   for_channels(channels, [&](int64_t channel, int64_t width) __attribute__((always_inline)) {
-    T sum[kWidth] = {}, middle[kWidth];
-    for (int64_t r = 0; r < rows; ++r)
+    T buffer[kWidth], sum[kWidth] = {}, middle[kWidth];
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = numbers_of(x + r * channels + channel, buffer, width);
 #pragma omp simd
-      for (int64_t j = 0; j < width; ++j) sum[j] += x[r * channels + channel + j];
+      for (int64_t j = 0; j < width; ++j) sum[j] += row[j];
+    }
     for (int64_t j = 0; j < width; ++j) middle[j] = sum[j] / static_cast<T>(rows);
     T beside[kWidth] = {}, squared[kWidth] = {};
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = numbers_of(x + r * channels + channel, buffer, width);
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
-        const T difference = x[r * channels + channel + j] - middle[j];
+        const T difference = row[j] - middle[j];
         beside[j] += difference;
         squared[j] += difference * difference;
       }
+    }
     for (int64_t j = 0; j < width; ++j) {  // `middle` is the mean but for its rounding
       const double rest = static_cast<double>(beside[j]) / static_cast<double>(rows);
       mean[channel + j] = middle[j] + rest;
@@ -126,63 +142,92 @@ class Affine {
   Scratch<T> scale_, bias_;
 };
 
-template <bool kRelu, typename T>
-void normalise_block(const T* input, T* output, int64_t rows, int64_t channels, Channels<T> affine) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* x = input + r * channels;
-    T* y = output + r * channels;
+// y of `width` channels of a row, before max(y, 0).
+template <bool kResidual, typename T>
+inline T value_of(const Channels<T>& affine, const T* x, const T* residual, int64_t channel, int64_t j) {
+  const T value = affine(x[j], channel + j);
+  return kResidual ? value + residual[j] : value;
+}
+
+template <bool kRelu, bool kResidual, typename S, typename T = Number<S>>
+void normalise_block(const Block<S>& block, Channels<T> affine, S* output) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for_channels(block.channels, [&](int64_t channel, int64_t width) __attribute__((always_inline)) {
+      const int64_t at = r * block.channels + channel;
+      T buffer[kWidth], beside[kWidth], out[kWidth];
+      const T* x = numbers_of(block.input + at, buffer, width);
+      const T* residual = kResidual ? numbers_of(block.residual + at, beside, width) : x;
+      T* y = numbers_for(output + at, out);
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const T value = affine(x[c], c);
-      y[c] = kRelu && value < 0 ? T(0) : value;
-    }
-  }
+      for (int64_t j = 0; j < width; ++j) {
+        const T value = value_of<kResidual>(affine, x, residual, channel, j);
+        y[j] = kRelu && value < 0 ? T(0) : value;
+      }
+      finish_row(y, output + at, width);
+    });
 }
 
 // sum g, sum g (x - m) and sum (x - m) of each channel of a block. The last is 0 but for the rounding of m, which the
-// second must not carry times sum g.
-template <bool kRelu, typename T>
-void block_sums(const T* input, const T* grad_output, int64_t rows, int64_t channels, Channels<T> affine, double* sums) {
+// second must not carry times sum g. kept, where not null, receives g.
+template <bool kRelu, bool kResidual, typename S, typename T = Number<S>>
+void block_sums(const Block<S>& block, Channels<T> affine, const S* grad_output, S* kept, double* sums) {
+  const int64_t channels = block.channels;
   for_channels(channels, [&](int64_t channel, int64_t width) __attribute__((always_inline)) {
-    T sum[kWidth] = {}, product[kWidth] = {}, beside[kWidth] = {};
-    for (int64_t r = 0; r < rows; ++r)
+    T buffer[kWidth], beside[kWidth], gradients[kWidth], gated[kWidth];
+    T sum[kWidth] = {}, product[kWidth] = {}, centre[kWidth] = {};
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t at = r * channels + channel;
+      const T* x = numbers_of(block.input + at, buffer, width);
+      const T* residual = kResidual ? numbers_of(block.residual + at, beside, width) : x;
+      const T* given = numbers_of(grad_output + at, gradients, width);
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
-        const int64_t c = channel + j, at = r * channels + c;
-        const T g = kRelu && affine(input[at], c) <= 0 ? T(0) : grad_output[at];
-        const T centred = input[at] - affine.mean[c];
+        const T g = kRelu && value_of<kResidual>(affine, x, residual, channel, j) <= 0 ? T(0) : given[j];
+        const T centred = x[j] - affine.mean[channel + j];
+        gated[j] = g;
         sum[j] += g;
         product[j] += g * centred;
-        beside[j] += centred;
+        centre[j] += centred;
       }
+      if (kept) copy_elements(gated, kept + at, width);
+    }
     for (int64_t j = 0; j < width; ++j) {
       sums[channel + j] = sum[j];
       sums[channels + channel + j] = product[j];
-      sums[2 * channels + channel + j] = beside[j];
+      sums[2 * channels + channel + j] = centre[j];
     }
   });
 }
 
 // mean_gradient is sum g / N; along is sum g (x - m) / (N (s + eps)).
-template <bool kRelu, typename T>
-void gradient_block(const T* input, const T* grad_output, T* gradient, int64_t rows, int64_t channels,
-                    Channels<T> affine, const T* mean_gradient, const T* along) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const T *x = input + r * channels, *given = grad_output + r * channels;
-    T* out = gradient + r * channels;
+template <bool kRelu, bool kResidual, typename S, typename T = Number<S>>
+void gradient_block(const Block<S>& block, Channels<T> affine, const S* grad_output, S* gradient,
+                    const T* mean_gradient, const T* along) {
+  for (int64_t r = 0; r < block.rows; ++r)
+    for_channels(block.channels, [&](int64_t channel, int64_t width) __attribute__((always_inline)) {
+      const int64_t at = r * block.channels + channel;
+      T buffer[kWidth], beside[kWidth], gradients[kWidth], out[kWidth];
+      const T* x = numbers_of(block.input + at, buffer, width);
+      const T* residual = kResidual ? numbers_of(block.residual + at, beside, width) : x;
+      const T* given = numbers_of(grad_output + at, gradients, width);
+      T* to = numbers_for(gradient + at, out);
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const T g = kRelu && affine(x[c], c) <= 0 ? T(0) : given[c];
-      out[c] = affine.scale[c] * (g - mean_gradient[c] - (x[c] - affine.mean[c]) * along[c]);
-    }
-  }
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t c = channel + j;
+        const T g = kRelu && value_of<kResidual>(affine, x, residual, channel, j) <= 0 ? T(0) : given[j];
+        to[j] = affine.scale[c] * (g - mean_gradient[c] - (x[j] - affine.mean[c]) * along[c]);
+      }
+      finish_row(to, gradient + at, width);
+    });
 }
 
 }  // namespace
 
-template <typename T>
-void per_view_batch_norm(const T* input, const T* weight, const T* bias, T* output, T* mean, T* variance, int64_t views,
-                         int64_t rows, int64_t channels, double eps, bool relu, int threads) {
+template <typename S>
+void per_view_batch_norm(const S* input, const Number<S>* weight, const Number<S>* bias, const S* residual, S* output,
+                         Number<S>* mean, Number<S>* variance, int64_t views, int64_t rows, int64_t channels,
+                         double eps, bool relu, int threads) {
+  using T = Number<S>;
   const Blocks blocks(views, rows, channels);
   threads = useful_threads(views * rows * channels, threads);
   Scratch<double> moments(blocks.count * 2 * channels), total(2 * channels);
@@ -194,25 +239,30 @@ void per_view_batch_norm(const T* input, const T* weight, const T* bias, T* outp
     view_moments(blocks, &moments[view * blocks.per_view * 2 * channels], total.get(), mean + view * channels,
                  variance + view * channels);
   Affine<T> affine(blocks, weight, bias, mean, variance, eps);
-  const auto normalise = relu ? &normalise_block<true, T> : &normalise_block<false, T>;
+  const auto normalise = relu ? (residual ? &normalise_block<true, true, S> : &normalise_block<true, false, S>)
+                              : (residual ? &normalise_block<false, true, S> : &normalise_block<false, false, S>);
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
-    normalise(input + blocks.offset(block), output + blocks.offset(block), blocks.filled(block), channels,
-              affine(blocks.view(block)));
+    normalise(blocks.part(block, input, residual), affine(blocks.view(block)), output + blocks.offset(block));
   });
 }
 
-template <typename T>
-void per_view_batch_norm_backward(const T* input, const T* weight, const T* bias, const T* mean, const T* variance,
-                                  const T* grad_output, T* input_gradient, T* weight_gradient, T* bias_gradient,
-                                  int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads) {
+template <typename S>
+void per_view_batch_norm_backward(const S* input, const Number<S>* weight, const Number<S>* bias, const S* residual,
+                                  const Number<S>* mean, const Number<S>* variance, const S* grad_output,
+                                  S* input_gradient, Number<S>* weight_gradient, Number<S>* bias_gradient,
+                                  S* residual_gradient, int64_t views, int64_t rows, int64_t channels, double eps,
+                                  bool relu, int threads) {
+  using T = Number<S>;
   const Blocks blocks(views, rows, channels);
   threads = useful_threads(views * rows * channels, threads);
   Affine<T> affine(blocks, weight, bias, mean, variance, eps);
   Scratch<double> parts(blocks.count * 3 * channels), total(5 * channels);
-  const auto add_up = relu ? &block_sums<true, T> : &block_sums<false, T>;
+  const auto add_up = relu ? (residual ? &block_sums<true, true, S> : &block_sums<true, false, S>)
+                           : &block_sums<false, false, S>;
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
-    add_up(input + blocks.offset(block), grad_output + blocks.offset(block), blocks.filled(block), channels,
-           affine(blocks.view(block)), &parts[block * 3 * channels]);
+    const int64_t from = blocks.offset(block);
+    add_up(blocks.part(block, input, residual), affine(blocks.view(block)), grad_output + from,
+           residual_gradient ? residual_gradient + from : nullptr, &parts[block * 3 * channels]);
   });
   Scratch<T> mean_gradient(views * channels), along(views * channels);
   double *sum = total.get(), *product = sum + channels, *beside = sum + 2 * channels;
@@ -237,15 +287,20 @@ void per_view_batch_norm_backward(const T* input, const T* weight, const T* bias
     if (weight_gradient) weight_gradient[c] = static_cast<T>(of_weight[c]);
   }
   if (!input_gradient) return;
-  const auto differentiate = relu ? &gradient_block<true, T> : &gradient_block<false, T>;
+  const S* given = residual_gradient ? residual_gradient : grad_output;  // the first is what max(y, 0) has left
+  const auto differentiate = !relu || residual_gradient ? &gradient_block<false, false, S>
+                             : residual                 ? &gradient_block<true, true, S>
+                                                        : &gradient_block<true, false, S>;
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
     const int64_t from = blocks.offset(block), view = blocks.view(block) * channels;
-    differentiate(input + from, grad_output + from, input_gradient + from, blocks.filled(block), channels,
-                  affine(blocks.view(block)), &mean_gradient[view], &along[view]);
+    differentiate(blocks.part(block, input, residual), affine(blocks.view(block)), given + from, input_gradient + from,
+                  &mean_gradient[view], &along[view]);
   });
 }
 
 IMC_INSTANTIATE(per_view_batch_norm)
+IMC_INSTANTIATE_HALF(per_view_batch_norm)
 IMC_INSTANTIATE(per_view_batch_norm_backward)
+IMC_INSTANTIATE_HALF(per_view_batch_norm_backward)
 
 }  // namespace imc::IMC_ISA

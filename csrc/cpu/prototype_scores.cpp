@@ -10,43 +10,51 @@
 
 namespace imc::IMC_ISA {
 
-template <typename T>
-void prototype_scores(const T* embeddings, const T* prototypes, T* scores, int64_t rows, int64_t prototype_count,
+template <typename S>
+void prototype_scores(const S* embeddings, const S* prototypes, S* scores, int64_t rows, int64_t prototype_count,
                       int64_t dim, bool normalize_prototypes, int threads) {
+  using T = Number<S>;
   Scratch<T> row_scale(rows), column_scale(prototype_count), packed(packed_size<T>(dim, prototype_count));
   inverse_norms(embeddings, row_scale.get(), rows, dim, threads);
   if (normalize_prototypes) inverse_norms(prototypes, column_scale.get(), prototype_count, dim, threads);
-  pack_columns<T>(prototypes, normalize_prototypes ? column_scale.get() : nullptr, dim, prototype_count, packed.get(),
-                  threads);
-  gemm(RowSource<T>{embeddings, dim, row_scale.get()}, packed.get(), scores, rows, prototype_count, dim, threads);
+  pack_columns(prototypes, normalize_prototypes ? column_scale.get() : nullptr, dim, prototype_count, packed.get(),
+               threads);
+  gemm(RowSource<S>{embeddings, dim, row_scale.get()}, packed.get(), scores, rows, prototype_count, dim, threads);
 }
 
-template <typename T>
-void prototype_scores_backward(const T* embeddings, const T* prototypes, const T* grad_output, T* embeddings_gradient,
-                               T* prototypes_gradient, int64_t rows, int64_t prototype_count, int64_t dim,
+template <typename S>
+void prototype_scores_backward(const S* embeddings, const S* prototypes, const S* grad_output, S* embeddings_gradient,
+                               S* prototypes_gradient, int64_t rows, int64_t prototype_count, int64_t dim,
                                bool normalize_prototypes, int threads) {
+  using T = Number<S>;
   Scratch<T> row_scale(rows), column_scale(prototype_count);
   inverse_norms(embeddings, row_scale.get(), rows, dim, threads);
   if (normalize_prototypes) inverse_norms(prototypes, column_scale.get(), prototype_count, dim, threads);
   if (embeddings_gradient) {
-    Scratch<T> packed(packed_size<T>(prototype_count, dim));
-    pack_rows<T>(prototypes, normalize_prototypes ? column_scale.get() : nullptr, prototype_count, dim, packed.get(),
-                 threads);
-    gemm(RowSource<T>{grad_output, prototype_count, nullptr}, packed.get(), embeddings_gradient, rows, dim,
-         prototype_count, threads);
-    project(embeddings, row_scale.get(), embeddings_gradient, rows, dim, threads);
+    Scratch<T> packed(packed_size<T>(prototype_count, dim)), h(kIsHalf<S> ? rows * dim : 0);
+    T* gradient = numbers_for(embeddings_gradient, h.get());
+    pack_rows(prototypes, normalize_prototypes ? column_scale.get() : nullptr, prototype_count, dim, packed.get(),
+              threads);
+    gemm(RowSource<S>{grad_output, prototype_count, nullptr}, packed.get(), gradient, rows, dim, prototype_count,
+         threads);
+    project(embeddings, row_scale.get(), gradient, embeddings_gradient, rows, dim, threads);
   }
   if (prototypes_gradient) {
-    Scratch<T> packed(packed_size<T>(rows, dim));
-    pack_rows<T>(embeddings, row_scale.get(), rows, dim, packed.get(), threads);
-    gemm(TransposedSource<T>{grad_output, prototype_count}, packed.get(), prototypes_gradient, prototype_count, dim,
-         rows, threads);
+    Scratch<T> packed(packed_size<T>(rows, dim)), h(kIsHalf<S> ? prototype_count * dim : 0);
+    T* gradient = numbers_for(prototypes_gradient, h.get());
+    pack_rows(embeddings, row_scale.get(), rows, dim, packed.get(), threads);
+    gemm(TransposedSource<S>{grad_output, prototype_count}, packed.get(), gradient, prototype_count, dim, rows,
+         threads);
     if (normalize_prototypes)
-      project(prototypes, column_scale.get(), prototypes_gradient, prototype_count, dim, threads);
+      project(prototypes, column_scale.get(), gradient, prototypes_gradient, prototype_count, dim, threads);
+    else
+      finish_row(gradient, prototypes_gradient, prototype_count * dim);
   }
 }
 
 IMC_INSTANTIATE(prototype_scores)
+IMC_INSTANTIATE_HALF(prototype_scores)
 IMC_INSTANTIATE(prototype_scores_backward)
+IMC_INSTANTIATE_HALF(prototype_scores_backward)
 
 }  // namespace imc::IMC_ISA

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "elements.h"
+
 namespace imc::IMC_ISA {
 
 namespace {
@@ -27,6 +29,14 @@ struct Tile {
 
   void load(int64_t i, const T* from) { rows[i] = *reinterpret_cast<const UnalignedRow*>(from); }
   void store(int64_t i, T* to) const { *reinterpret_cast<UnalignedRow*>(to) = rows[i]; }
+  template <typename S>
+  void load(int64_t i, const S* from) {
+    copy_elements(from, reinterpret_cast<T*>(&rows[i]), kSide);
+  }
+  template <typename S>
+  void store(int64_t i, S* to) const {
+    copy_elements(reinterpret_cast<const T*>(&rows[i]), to, kSide);
+  }
 
   // By perfect shuffles of all rows, as many as double up to a row's length.
   void transpose() {
@@ -61,8 +71,8 @@ struct Tile {
 };
 
 // x = rows [filled, columns] transposed, with zeros past the last.
-template <typename T>
-void load_block(const T* rows, T* x, int64_t filled, int64_t columns) {
+template <typename S, typename T>
+void load_block(const S* rows, T* x, int64_t filled, int64_t columns) {
   constexpr int64_t kSide = Tile<T>::kSide;
   for (int64_t first = 0; first < kBlock; first += kSide)
     for (int64_t c = 0; c < columns; c += kSide) {
@@ -74,7 +84,7 @@ void load_block(const T* rows, T* x, int64_t filled, int64_t columns) {
         if (at + kSide <= filled * columns)  // past the end of a row lies the next
           tile.load(i, rows + at);
         else if (first + i < filled)
-          for (int64_t j = 0; j < wide; ++j) tile.rows[i][j] = rows[at + j];
+          for (int64_t j = 0; j < wide; ++j) tile.rows[i][j] = number(rows[at + j]);
       }
       tile.transpose();
       for (int64_t j = 0; j < wide; ++j) tile.store(j, x + (c + j) * kBlock + first);
@@ -83,8 +93,8 @@ void load_block(const T* rows, T* x, int64_t filled, int64_t columns) {
 
 // The way back. A tile that reaches past the end of a row writes into the next one, which is written later: the last tile
 // of each row comes first.
-template <typename T>
-void store_block(const T* x, T* rows, int64_t filled, int64_t columns) {
+template <typename T, typename Out>
+void store_block(const T* x, Out* rows, int64_t filled, int64_t columns) {
   constexpr int64_t kSide = Tile<T>::kSide;
   for (int64_t first = 0; first < filled; first += kSide)
     for (int64_t c = (columns - 1) / kSide * kSide; c >= 0; c -= kSide) {
@@ -97,7 +107,7 @@ void store_block(const T* x, T* rows, int64_t filled, int64_t columns) {
         if (at + kSide <= filled * columns)
           tile.store(i, rows + at);
         else if (first + i < filled)
-          for (int64_t j = 0; j < wide; ++j) rows[at + j] = tile.rows[i][j];
+          for (int64_t j = 0; j < wide; ++j) convert(tile.rows[i][j], rows + at + j);
       }
     }
 }

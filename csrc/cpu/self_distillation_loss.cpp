@@ -7,6 +7,7 @@
 // in the order of the blocks: bitwise the same for any number of threads.
 #include <cstdint>
 
+#include "elements.h"
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -30,10 +31,12 @@ struct MeanParts {
   double teachers, students[2];
 };
 
-template <typename T>
+template <typename S>
 struct Distillation {
-  const T *students, *teachers, *prior, *given_weights;
-  T* gradient;
+  using T = Number<S>;
+  const S *students, *teachers;
+  const T *prior, *given_weights;
+  Gradient<S>* gradient;
   int64_t heads, batch, clusters;
   double student_temperature, teacher_temperature, beta, entropy_weight;
   bool agreement;
@@ -90,8 +93,8 @@ double weighted_sum(const T* x, const T* weights) {
 }
 
 // The first sweep, of one block of pairs of a head; scratch has two matrices.
-template <typename T>
-void agree(Distillation<T>& problem, int64_t item, T* scratch) {
+template <typename S, typename T = Number<S>>
+void agree(Distillation<S>& problem, int64_t item, T* scratch) {
   const int64_t head = item / problem.blocks, block = item % problem.blocks, clusters = problem.clusters;
   const int64_t filled = problem.pairs_in(block);
   T* views[] = {scratch, scratch + problem.matrix};
@@ -124,8 +127,9 @@ void agree(Distillation<T>& problem, int64_t item, T* scratch) {
 }
 
 // The weights of a block of pairs, 0 past the last.
-template <typename T>
-void weigh(Distillation<T>& problem, int64_t block) {
+template <typename S>
+void weigh(Distillation<S>& problem, int64_t block) {
+  using T = Number<S>;
   T* weights = &problem.weights[block * kBlock];
   const int64_t filled = problem.pairs_in(block);
   double sums[kBlock] = {};
@@ -140,8 +144,9 @@ void weigh(Distillation<T>& problem, int64_t block) {
 }
 
 // The logarithm of a head's prior, the weighted entropy of its students' mean predictions and that one's gradient.
-template <typename T>
-void finish_means(Distillation<T>& problem, int64_t head) {
+template <typename S>
+void finish_means(Distillation<S>& problem, int64_t head) {
+  using T = Number<S>;
   const int64_t clusters = problem.clusters;
   const double smallest = static_cast<double>(smallest_normal(T())), batch = static_cast<double>(problem.batch);
   double entropy = 0;
@@ -168,8 +173,8 @@ void finish_means(Distillation<T>& problem, int64_t head) {
 }
 
 // The second sweep, of one view of a block; returns its part of the loss. scratch has two matrices.
-template <typename T>
-double compare(Distillation<T>& problem, int64_t item, int64_t view, T* scratch) {
+template <typename S, typename T = Number<S>>
+double compare(Distillation<S>& problem, int64_t item, int64_t view, T* scratch) {
   const int64_t head = item / problem.blocks, block = item % problem.blocks, clusters = problem.clusters;
   const int64_t filled = problem.pairs_in(block);
   const T beta = static_cast<T>(problem.beta);
@@ -238,12 +243,13 @@ double compare(Distillation<T>& problem, int64_t item, int64_t view, T* scratch)
 
 }  // namespace
 
-template <typename T>
-void self_distillation_loss(const T* students, const T* teachers, const T* prior, const T* weights, T* loss,
-                            T* gradient, int64_t heads, int64_t batch, int64_t clusters, double student_temperature,
-                            double teacher_temperature, double beta, double entropy_weight, bool agreement,
-                            int threads) {
-  Distillation<T> problem{students, teachers, prior, weights,  gradient, heads, batch, clusters,
+template <typename S>
+void self_distillation_loss(const S* students, const S* teachers, const Number<S>* prior, const Number<S>* weights,
+                            Number<S>* loss, Gradient<S>* gradient, int64_t heads, int64_t batch, int64_t clusters,
+                            double student_temperature, double teacher_temperature, double beta,
+                            double entropy_weight, bool agreement, int threads) {
+  using T = Number<S>;
+  Distillation<S> problem{students, teachers, prior, weights,  gradient, heads, batch, clusters,
                           student_temperature, teacher_temperature, beta, entropy_weight, agreement};
   const int64_t items = heads * problem.blocks, scratch_size = kMatrices * problem.matrix;
   threads = useful_threads(4 * heads * batch * clusters, threads);
@@ -263,5 +269,6 @@ void self_distillation_loss(const T* students, const T* teachers, const T* prior
 }
 
 IMC_INSTANTIATE(self_distillation_loss)
+IMC_INSTANTIATE_HALF(self_distillation_loss)
 
 }  // namespace imc::IMC_ISA

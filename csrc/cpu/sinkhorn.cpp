@@ -32,22 +32,23 @@ struct Extremes {
 
 // The scaling form. First sweep: e = E, its column sums into partial; returns the extremes of the scores. The reference
 // may be any score: u and v take up a constant, and where the range is narrow no factor leaves exp(+-scaling_range()).
-template <typename T>
-Extremes<T> exponentials(const Problem<T>& p, T reference, T* e, T* partial) {
+template <typename S, typename T = Number<S>>
+Extremes<T> exponentials(const Problem<S>& p, T reference, T* e, T* partial) {
   const int64_t n = p.prototypes;
   const T inverse_epsilon = static_cast<T>(p.inverse_epsilon);
   Scratch<T> highs(p.chunks), lows(p.chunks);
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
-    T high = p.scores[first * n], low = high;
+    T high = number(p.scores[first * n]), low = high;
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
     for (int64_t row = first; row < last; ++row) {
-      const T* s = p.scores + row * n;
       T* out = e + row * n;
+      const T* s = numbers_of(p.scores + row * n, out, n);
 #pragma omp simd reduction(max : high) reduction(min : low)
       for (int64_t k = 0; k < n; ++k) {
-        high = s[k] > high ? s[k] : high;
-        low = s[k] < low ? s[k] : low;
-        out[k] = exp_bounded((s[k] - reference) * inverse_epsilon);
+        const T score = s[k];  // which may lie where its exponential goes
+        high = score > high ? score : high;
+        low = score < low ? score : low;
+        out[k] = exp_bounded((score - reference) * inverse_epsilon);
         sums[k] += out[k];
       }
     }
@@ -62,9 +63,9 @@ Extremes<T> exponentials(const Problem<T>& p, T reference, T* e, T* partial) {
   return all;
 }
 
-// One iteration, from the column scaling v: the column sums of u E into partial, or at last E becomes Q.
-template <typename T>
-void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* partial, bool last_iteration) {
+// One iteration, from the column scaling v: the column sums of u E into partial, or at last E becomes Q, the assignments.
+template <typename S, typename T = Number<S>>
+void scaling_sweep(const Problem<S>& p, const T* v, T* e, S* assignments, T* partial, bool last_iteration) {
   const int64_t n = p.prototypes;
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
@@ -76,20 +77,21 @@ void scaling_sweep(const Problem<T>& p, const T* v, T* e, T* partial, bool last_
       } else {
 #pragma omp simd
         for (int64_t k = 0; k < n; ++k) q[k] = q[k] * v[k] * inverse;
+        finish_row(q, assignments + row * n, n);
       }
     }
   });
 }
 
 // From E and its column sums.
-template <typename T>
-void scale(const Problem<T>& p, T* assignments, T* partial, int64_t iterations) {
+template <typename S, typename T = Number<S>>
+void scale(const Problem<S>& p, T* e, S* assignments, T* partial, int64_t iterations) {
   const int64_t n = p.prototypes;
   Scratch<T> v(n);
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     p.add_chunks(partial, v.get());
     for (int64_t k = 0; k < n; ++k) v[k] = p.share(k) / v[k];
-    scaling_sweep(p, v.get(), assignments, partial, iteration + 1 == iterations);
+    scaling_sweep(p, v.get(), e, assignments, partial, iteration + 1 == iterations);
   }
 }
 
@@ -98,8 +100,9 @@ void scale(const Problem<T>& p, T* assignments, T* partial, int64_t iterations) 
 // exactly, which the gradient needs: what it keeps of a and c is always from here.
 
 // The logarithms of the column sums of u E, from a.
-template <typename T>
-void log_column_sums(const Problem<T>& p, const double* a, double* log_sums) {
+template <typename S>
+void log_column_sums(const Problem<S>& p, const double* a, double* log_sums) {
+  using T = Number<S>;
   const int64_t n = p.prototypes;
   Scratch<double> highs(p.chunks * n);
   Scratch<T> partial(p.chunks * n);
@@ -133,14 +136,16 @@ void log_column_sums(const Problem<T>& p, const double* a, double* log_sums) {
 }
 
 // The assignments and a, from c.
-template <typename T>
-void log_rows(const Problem<T>& p, const double* c, T* assignments, double* a) {
+template <typename S>
+void log_rows(const Problem<S>& p, const double* c, S* assignments, double* a) {
+  using T = Number<S>;
   const int64_t n = p.prototypes;
   const double log_batch = log_normal(static_cast<double>(p.whole_batch));
-  parallel_for(p.chunks, p.threads, [&](int64_t chunk, int) {
+  Scratch<T> spare(kIsHalf<S> ? p.threads * n : 0);
+  parallel_for(p.chunks, p.threads, [&](int64_t chunk, int worker) {
     const int64_t end = (chunk + 1) * p.chunk_rows;
     for (int64_t row = chunk * p.chunk_rows; row < end && row < p.batch; ++row) {
-      T* q = assignments + row * n;
+      T* q = numbers_for(assignments + row * n, &spare[worker * n]);
       double high = p.log_kernel(row, 0) + c[0];
 #pragma omp simd reduction(max : high)
       for (int64_t k = 0; k < n; ++k) {
@@ -152,13 +157,14 @@ void log_rows(const Problem<T>& p, const double* c, T* assignments, double* a) {
       a[row] = -log_batch - high - log_normal(sum);
       const T inverse = static_cast<T>(1 / sum);
       for (int64_t k = 0; k < n; ++k) q[k] *= inverse;
+      finish_row(q, assignments + row * n, n);
     }
   });
 }
 
 // rows and columns [iterations, batch | prototypes], a and c of each iteration, may be null.
-template <typename T>
-void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double* columns, int64_t iterations) {
+template <typename S>
+void scale_logarithms(const Problem<S>& p, S* assignments, double* rows, double* columns, int64_t iterations) {
   const int64_t n = p.prototypes;
   Scratch<double> a(p.batch), c(n);
   for (int64_t row = 0; row < p.batch; ++row) a[row] = 0;
@@ -175,31 +181,34 @@ void scale_logarithms(const Problem<T>& p, T* assignments, double* rows, double*
 
 }  // namespace
 
-template <typename T>
-void sinkhorn(const T* scores, const T* marginals, T* assignments, double* rows, double* columns, int64_t problems,
-              int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads) {
+template <typename S>
+void sinkhorn(const S* scores, const Number<S>* marginals, S* assignments, double* rows, double* columns,
+              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int64_t iterations, int threads) {
+  using T = Number<S>;
   const int64_t size = batch * prototypes;
-  const auto solve = [&](Problem<T>& p, int64_t problem) {
-    T* out = assignments + problem * size;
+  const auto solve = [&](Problem<S>& p, int64_t problem) {
+    S* out = assignments + problem * size;
+    Scratch<T> spare(kIsHalf<S> ? size : 0);
+    T* e = numbers_for(out, spare.get());
     double* a = rows ? rows + problem * iterations * batch : nullptr;
     double* c = columns ? columns + problem * iterations * prototypes : nullptr;
     Scratch<T> partial(p.chunks * prototypes);
-    const T reference = p.scores[0];
-    const Extremes<T> found = exponentials(p, reference, out, partial.get());
+    const T reference = number(p.scores[0]);
+    const Extremes<T> found = exponentials(p, reference, e, partial.get());
     p.set_range(found.high, found.low);
     if (p.is_narrow()) {
       if (a) {
         scale_logarithms(p, out, a, c, iterations);
-        exponentials(p, reference, out, partial.get());
+        exponentials(p, reference, e, partial.get());
       }
-      scale(p, out, partial.get(), iterations);
+      scale(p, e, out, partial.get(), iterations);
     } else if (p.is_finite()) {
       scale_logarithms(p, out, a, c, iterations);
     } else {  // an infinity among the scores
-      for (int64_t i = 0; i < size; ++i) out[i] = p.range - p.range;
+      for (int64_t i = 0; i < size; ++i) convert(p.range - p.range, out + i);
     }
   };
-  for_problems<T>(scores, marginals, nullptr, problems, batch, prototypes, epsilon, threads, solve);
+  for_problems<S>(scores, marginals, nullptr, problems, batch, prototypes, epsilon, threads, solve);
 }
 
 template <typename T>
@@ -227,6 +236,7 @@ void sinkhorn_sweep(const T* scores, const T* extremes, T* assignments, const do
 }
 
 IMC_INSTANTIATE(sinkhorn)
+IMC_INSTANTIATE_HALF(sinkhorn)
 IMC_INSTANTIATE(sinkhorn_sweep)
 
 }  // namespace imc::IMC_ISA

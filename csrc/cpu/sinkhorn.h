@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "elements.h"
 #include "imc/scaling_range.h"
 #include "parallel.h"
 #include "rows.h"
@@ -18,9 +19,10 @@ constexpr int64_t kChunkRows = 32, kMostChunks = 64, kColumnBlock = 512;
 inline float scaling_range(float) { return kScalingRange * 0.69314718f; }
 inline double scaling_range(double) { return 340.0; }
 
-template <typename T>
+template <typename S>
 struct Problem {
-  const T* scores;  // [batch, prototypes]
+  using T = Number<S>;
+  const S* scores;  // [batch, prototypes]
   int64_t batch, prototypes;
   double inverse_epsilon;
   const T* marginals;  // [prototypes] or null
@@ -70,20 +72,20 @@ struct Problem {
 
   // S = log E
   double log_kernel(int64_t row, int64_t k) const {
-    return (static_cast<double>(scores[row * prototypes + k]) - static_cast<double>(high)) * inverse_epsilon;
+    return (static_cast<double>(number(scores[row * prototypes + k])) - static_cast<double>(high)) * inverse_epsilon;
   }
 };
 
 // Many problems run side by side, one thread each; few share all threads. Of a batch spread over processes the largest
 // score, minus the smallest and the number of samples are given: [3, problems].
-template <typename T, typename Body>
-void for_problems(const T* scores, const T* marginals, const T* extremes, int64_t problems, int64_t batch,
+template <typename S, typename Body>
+void for_problems(const S* scores, const Number<S>* marginals, const Number<S>* extremes, int64_t problems, int64_t batch,
                   int64_t prototypes, double epsilon, int threads, const Body& body) {
   const int64_t size = batch * prototypes;
   threads = useful_threads(problems * size, threads);
   const bool side_by_side = problems >= threads;
   parallel_for(problems, side_by_side ? threads : 1, [&](int64_t problem, int) {
-    Problem<T> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
+    Problem<S> p{scores + problem * size, batch, prototypes, 1 / epsilon, marginals, side_by_side ? 1 : threads};
     if (extremes) {
       p.set_range(extremes[problem], -extremes[problems + problem]);
       p.whole_batch = extremes[2 * problems + problem];

@@ -3,6 +3,7 @@
 // out of the L1 cache, the gradient. Memory: scores and assignments read once, the gradient written once.
 #include <cstdint>
 
+#include "elements.h"
 #include "instantiate.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -12,14 +13,14 @@ namespace imc::IMC_ISA {
 
 namespace {
 
-// target = sum of the rows assignments[a, sample] with a != view; returns its mass.
-template <typename T>
-T sum_targets(const T* assignments, T* target, int64_t view, int64_t assigned, int64_t batch, int64_t prototypes,
-              int64_t sample) {
+// target = sum of the rows assignments[a, sample] with a != view; returns its mass. spare: memory for a row.
+template <typename S, typename T = Number<S>>
+T sum_targets(const S* assignments, T* target, T* spare, int64_t view, int64_t assigned, int64_t batch,
+              int64_t prototypes, int64_t sample) {
   for (int64_t k = 0; k < prototypes; ++k) target[k] = 0;
   for (int64_t a = 0; a < assigned; ++a) {
     if (a == view) continue;
-    const T* row = assignments + (a * batch + sample) * prototypes;
+    const T* row = numbers_of(assignments + (a * batch + sample) * prototypes, spare, prototypes);
 #pragma omp simd
     for (int64_t k = 0; k < prototypes; ++k) target[k] += row[k];
   }
@@ -44,26 +45,30 @@ double cross_entropy(const T* scores, const T* target, T mass, T* probabilities,
 
 }  // namespace
 
-template <typename T>
-void swapped_prediction_loss(const T* scores, const T* assignments, T* loss, T* gradient, int64_t views,
-                             int64_t assigned, int64_t batch, int64_t prototypes, double temperature, int threads) {
+template <typename S>
+void swapped_prediction_loss(const S* scores, const S* assignments, Number<S>* loss, Gradient<S>* gradient,
+                             int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
+                             int threads) {
+  using T = Number<S>;
   const double pairs = static_cast<double>(assigned * (views - 1));
   const T inverse_temperature = static_cast<T>(1 / temperature);
   const T weight = static_cast<T>(1 / (pairs * static_cast<double>(batch) * temperature));
   threads = useful_threads(views * batch * prototypes, threads);
   Scratch<double> losses(batch);
-  Scratch<T> scratch(threads * 2 * prototypes);
+  Scratch<T> scratch(threads * 3 * prototypes);
   parallel_for(batch, threads, [&](int64_t sample, int worker) {
-    T* target = &scratch[worker * 2 * prototypes];
-    T* spare = target + prototypes;
+    T* target = &scratch[worker * 3 * prototypes];
+    T *numbers = target + prototypes, *spare = numbers + prototypes;
     T mass = 0;
     double total = 0;
     for (int64_t view = 0; view < views; ++view) {
       if (view <= assigned)  // from the first unassigned view on the target no longer changes
-        mass = sum_targets(assignments, target, view, assigned, batch, prototypes, sample);
+        mass = sum_targets(assignments, target, spare, view, assigned, batch, prototypes, sample);
       const int64_t row = (view * batch + sample) * prototypes;
-      total += cross_entropy(scores + row, target, mass, gradient ? gradient + row : spare, gradient != nullptr,
-                             prototypes, inverse_temperature, weight);
+      T* probabilities = gradient ? numbers_for(gradient + row, spare) : spare;
+      total += cross_entropy(numbers_of(scores + row, numbers, prototypes), target, mass, probabilities,
+                             gradient != nullptr, prototypes, inverse_temperature, weight);
+      if (gradient) finish_row(probabilities, gradient + row, prototypes);
     }
     losses[sample] = total;
   });
@@ -73,5 +78,6 @@ void swapped_prediction_loss(const T* scores, const T* assignments, T* loss, T* 
 }
 
 IMC_INSTANTIATE(swapped_prediction_loss)
+IMC_INSTANTIATE_HALF(swapped_prediction_loss)
 
 }  // namespace imc::IMC_ISA

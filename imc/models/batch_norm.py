@@ -37,18 +37,17 @@ class PerViewBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"PerViewBatchNorm takes [V*B, C, ...], got {list(input.shape)}")
 
-    def forward(self, input: Tensor, views: int = 1, relu: bool = False) -> Tensor:
-        """Normalise [V*B, C, ...], the V views one after the other; with ``relu`` then ``max(., 0)``."""
+    def forward(self, input: Tensor, views: int = 1, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Normalise [V*B, C, ...], the V views one after the other, and add the residual of the same shape; with
+        ``relu`` then ``max(., 0)``."""
         self._check_input_dim(input)
         if not self.training and (self.running_mean is not None or self.running_var is not None):
-            output = super().forward(input)
-            return functional.relu(output, inplace=True) if relu else output
+            return _completed(super().forward(input), relu, residual)
         tracked = self.training and self.track_running_stats
         running = (self.running_mean, self.running_var) if tracked else (None, None)
         momenta = self._momenta(views) if tracked else [0.0] * views
         if self.training and self.group is not None:
-            output = self._over_group(input, views, self.group, *running, momenta)
-            return functional.relu(output, inplace=True) if relu else output
+            return _completed(self._over_group(input, views, self.group, *running, momenta), relu, residual)
         return per_view_batch_norm(
             input,
             self.weight,
@@ -59,6 +58,7 @@ class PerViewBatchNorm(_BatchNorm):
             momentum=momenta,
             eps=self.eps,
             relu=relu,
+            residual=residual,
         )
 
     def _momenta(self, views: int) -> list[float]:
@@ -108,6 +108,11 @@ class PerViewBatchNorm(_BatchNorm):
         if running_mean is not None and running_var is not None:
             update_running_statistics(running_mean, running_var, mean.detach(), variance.detach(), count, momenta)
         return normalised.flatten(0, 1).to(input.dtype)
+
+
+def _completed(normalised: Tensor, relu: bool, residual: Tensor | None) -> Tensor:
+    output = normalised if residual is None else normalised + residual
+    return functional.relu(output, inplace=True) if relu else output
 
 
 def view_by_view(module: nn.Module, images: Tensor, views: int) -> Tensor:

@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x, views)
         x = self.bn1(self.conv1(x), views, relu=True)
-        return functional.relu(self.bn2(self.conv2(x), views) + shortcut, inplace=True)
+        return self.bn2(self.conv2(x), views, relu=True, residual=shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x, views)
         x = self.bn1(self.conv1(x), views, relu=True)
         x = self.bn2(self.conv2(x), views, relu=True)
-        return functional.relu(self.bn3(self.conv3(x), views) + shortcut, inplace=True)
+        return self.bn3(self.conv3(x), views, relu=True, residual=shortcut)
 
 
 def _shortcut(before: int, after: int, stride: int, norm: Norm) -> Downsample | None:

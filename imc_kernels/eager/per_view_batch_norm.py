@@ -19,11 +19,15 @@ def per_view_batch_norm(
     momenta: Sequence[float],
     eps: float,
     relu: bool,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Input [V*B, C, ...], weight, bias and running statistics [C] -> [V*B, C, ...]; updates the running statistics."""
+    """Input and residual [V*B, C, ...], weight, bias and running statistics [C] -> [V*B, C, ...], whose running
+    statistics are brought up to date."""
     parts = [
         functional.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, eps)
         for part, momentum in zip(input.chunk(views), momenta, strict=True)
     ]
     output = torch.cat(parts) if views > 1 else parts[0]
+    if residual is not None:
+        output = output + residual
     return functional.relu(output, inplace=True) if relu else output

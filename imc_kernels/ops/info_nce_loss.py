@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
 from imc_kernels.ops.operator import of_triton
-from imc_kernels.ops.precision import loss_buffer, specification
+from imc_kernels.ops.precision import gradient_buffer, loss_buffer, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,14 +75,14 @@ def info_nce_loss(
 def _cpu(inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     embeddings = inputs[0].contiguous()
     loss = loss_buffer(embeddings)
-    gradient = torch.empty_like(embeddings) if needs[0] else None
+    gradient = gradient_buffer(embeddings) if needs[0] else None
     native.call("_cpu", NAME, embeddings, loss, gradient, *options)
     return loss, (gradient,)
 
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(of_triton(NAME), reads_half=True), "cpu": Kernel(_cpu)},
+    {"triton": Kernel(of_triton(NAME), reads_half=True), "cpu": Kernel(_cpu, reads_half=True)},
     inputs=("embeddings",),
     options={"temperature": checks.POSITIVE, "normalise": "bool"},
 )

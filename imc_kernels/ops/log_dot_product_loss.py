@@ -110,7 +110,7 @@ LOSS = FusedLoss(
     {
         "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
         "triton": Kernel(of_triton(NAME), reads_half=True),
-        "cpu": Kernel(functools.partial(_native, "_cpu")),
+        "cpu": Kernel(functools.partial(_native, "_cpu"), reads_half=True),
     },
     inputs=("logits",),
     options={"smoothing": checks.FRACTION, "entropy_weight": checks.FINITE, "logit_limit": checks.POSITIVE},

@@ -115,7 +115,7 @@ LOSS = FusedLoss(
     {
         "cuda": Kernel(mutual_information_cuda.mutual_information, reads_half=True),
         "triton": Kernel(of_triton(NAME), reads_half=True),
-        "cpu": Kernel(_cpu),
+        "cpu": Kernel(_cpu, reads_half=True),
     },
     inputs=("logits", "scores"),
     options={

@@ -29,6 +29,7 @@ def per_view_batch_norm(
     momentum: float | Sequence[float] = 0.1,
     eps: float = 1e-5,
     relu: bool = False,
+    residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Normalise each channel of each view by the view's own mean and variance, as training does.
@@ -40,8 +41,8 @@ def per_view_batch_norm(
     2103.07368.
 
     Memory: on ``cpu``, beside result and gradients, for each element of the input at most half a byte, in the backward
-    three quarters, and 64 bytes for each channel of a view; and a copy of an input or gradient whose channels do not
-    lie together (``torch.channels_last``). The result's do.
+    three quarters, and 64 bytes for each channel of a view; and a copy of an input, residual or gradient whose channels
+    do not lie together (``torch.channels_last``). The result's do.
 
     Args:
         input: [V*B, C, ...], the V views one after the other; float32, float64, bfloat16 or float16.
@@ -52,12 +53,14 @@ def per_view_batch_norm(
         running_var: the same for the unbiased variance; given if ``running_mean`` is.
         momentum: between 0 and 1; or one for each view, as a cumulative average takes them.
         eps: added to the variance.
-        relu: return ``max(result, 0)``.
+        relu: return ``max(result, 0)``, of the sum with the residual where there is one.
+        residual: of the input's shape, floating, or None for 0: what is added to the result, as at the end of a block
+            of a ResNet. The gradient reaches it.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
-        [V*B, C, ...], as the input and of its dtype. Half precision is computed in float32; with a weight or bias of
-        another dtype, in that to which torch's arithmetic promotes them.
+        [V*B, C, ...], as the input and of its dtype. Half precision is computed in float32; with a weight, bias or
+        residual of another dtype, in that to which torch's arithmetic promotes them.
 
     Raises:
         TypeError: an input is no tensor, or not of a floating dtype.
@@ -78,13 +81,19 @@ def per_view_batch_norm(
     )
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{NAME}: running_mean and running_var must be given together")
+    if residual is not None:
+        residual = checks.floating(NAME, "residual", residual, "[V*B, C, ...]")
+        if residual.shape != input.shape:
+            raise ValueError(
+                f"{NAME}: residual must have the shape of the input, {list(input.shape)}, got {list(residual.shape)}"
+            )
     if running_mean is not None and running_var is not None:
         _vector("running_mean", running_mean, input)
         _vector("running_var", running_var, input)
     momenta = _momenta(momentum, views)
     eps = checks.number(NAME, "eps", eps, checks.POSITIVE)
     relu = checks.flag(NAME, "relu", relu)
-    promoted = checks.together(NAME, input=input, weight=weight, bias=bias)
+    promoted = checks.together(NAME, input=input, weight=weight, bias=bias, residual=residual)
     chosen = backends.choose(NAME, OFFERED, input.device, promoted, backend)
     single = half_as_single(promoted)
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).
@@ -92,16 +101,19 @@ def per_view_batch_norm(
     if chosen not in OPERATION.kernels:
         # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
         x = cast(input, single) if input.is_cpu or single != torch.float32 else input
+        beside = None if residual is None else cast(residual, x.dtype)
         mean, variance = (None if vector is None else cast(vector, single) for vector in (running_mean, running_var))
-        result = eager.per_view_batch_norm(x, w, b, mean, variance, views, momenta, eps, relu)
+        result = eager.per_view_batch_norm(x, w, b, mean, variance, views, momenta, eps, relu, beside)
         for given, moved in ((running_mean, mean), (running_var, variance)):
             if given is not None and moved is not None and moved is not given:
                 given.copy_(moved)
         return cast(result, input.dtype)
-    x = cast(input, single)
-    if not x.movedim(1, -1).is_contiguous():  # once, for the backward too
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    output, mean, variance = OPERATION(chosen, (x, w, b), (views, eps, relu))
+    if single != torch.float32 or (residual is not None and residual.dtype != input.dtype):
+        input_given, residual = cast(input, single), None if residual is None else cast(residual, single)
+    else:  # the kernel reads half precision, where its maps are of one kind
+        input_given = input
+    x, beside = _channels_together(input_given), None if residual is None else _channels_together(residual)
+    output, mean, variance = OPERATION(chosen, (x, w, b, beside), (views, eps, relu))
     if running_mean is not None and running_var is not None:
         update_running_statistics(running_mean, running_var, mean, variance, rows, momenta)
     return cast(output, input.dtype)
@@ -139,26 +151,34 @@ def _momenta(momentum: float | Sequence[float], views: int) -> Sequence[float]:
     return [checks.number(NAME, "momentum", momentum, checks.PROBABILITY)] * views
 
 
+def _channels_together(x: Tensor) -> Tensor:
+    """``x``, copied where its channels do not lie together: once, for the backward too."""
+    return x if x.movedim(1, -1).is_contiguous() else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def _cpu(inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and mean and variance [V, C]."""
-    x, weight, bias = inputs
+    x, weight, bias, residual = inputs
     views, *others = options
     output, mean, variance = _empty("cpu", inputs, options, needs)
-    native.call("_cpu", NAME, _rows(x, views), weight, bias, _rows(output, views), mean, variance, *others)
+    beside = None if residual is None else _rows(residual, views)
+    native.call("_cpu", NAME, _rows(x, views), weight, bias, beside, _rows(output, views), mean, variance, *others)
     return output, mean, variance
 
 
 def _cpu_backward(
     inputs: Inputs, saved: Sequence[Tensor], grad_output: Tensor, options: Sequence[Any], needs: Needs
 ) -> Gradients:
-    x, weight, bias = inputs
+    x, weight, bias, residual = inputs
     views, *others = options
-    of_input = _with_channels_together(x) if needs[0] else None
-    of_rows = None if of_input is None else _rows(of_input, views)
-    of_weight, of_bias = (x.new_empty(x.shape[1]) if need else None for need in needs[1:])
-    given = (_rows(x, views), weight, bias, *saved, _rows(grad_output, views))
-    native.call("_cpu", "per_view_batch_norm_backward", *given, of_rows, of_weight, of_bias, *others)
-    return of_input, of_weight, of_bias
+    of_input, of_residual = (_with_channels_together(x) if need else None for need in (needs[0], needs[3]))
+    of_weight, of_bias = (_of_channels(x, x.shape[1]) if need else None for need in needs[1:3])
+    rows, beside, of_rows, of_beside = (
+        None if maps is None else _rows(maps, views) for maps in (x, residual, of_input, of_residual)
+    )
+    given = (rows, weight, bias, beside, *saved, _rows(grad_output, views))
+    native.call("_cpu", "per_view_batch_norm_backward", *given, of_rows, of_weight, of_bias, of_beside, *others)
+    return of_input, of_weight, of_bias, of_residual
 
 
 def _rows(x: Tensor, views: int) -> Tensor:
@@ -173,16 +193,21 @@ def _with_channels_together(like: Tensor) -> Tensor:
     return torch.empty_permuted(like.shape, order, dtype=like.dtype, device=like.device)
 
 
+def _of_channels(x: Tensor, *shape: int) -> Tensor:
+    """Memory for what the channels of ``x`` have, in the precision that is computed in."""
+    return x.new_empty(size=shape, dtype=half_as_single(x.dtype))
+
+
 def _empty(backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
     x, views = inputs[0], options[0]
-    mean = x.new_empty(size=(views, x.shape[1]))
+    mean = _of_channels(x, views, x.shape[1])
     return _with_channels_together(x), mean, torch.empty_like(mean)
 
 
 OPERATION = FusedOperation(
     NAME,
-    {"cpu": Kernels(_cpu, _cpu_backward)},
-    inputs=("input", "weight?", "bias?"),
+    {"cpu": Kernels(_cpu, _cpu_backward, reads_half=True)},
+    inputs=("input", "weight?", "bias?", "residual?"),
     options={"views": "int", "eps": checks.POSITIVE, "relu": "bool"},
     empty=_empty,
     results=3,

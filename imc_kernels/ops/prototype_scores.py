@@ -27,7 +27,7 @@ def prototype_scores(
     section 3.1.
 
     Memory: on ``cpu``, beside result and gradients, one copy of the prototypes; in the backward of them or, for the
-    prototypes' gradient, of the embeddings.
+    prototypes' gradient, of the embeddings, and for half precision a gradient in float32.
 
     Args:
         embeddings: [..., D], float32, float64, bfloat16 or float16.
@@ -87,7 +87,7 @@ OPERATION = FusedOperation(
     NAME,
     {
         "triton": Kernels(of_triton(NAME), of_triton(NAME, "prototype_scores_backward"), reads_half=True),
-        "cpu": Kernels(_cpu, _cpu_backward),
+        "cpu": Kernels(_cpu, _cpu_backward, reads_half=True),
     },
     inputs=("embeddings", "prototypes"),
     options={"normalize_prototypes": "bool"},

@@ -10,7 +10,7 @@ from torch import Tensor
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
-from imc_kernels.ops.precision import cast, gradient_buffer, loss_buffer, specification
+from imc_kernels.ops.precision import at_least_single, cast, gradient_buffer, loss_buffer, specification
 
 NAME = "self_distillation_loss"
 AGREEMENT = "agreement"
@@ -123,10 +123,11 @@ def _check_shape(name: str, tensor: Tensor, layout: str, students: Tensor, shape
 
 def _cpu(inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     students = inputs[0].contiguous()
-    constants = [None if x is None else x.contiguous() for x in inputs[1:]]
+    teachers = inputs[1].contiguous()
+    constants = [None if x is None else at_least_single(x).contiguous() for x in inputs[2:]]
     loss = loss_buffer(students, students.shape[0])
     gradient = gradient_buffer(students) if needs[0] else None
-    native.call("_cpu", NAME, students, *constants, loss, gradient, *options)
+    native.call("_cpu", NAME, students, teachers, *constants, loss, gradient, *options)
     return loss, (gradient, None, None, None)
 
 
@@ -138,7 +139,7 @@ def _triton(inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tupl
 
 LOSS = FusedLoss(
     NAME,
-    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu)},
+    {"triton": Kernel(_triton, reads_half=True), "cpu": Kernel(_cpu, reads_half=True)},
     inputs=("students", "teachers", "prior?", "weights?"),
     options={
         "student_temperature": checks.POSITIVE,

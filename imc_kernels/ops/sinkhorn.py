@@ -12,10 +12,10 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import has_values, memory
+from imc_kernels.ops.autograd import has_values, is_traced, memory
 from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
 from imc_kernels.ops.operator import Needs, of_triton
-from imc_kernels.ops.precision import cast, half_as_single, specification
+from imc_kernels.ops.precision import at_least_single, cast, half_as_single, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,8 +43,8 @@ def sinkhorn(
     on logarithms. Differentiable through the iterations. Source: SwAV, arXiv 2006.09882, section 3.1.
 
     Memory: on ``cpu``, beside the result, min(B / 32 + 1, 64) K numbers of 12 bytes and B + K of 8 for each problem at
-    work; for a gradient ``iterations`` (B + K) float64 a problem are kept. ``cuda`` takes sizes up to 2^30,
-    the number of problems among them.
+    work, for half precision B K of 4 too; for a gradient ``iterations`` (B + K) float64 a problem are kept. ``cuda``
+    takes sizes up to 2^30, the number of problems among them.
 
     Args:
         scores: [..., B, K], float32, float64, bfloat16 or float16. Half precision is computed in float32.
@@ -113,7 +113,10 @@ def _assignments(
     chosen = backends.choose(NAME, OPERATION.backends, scores.device, scores.dtype, backend)
     if chosen == "eager":
         return specification(eager.sinkhorn, scores, epsilon, iterations, marginals).to(scores.dtype)
-    return cast(OPERATION(chosen, (scores, marginals), (epsilon, iterations))[0], scores.dtype)
+    # The way back from assignments rounded to half precision would lose more than it has.
+    wide = chosen == "cpu" and (is_traced() or (torch.is_grad_enabled() and scores.requires_grad))
+    given = at_least_single(scores) if wide else scores
+    return cast(OPERATION(chosen, (given, marginals), (epsilon, iterations))[0], scores.dtype)
 
 
 def _checked_marginals(scores: Tensor, marginals: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ OPERATION = FusedOperation(
     {
         "cuda": Kernels(partial(_native, "_cuda"), partial(_native_backward, "_cuda"), reads_half=True),
         "triton": Kernels(of_triton(NAME), of_triton("sinkhorn_backward"), reads_half=True),
-        "cpu": Kernels(partial(_native, "_cpu"), partial(_native_backward, "_cpu")),
+        "cpu": Kernels(partial(_native, "_cpu"), partial(_native_backward, "_cpu"), reads_half=True),
     },
     inputs=("scores", "marginals?"),
     options={"epsilon": checks.POSITIVE, "iterations": "int"},

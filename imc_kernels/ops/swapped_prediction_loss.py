@@ -24,7 +24,7 @@ def swapped_prediction_loss(
     ``mean over (a, v != a) and b of  -sum_k assignments[a, b, k] log softmax(scores[v, b] / temperature)[k]``,
     in nats. Source: SwAV, arXiv 2006.09882, equation 2, over the pairs of its multi-crop (section 3.2).
 
-    Memory: on ``cpu``, beside the gradient, B float64 and 2 K numbers a thread. ``cuda`` takes sizes up to 2^30.
+    Memory: on ``cpu``, beside the gradient, B float64 and 3 K numbers a thread. ``cuda`` takes sizes up to 2^30.
 
     Args:
         scores: [V, B, K] scores of V >= 2 views, float32, float64, bfloat16 or float16. The gradient reaches them.
@@ -80,7 +80,7 @@ LOSS = FusedLoss(
     {
         "cuda": Kernel(functools.partial(_native, "_cuda"), reads_half=True),
         "triton": Kernel(of_triton(NAME), reads_half=True),
-        "cpu": Kernel(functools.partial(_native, "_cpu")),
+        "cpu": Kernel(functools.partial(_native, "_cpu"), reads_half=True),
     },
     inputs=("scores", "assignments"),
     options={"temperature": checks.POSITIVE},

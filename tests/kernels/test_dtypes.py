@@ -59,6 +59,11 @@ FORMS = {
     "sinkhorn marginals": Form(
         lambda s, m, **where: sinkhorn(s, epsilon=0.5, marginals=m, **where), ((2, 5, 7), (7,)), (True, False)
     ),
+    "per_view_batch_norm residual": Form(
+        lambda x, r, **where: imc_kernels.per_view_batch_norm(x, residual=r, views=2, relu=True, **where),
+        ((6, 4, 3, 3), (6, 4, 3, 3)),
+        result=lambda first, second: first,
+    ),
     # As of torch's function, the result has the dtype of the input.
     "per_view_batch_norm": Form(batch_norm, ((6, 4, 3, 3), (4,)), result=lambda first, second: first),
 }

@@ -55,7 +55,7 @@ def per_view_batch_norm(rows: int, channels: int) -> tuple[Callable[[], Any], in
 
 def swapped_prediction_loss(batch: int, prototypes: int) -> tuple[Callable[[], Any], int]:
     scores, assignments = torch.ones(2, batch, prototypes, requires_grad=True), torch.ones(1, batch, prototypes)
-    said = 8 * batch + 4 * 2 * prototypes
+    said = 8 * batch + 4 * 3 * prototypes
     return lambda: with_gradients(imc_kernels.swapped_prediction_loss(scores, assignments, **CPU), scores), said
 
 

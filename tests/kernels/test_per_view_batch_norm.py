@@ -81,6 +81,33 @@ def test_relu_stops_the_gradient_where_it_stops_the_value(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=str)
+def test_a_residual_is_added_before_the_relu(needs: tuple[bool, bool], relu: bool, backend: str) -> None:
+    x, residual = (y.requires_grad_(need) for y, need in zip((maps(), maps().flip(0) / 9), needs, strict=True))
+    leaves = [leaf for leaf in (x, residual) if leaf.requires_grad]
+    fused = per_view_batch_norm(x, views=VIEWS, relu=relu, residual=residual, backend=backend)
+    apart = per_view_batch_norm(x, views=VIEWS, backend=backend) + residual
+    apart = functional.relu(apart) if relu else apart
+    torch.testing.assert_close(fused, apart)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    for ours, expected in zip(*(torch.autograd.grad(y, leaves, direction) for y in (fused, apart)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)], ids=str)
+def test_a_residual_of_another_dtype(dtypes: tuple[torch.dtype, torch.dtype], backend: str) -> None:
+    x, residual = (maps().to(dtype).requires_grad_() for dtype in dtypes)
+    result = per_view_batch_norm(x, views=VIEWS, residual=residual, backend=backend)
+    assert result.dtype == x.dtype
+    gradients = torch.autograd.grad(result.float().square().sum(), (x, residual))
+    assert [gradient.dtype for gradient in gradients] == list(dtypes)
+    expected = per_view_batch_norm(x.float(), views=VIEWS, residual=residual.float(), backend="eager")
+    torch.testing.assert_close(result, expected.to(x.dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_strided_weight_gives_the_gradient_of_its_values(backend: str) -> None:
     x = torch.rand(6, 4, requires_grad=True)
     weight = torch.stack([torch.rand(4), torch.full((4,), torch.nan)], dim=-1)[:, 0]
@@ -182,6 +209,14 @@ WRONG: dict[str, tuple[tuple[Any, ...], Options, type[Exception], str]] = {
     "dtype": ((X, torch.ones(4, dtype=torch.int64)), {}, TypeError, "weight must be float32, .* got torch.int64"),
     "device": ((X, torch.rand(4, device="meta")), {}, ValueError, "on cpu, got .* on meta"),
     "no tensor": ((X, 1.0), {}, TypeError, r"weight must be a torch.Tensor \[C\], got float"),
+    "residual": (
+        (X,),
+        {"residual": torch.rand(4)},
+        ValueError,
+        r"residual must have the shape .* got \[4\]",
+    ),
+    "other residual": ((X,), {"residual": torch.rand(6, 1)}, ValueError, r"shape of the input, \[6, 4\], got \[6, 1\]"),
+    "residual's device": ((X,), {"residual": X.to("meta")}, ValueError, "input is on cpu and residual on meta"),
     "one statistic": ((X,), {"running_mean": torch.rand(4)}, ValueError, "must be given together"),
     "momentum": ((X,), {"momentum": 1.5}, ValueError, "momentum must be a number from 0 to 1, got 1.5"),
     "momenta": ((X,), {"momentum": [0.1], "views": 2}, ValueError, "momentum must be 2 numbers, got 1"),

@@ -46,6 +46,25 @@ def test_training_equals_separate_passes(pair: tuple[PerViewBatchNorm, nn.Module
         torch.testing.assert_close(ours.get_buffer(name), buffer, msg=name)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "without statistics"])
+def test_a_residual_is_added_before_the_relu(
+    mode: str, relu: bool, pair: tuple[PerViewBatchNorm, nn.Module, Tensor]
+) -> None:
+    ours, _, x = pair
+    if mode == "without statistics":
+        ours = PerViewBatchNorm(CHANNELS, track_running_stats=False)
+    ours.train(mode == "training")
+    residual = torch.randn_like(x).requires_grad_()
+    fused = ours(x, VIEWS, relu=relu, residual=residual)
+    apart = ours(x, VIEWS) + residual
+    apart = torch.relu(apart) if relu else apart
+    torch.testing.assert_close(fused, apart)
+    direction = torch.randn_like(x)
+    for a, b in zip(*(torch.autograd.grad(y, residual, direction) for y in (fused, apart)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_views_matter(pair: tuple[PerViewBatchNorm, nn.Module, Tensor]) -> None:
     ours, _, x = pair
     assert (ours(x, VIEWS) - ours(x, 1)).abs().max() > 0.5
