@@ -80,7 +80,12 @@ class Options:
     )
     device: str = option("auto", "machine", "where to run; auto: a GPU where there is one", choices=DEVICES)
     batch_size: int = option(BATCH, "machine", "images at a time; the result does not depend on it", at_least=1)
-    amp: bool = option(False, "machine", "compute in bfloat16 where autocast does")
+    amp: str = option(
+        "auto",
+        "machine",
+        "bfloat16 autocast of the encoder; auto: of a run trained so, where the device has instructions for it",
+        choices=("auto", "bf16", "off"),
+    )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -151,7 +151,7 @@ def train(
         opened = open_data(asked, data, run, processes)
         config = resolve(asked, opened.data, device, own_encoder=encoder is not None)
         images = choose_images(config, asked.data, opened, processes)
-        model = _build(config, encoder, images, run, device, processes)
+        model = _build(config, encoder, images, run, device, processes, amp=config.amp)
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
         neighbours = _neighbours(config, images, model.encoder, run, device, processes)
         place(model, config, device, processes)
@@ -188,12 +188,14 @@ def _build(
     run: Begun | None,
     device: torch.device,
     processes: Ranks,
+    *,
+    amp: str,
 ) -> Method:
     """The model as the first update finds it, or as a checkpoint is loaded into it."""
     checkpoint = None if run is None else run.checkpoint
     if run is not None and checkpoint is not None:
         require_fit(run.folder, options, encoder, checkpoint)
-        difference = change(checkpoint.get("arithmetic"), arithmetic(device))
+        difference = change(checkpoint.get("arithmetic"), arithmetic(device, amp))
         if difference is not None and processes.first:
             warn(difference)
     require_memory(options, encoder)

@@ -27,7 +27,7 @@ from imc.machine.backend import choose_backend
 from imc.machine.threads import set_threads
 from imc.models.encoders import number_of_features
 from imc.models.further import architecture, statistics_for
-from imc.training.placement import require_thread_independent
+from imc.training.placement import choose_amp, require_thread_independent
 
 
 def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder: bool = False) -> Config:
@@ -90,7 +90,7 @@ def _on_machine(config: Config, device: torch.device) -> Config:
     set_threads(config.threads)
     config = replace(
         config,
-        amp={"auto": "bf16" if device.type == "cuda" else "off"}.get(config.amp, config.amp),
+        amp=choose_amp(config, device),
         channels_last="off" if config.channels_last == "off" else "on",
         device=str(device) if config.device != "auto" else device.type,
         threads=torch.get_num_threads(),

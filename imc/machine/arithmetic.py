@@ -17,17 +17,18 @@ INSTRUCTIONS = (
 )
 
 
-def arithmetic(device: torch.device) -> dict[str, str | int]:
-    """What a run on this device computes with, by name. To be asked when the run's threads are set.
+def arithmetic(device: torch.device, amp: str) -> dict[str, str | int]:
+    """What a run on this device, with this ``--amp``, computes with, by name. To be asked when its threads are set.
 
     The same on two machines, a run of one configuration has the same bits on both.
     """
     if device.type != "cpu":
-        return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device)}
+        return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device), "amp": amp}
     built = native.missing("_cpu") is None
     return {
         "torch": str(torch.__version__),
         "device": processor(),
+        "amp": amp,
         "instructions": " ".join(name for name in INSTRUCTIONS if torch.cpu.get_capabilities().get(name)),
         "threads": torch.get_num_threads(),
         "ATEN_CPU_CAPABILITY": torch.backends.cpu.get_cpu_capability().lower(),

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from imc.data.resize import resized
 from imc.errors import UserError
+from imc.machine.precision import multiplies_bfloat16
 from imc.models.fusing import fused
 from imc.text import counted
 
 CHANNELS = 3
-REDUCED = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
 LEAST_COSINE = 0.98  # between features of both precisions, of images of noise
 
 
@@ -80,11 +80,12 @@ class FrozenEncoder:
         exact = pretrained.network.eval().requires_grad_(False).float().to(self.device)
         images = torch.randint(256, (2, self.side, self.side, CHANNELS), generator=torch.Generator().manual_seed(0))
         example = self._normalised(images.to(torch.uint8))
+        reduced = multiplies_bfloat16(self.device) if amp == "auto" else amp == "bf16"
         with torch.inference_mode():
             expected = vectors(exact, example, self.name)
             self.feature_dim = expected.shape[1]
             self._network, self.dtype = exact, torch.float32
-            for dtype in (torch.bfloat16, torch.float32) if _wanted(amp, self.device) else (torch.float32,):
+            for dtype in (torch.bfloat16, torch.float32) if reduced else (torch.float32,):
                 ready = fused(exact).to(dtype)
                 ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 if _agree(ready, example.to(dtype), expected):
@@ -131,15 +132,6 @@ def digest(network: nn.Module) -> str:
         result.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         result.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return result.hexdigest()
-
-
-def _wanted(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16."""
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(torch.cpu.get_capabilities().get(name) for name in REDUCED)
 
 
 def vectors(network: nn.Module, images: Tensor, name: str) -> Tensor:

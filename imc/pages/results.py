@@ -75,7 +75,7 @@ def write_results(
         "seed": config.seed,
         "threads": config.threads,
         "versions": versions(),
-        "arithmetic": arithmetic(torch.device(config.device)),
+        "arithmetic": arithmetic(torch.device(config.device), config.amp),
         "machine": machine(data.images.device),
     }
     with written(folder):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imc.command_line.terminal import progress
 from imc.errors import RunError
+from imc.machine.precision import multiplies_bfloat16
 from imc.models.recalibration import recalibrate_batch_norm
 from imc.runs.model import LoadedRun
 
@@ -58,13 +59,14 @@ class Outputs(NamedTuple):
 
 
 @torch.inference_mode()
-def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool = False) -> Iterator[Outputs]:
+def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: str = "auto") -> Iterator[Outputs]:
     """The outputs for one batch after another, by the running statistics of batch normalisation.
 
     Args:
         run: the model and what its images look like; the model's mode (train or eval) is left as found.
         batches: uint8 [B, H, W, C], on any device.
-        amp: compute in bfloat16 where autocast does.
+        amp: "bf16" to compute the encoder in bfloat16 where autocast does, "off", or "auto": as the run was trained, if
+            the device has instructions for it.
 
     Raises:
         RunError: an output is not finite.
@@ -72,12 +74,11 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
     model, device = run.model, run.device
     mode, training_amp = model.training, model.amp
     model.eval()
-    model.amp = amp  # the model's own switch is the inner one
+    model.amp = amp == "bf16" or (amp == "auto" and run.config.amp == "bf16" and multiplies_bfloat16(device))
     try:
         for batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-                features = model.features(run.prepare(batch.to(device)))
-                logits, by_head = model.classify(features)
+            features = model.features(run.prepare(batch.to(device)))
+            logits, by_head = model.classify(features)
             heads = logits.new_empty(len(logits), 0).long() if by_head is None else by_head.argmax(dim=2).T
             features, probabilities = features.float().cpu(), logits.float().softmax(dim=1).cpu()
             if not (features.isfinite().all() and probabilities.isfinite().all()):
@@ -91,7 +92,7 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: bool =
         model.train(mode)
 
 
-def outputs(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH, amp: bool = False) -> Outputs:
+def outputs(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH, amp: str = "auto") -> Outputs:
     """The outputs for images uint8 [M, H, W, C], each unaugmented; see :func:`outputs_of_batches`."""
     parts = []
     # What is one batch belongs to a command that shows its own progress.

@@ -255,7 +255,7 @@ class Loop:
                 self.folder,
                 {
                     "config": self.record.config,
-                    "arithmetic": arithmetic(self.device),
+                    "arithmetic": arithmetic(self.device, "bf16" if self.model.amp else "off"),
                     "update": self.update,
                     "seconds": self.seconds,
                     "model": self.model.state_dict(),

@@ -54,7 +54,10 @@ class PlacementOptions(ThreadOptions, BankOptions, EncoderOptions, PretrainedOpt
         choices=("per-view", "per-size"),
     )
     amp: str = option(
-        "auto", "speed", "bfloat16 autocast of the encoder; auto: on CUDA", choices=("auto", "bf16", "off")
+        "auto",
+        "speed",
+        "bfloat16 autocast of the encoder; auto: on CUDA, and of ResNets on processors with instructions for it",
+        choices=("auto", "bf16", "off"),
     )
     compile: bool = option(False, "speed", "torch.compile the encoder")
     sync_bn: bool = option(False, "speed", "batch normalisation over the views of all ranks, not of each")

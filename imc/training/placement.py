@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from imc.errors import UserError
+from imc.machine.precision import multiplies_bfloat16
 from imc.machine.threads import products_depend_on_threads
 from imc.methods.method import Method
 from imc.models.batch_norm import synchronise
 from imc.models.convolution import make_thread_independent
+from imc.models.resnet import BLOCKS
 from imc.training.options import PlacementOptions
 from imc.training.ranks import Ranks, same_start
 
@@ -38,6 +40,19 @@ def place(model: Method, options: PlacementOptions, device: torch.device, proces
     if options.compile:
         model.encoder.compile(dynamic=False)  # one graph for each size of crops; parameters keep their names
     model.train()
+
+
+def choose_amp(options: PlacementOptions, device: torch.device) -> str:
+    """What ``--amp`` stands for, "bf16" or "off".
+
+    On a CPU with instructions for it bfloat16 is the default of the ResNets, whose convolutions gain by it:
+    ``benchmarks/encoder_precision.py`` measures each encoder in both.
+    """
+    if options.amp != "auto":
+        return options.amp
+    if device.type == "cpu" and (options.encoder not in BLOCKS or options.thread_independent):
+        return "off"
+    return "bf16" if device.type != "cpu" or multiplies_bfloat16(device) else "off"
 
 
 def require_thread_independent(options: PlacementOptions, backend: str, device: torch.device) -> None:

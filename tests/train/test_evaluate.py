@@ -181,7 +181,7 @@ def test_the_model_says_the_same_in_any_batch(trained: Path, split_digits: Datas
 
 def test_bfloat16_moves_the_probabilities_a_little(trained: Path, split_digits: Dataset) -> None:
     run, images = load_run(trained), split_digits.test.images
-    exact, rounded = outputs(run, images), outputs(run, images, amp=True)
+    exact, rounded = outputs(run, images), outputs(run, images, amp="bf16")
     assert rounded.features.dtype == torch.float32
     assert 0 < (exact.probabilities - rounded.probabilities).abs().max() < 0.1
 

@@ -115,4 +115,4 @@ def test_a_resumed_run_names_what_is_another_and_goes_on(
 
 
 def test_the_same_is_no_change() -> None:
-    assert change(arithmetic(CPU), arithmetic(CPU)) is None
+    assert change(arithmetic(CPU, "off"), arithmetic(CPU, "off")) is None
