@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError, features
 
 from imc.data.formats import FORMATS, NO_IMAGE, VARIANT, reason_by_content
 from imc.data.orientation import remaining_turn, turned_by_reader
@@ -52,6 +53,12 @@ class Kind:
 
     grey: bool
     short_side: int
+
+
+def decoders() -> dict[str, str]:
+    """The libraries that decide an image's pixels, with their versions."""
+    found = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "avif", "littlecms2")}
+    return {"pillow": PIL.__version__, **{name: version for name, version in found.items() if version}}
 
 
 def read_kind(path: Path) -> Kind:

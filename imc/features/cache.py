@@ -1,8 +1,9 @@
 """Features on disk, found again by the content of what they are features of.
 
 The folder is ``IMC_CACHE``/features, by default ``~/.cache/imc/features``; in it each encoder has a folder, by a digest
-of all that decides its features. There a process appends to two files of its own: rows of float32, and then for each
-row the digest of its image and a checksum. A process that is killed leaves at most a part of a row, which nobody reads.
+of all that decides its features, as have the pictures that pages show. There a process appends to two files of its own:
+rows of numbers, and then for each row the digest of its image and a checksum. A process that is killed leaves at most a
+part of a row, which nobody reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from imc.command_line.environment import folder_of, variable
 from imc.data.cache import VARIABLE
@@ -28,7 +29,7 @@ from imc.files.whole import replacing
 
 DIGEST = 16  # bytes
 KEY = np.dtype([("digest", f"V{DIGEST}"), ("crc32", "<u4")])
-FORMAT = 1  # of what an entry holds
+FORMAT = 2  # of what an entry holds
 
 
 def features_folder() -> Path:
@@ -50,14 +51,16 @@ class FeatureCache:
     Args:
         identity: all that decides the rows, as JSON can hold it.
         width: numbers in a row.
+        dtype: of the numbers.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
-    def __init__(self, identity: Mapping[str, Any], width: int) -> None:
-        self.width = width
-        text = json.dumps({**identity, "format": FORMAT, "width": width}, sort_keys=True, indent=2)
+    def __init__(self, identity: Mapping[str, Any], width: int, dtype: DTypeLike = np.float32) -> None:
+        self.width, self.dtype = width, np.dtype(dtype)
+        stored = {"format": FORMAT, "width": width, "stored_as": self.dtype.name}
+        text = json.dumps({**identity, **stored}, sort_keys=True, indent=2)
         self.folder = features_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._files: list[_File] = []
         self._numbers: dict[bytes, tuple[int, int]] = {}  # of a file, and of a row in it
@@ -78,16 +81,16 @@ class FeatureCache:
         with contextlib.suppress(OSError):  # told when a row was added
             self._open.close()
 
-    def find(self, digest: bytes) -> NDArray[np.float32] | None:
-        """The row of this content, float32 [width]; None: there is none, or it is damaged. For any thread."""
+    def find(self, digest: bytes) -> NDArray[Any] | None:
+        """The row of this content [width]; None: there is none, or it is damaged. For any thread."""
         file, number = self._numbers.get(digest, (-1, 0))
         if file < 0:
             return None
         row = np.array(self._files[file].rows[number])
         return row if zlib.crc32(row.data) == self._files[file].sums[number] else None
 
-    def add(self, digests: Sequence[bytes], rows: NDArray[np.float32]) -> None:
-        """Keep these rows, float32 [n, width], for the processes that begin from now on.
+    def add(self, digests: Sequence[bytes], rows: NDArray[Any]) -> None:
+        """Keep these rows [n, width], of the cache's dtype, for the processes that begin from now on.
 
         Raises:
             UserError: the disk does not take them.
@@ -109,12 +112,13 @@ class FeatureCache:
     def _read(self, path: Path) -> None:
         """Take in what a process has added; a row counts once its key is whole."""
         content, rows = path.read_bytes(), path.with_suffix(".rows")
-        count = min(len(content) // KEY.itemsize, rows.stat().st_size // (4 * self.width) if rows.exists() else 0)
+        stored = rows.stat().st_size // (self.dtype.itemsize * self.width) if rows.exists() else 0
+        count = min(len(content) // KEY.itemsize, stored)
         if count:
             keys = np.frombuffer(content[: count * KEY.itemsize], KEY)
             for number, digest in enumerate(keys["digest"]):
                 self._numbers[digest.tobytes()] = (len(self._files), number)
-            mapped = np.memmap(rows, np.float32, "r", shape=(count, self.width))
+            mapped = np.memmap(rows, self.dtype, "r", shape=(count, self.width))
             self._files.append(_File(mapped, keys["crc32"]))
 
     @contextlib.contextmanager
@@ -131,5 +135,5 @@ class FeatureCache:
 class _File(NamedTuple):
     """What one process has added: rows [n, width], and the checksum of each."""
 
-    rows: NDArray[np.float32]
+    rows: NDArray[Any]
     sums: NDArray[np.uint32]

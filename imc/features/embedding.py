@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from imc.command_line.terminal import progress
-from imc.data.decode import UnreadableError
+from imc.data.decode import UnreadableError, decoders
 from imc.data.folders import Skipped, quiet_pillow
 from imc.data.in_order import in_order
+from imc.data.resize import resized
 from imc.errors import UserError
 from imc.features.cache import FeatureCache, digest_of
 from imc.features.images import SourceImages
@@ -28,7 +29,7 @@ from imc.files.npy import GrowingArray
 from imc.files.whole import replacing
 from imc.machine.memory import machine_memory
 from imc.machine.threads import one_thread
-from imc.models.frozen import FrozenEncoder
+from imc.models.frozen import CHANNELS, FrozenEncoder
 from imc.text import counted, inflected
 from imc_kernels import draw_crop_parameters, multi_crop
 
@@ -50,6 +51,8 @@ class Embedded:
         class_names: the name of each label value.
         computed: how many rows were not in the cache.
         note: what was read, left out and enlarged.
+        in_files: whether each image lay in a file of its own.
+        pictures: uint8 [N, side, side, 3], where they were asked for and the images lie in files.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Embedded:
     class_names: tuple[str, ...]
     computed: int
     note: str
+    in_files: bool
+    pictures: Tensor | None = None
 
 
 def embed_images(
@@ -75,6 +80,7 @@ def embed_images(
     views: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    picture_side: int | None = None,
 ) -> Embedded:
     """The features of every image of a data set, of all splits.
 
@@ -91,6 +97,8 @@ def embed_images(
             or more, mirrored or not, of other colours. None: the image alone.
         seed: of those; the views of an image depend on it and on the image's content alone.
         batch_size: images at a time in each thread.
+        picture_side: of images in files, give small pictures of this side too, from the same reading, where they do not
+            take more than an eighth of the memory.
 
     Raises:
         UserError: the images are not there or cannot be read, the features do not fit into memory, or the cache cannot
@@ -106,25 +114,36 @@ def embed_images(
         pixel_bits=pixel_bits,
     )
     shape = (encoder.feature_dim,) if views is None else (views, encoder.feature_dim)
-    identity = encoder.identity if views is None else {**encoder.identity, "views": views, "seed": seed}
+    libraries = {**decoders(), "torch": torch.__version__}
+    identity = {**encoder.identity, "read_by": libraries, **({} if views is None else {"views": views, "seed": seed})}
     if out is None:
         _require_memory(len(images) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
     size = batch_size or (CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH)
     skipped = Skipped()
     kept: list[int] = []
     held: list[NDArray[Any]] = []
+    shown: list[NDArray[np.uint8]] = []
     computed = 0
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(FeatureCache(identity, int(np.prod(shape))))
         written = None
         if out is not None:
             written = GrowingArray(stack.enter_context(replacing(out, binary=True)), dtype)
-        work = _Work(images, encoder, cache, shape, seed)
+        pictures = None
+        if picture_side is not None and images.in_files and len(images) * _size(picture_side) < machine_memory() / 8:
+            identity = {"pictures": picture_side, "read_by": libraries}
+            pictures = stack.enter_context(FeatureCache(identity, _size(picture_side), np.uint8))
+        work = _Work(images, encoder, cache, shape, seed, pictures, picture_side)
         bar = stack.enter_context(progress(len(images), "embed", "image"))
         try:
             for part in work.parts(size):
                 if part.new:
                     cache.add([part.digests[i] for i in part.new], part.rows[part.new])
+                if pictures is not None:
+                    if part.new_pictures:
+                        added = part.new_pictures
+                        pictures.add([part.digests[i] for i in added], part.pictures[added])
+                    shown.append(part.pictures)
                 if len(part.rows):
                     rows = part.rows.reshape(-1, *shape).astype(dtype, copy=False)
                     held.append(rows) if written is None else written.append(rows)
@@ -141,7 +160,15 @@ def embed_images(
         if written is not None:
             written.finish()
     features = np.load(out, mmap_mode="r") if out is not None else np.concatenate(held)
-    return _described(images, features, kept, computed, skipped)
+    small = None
+    if pictures is not None and picture_side is not None:
+        small = torch.from_numpy(np.concatenate(shown)).view(-1, picture_side, picture_side, CHANNELS)
+    return replace(_described(images, features, kept, computed, skipped), pictures=small)
+
+
+def _size(side: int) -> int:
+    """Bytes of a picture."""
+    return side * side * CHANNELS
 
 
 def embed_pixels(images: Tensor, encoder: FrozenEncoder) -> Tensor:
@@ -168,6 +195,7 @@ class _Part:
         kept: their numbers, without those that cannot be read.
         digests, rows: of those; float32 [n, width].
         new: which of them were computed.
+        pictures: uint8 [n, bytes], where they were asked for; new_pictures: which of them were made.
         unreadable: the others, with the reason.
     """
 
@@ -175,6 +203,8 @@ class _Part:
     digests: list[bytes] = field(default_factory=list)
     rows: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     new: list[int] = field(default_factory=list)
+    pictures: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    new_pictures: list[int] = field(default_factory=list)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -182,9 +212,17 @@ class _Work:
     """What the threads do."""
 
     def __init__(
-        self, images: SourceImages, encoder: FrozenEncoder, cache: FeatureCache, shape: tuple[int, ...], seed: int
+        self,
+        images: SourceImages,
+        encoder: FrozenEncoder,
+        cache: FeatureCache,
+        shape: tuple[int, ...],
+        seed: int,
+        pictures: FeatureCache | None,
+        picture_side: int | None,
     ) -> None:
         self.images, self.encoder, self.cache = images, encoder, cache
+        self.pictures, self.picture_side = pictures, picture_side
         self.views = None if len(shape) == 1 else shape[0]
         self.width = int(np.prod(shape))
         self.seed = seed
@@ -204,6 +242,7 @@ class _Work:
     def _part(self, start: int, size: int) -> _Part:
         part, squares = _Part(), list[Tensor]()
         rows: list[NDArray[np.float32] | None] = []
+        pictures: list[NDArray[np.uint8]] = []
         side = self.encoder.side if self.views is None else round(self.encoder.side / CROP_AREA[0] ** 0.5)
         for row in range(start, min(start + size, len(self.images))):
             if self.stopped.is_set():
@@ -211,12 +250,17 @@ class _Work:
             try:
                 digest = digest_of(self.images.content(row))
                 known = self.cache.find(digest)
-                if known is None:
-                    squares.append(self.images.square(row, side))
-                    part.new.append(len(rows))
+                square = self.images.square(row, side) if known is None else None
+                picture, made = self._picture(row, digest, square)
             except UnreadableError as reason:
                 part.unreadable.append((row, str(reason)))
                 continue
+            if square is not None:
+                squares.append(square)
+                part.new.append(len(rows))
+            if picture is not None:
+                pictures.append(picture)
+                part.new_pictures += [len(rows)] * made
             part.kept.append(row)
             part.digests.append(digest)
             rows.append(known)
@@ -224,10 +268,28 @@ class _Work:
         for number, known in enumerate(rows):
             if known is not None:
                 part.rows[number] = known
+        if pictures:
+            part.pictures = np.stack(pictures)
         if squares:
             digests = [part.digests[number] for number in part.new]
             part.rows[part.new] = self._embed(torch.stack(squares), digests).reshape(len(squares), -1).numpy()
         return part
+
+    def _picture(self, row: int, digest: bytes, square: Tensor | None) -> tuple[NDArray[np.uint8] | None, bool]:
+        """The picture of a row, uint8 [bytes], where one is asked for; and whether it was not known from before.
+
+        Of a square that was decoded and is large enough it is made, without another reading.
+        """
+        if self.pictures is None or self.picture_side is None:
+            return None, False
+        known = self.pictures.find(digest)
+        if known is not None:
+            return known, False
+        if square is None or len(square) < self.picture_side:
+            square = self.images.square(row, self.picture_side)
+        elif len(square) > self.picture_side:
+            square = resized(square[None], self.picture_side)[0]
+        return square.flatten().numpy(), True
 
     def _embed(self, squares: Tensor, digests: Sequence[bytes]) -> Tensor:
         """float32 [B, D], or [B, V, D]."""
@@ -256,7 +318,7 @@ def _described(
         labels = torch.tensor([images.label(row) for row in kept])
     note = "; ".join(filter(None, [images.note, str(skipped)]))
     files = tuple(images.file(row) for row in kept)
-    return Embedded(images.name, features, files, splits, labels, images.class_names, computed, note)
+    return Embedded(images.name, features, files, splits, labels, images.class_names, computed, note, images.in_files)
 
 
 def _require_memory(size: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,28 +46,42 @@ def encoded(
         UserError: see :func:`imc.features.embedding.embed_images`.
     """
     options = {"root": root, "labels_from_folders": labels_from_folders, "pixel_bits": pixel_bits}
-    found = embed_images(source, encoder, download=download, views=views, **options)  # type: ignore[arg-type]
-    in_files = not found.files[0].endswith("]")
-    size = PICTURE_SIDE if in_files else None
-    pictures = load(source, image_size=size, **options)  # type: ignore[arg-type]
-    splits = {"train": pictures.train, "test": pictures.test}
+    found = embed_images(
+        source,
+        encoder,
+        download=download,
+        views=views,
+        picture_side=PICTURE_SIDE,
+        **options,  # type: ignore[arg-type]
+    )
+    shown = _pictures(source, found, options)
     parts: dict[str, Images] = {}
     start = 0
     for name, count in found.splits.items():
-        if name in splits and count:
-            parts[name] = _split(found, slice(start, start + count), splits[name])
+        if name in ("train", "test") and count:
+            parts[name] = _split(found, slice(start, start + count), shown.get(name))
         start += count
     seen = f"trained on {encoder.trained_on}" if encoder.trained_on else ""
     note = "; ".join(filter(None, [found.note, f"seen by {encoder.name}", seen]))
     return Dataset(found.name, parts["train"], parts.get("test"), None, (), (), note)
 
 
-def _split(found: Embedded, rows: slice, pictures: Images | None) -> Images:
+def _pictures(source: str, found: Embedded, options: dict[str, Any]) -> dict[str, Tensor | None]:
+    """What pages show of each split; of images in files small pictures, which are read again where memory was short."""
+    ends = list(itertools.accumulate(found.splits.values()))
+    rows = {name: slice(end - count, end) for (name, count), end in zip(found.splits.items(), ends, strict=True)}
+    if found.pictures is not None:
+        return {name: found.pictures[place] for name, place in rows.items()}
+    data = load(source, image_size=PICTURE_SIDE if found.in_files else None, **options)
+    splits = {"train": data.train, "test": data.test}
+    return {name: _in_order(split, found.files[rows[name]]) for name, split in splits.items() if split is not None}
+
+
+def _split(found: Embedded, rows: slice, shown: Tensor | None) -> Images:
     files = found.files[rows]
     labels = None if found.labels is None else found.labels[rows]
-    shown = None if pictures is None else _in_order(pictures, files)
-    known = files if pictures is not None and pictures.files is not None else None
     first_view, views = split_views(torch.from_numpy(found.features[rows]))
+    known = files if found.in_files else None
     return Images(found.name, first_view, labels, found.class_names, known, pictures=shown, views=views)
 
 

@@ -62,6 +62,11 @@ class SourceImages:
         return self._starts[-1]
 
     @property
+    def in_files(self) -> bool:
+        """Whether the images are decoded from files, one each."""
+        return bool(self._files.names)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each label value."""
         return self.splits["train"].class_names

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imc.data.resize import resized
 from imc.errors import UserError
 from imc.machine.precision import multiplies_bfloat16
+from imc.machine.threads import one_thread
 from imc.models.fusing import fused
 from imc.text import counted
 
@@ -49,6 +50,8 @@ class FrozenEncoder:
         name, side, interpolation, mean, std, trained_on: see :class:`Pretrained`.
         weights_sha256: of the names, shapes and numbers of its parameters and buffers.
         feature_dim: number of features D.
+        answers_sha256: of its features of two images of noise, on one thread: it changes with whatever changes them, as
+            the network's code, torch or the processor.
         dtype: in which it computes; features are float32.
         device: where it computes.
 
@@ -91,6 +94,9 @@ class FrozenEncoder:
                 if _agree(ready, example.to(dtype), expected):
                     self._network, self.dtype = ready, dtype
                     break
+        with one_thread():
+            answers = self.embed_normalised(example)
+        self.answers_sha256 = hashlib.sha256(answers.numpy().tobytes()).hexdigest()
 
     def embed_batch(self, images: Tensor) -> Tensor:
         """Features float32 [B, D] of images uint8 [B, H, W, C], C 1 or 3, on the CPU.
@@ -117,6 +123,7 @@ class FrozenEncoder:
         return {
             "encoder": self.name,
             "weights_sha256": self.weights_sha256,
+            "answers_sha256": self.answers_sha256,
             "side": self.side,
             "interpolation": self.interpolation,
             "mean": list(self.mean),
