@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,27 @@ from imc_kernels.ops.precision import at_least_single
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_together: ContextVar[list[tuple[Tensor, int]] | None] = ContextVar("counted_together", default=None)
+
+
+@contextlib.contextmanager
+def counted_together() -> Iterator[None]:
+    """What every :class:`PerViewBatchNorm` counts within is added at the end, in one call."""
+    counts: list[tuple[Tensor, int]] = []
+    before = _together.set(counts)
+    try:
+        yield
+    finally:
+        _together.reset(before)
+        views: dict[int, int] = {}
+        for counter, more in counts:
+            views[id(counter)] = views.get(id(counter), 0) + more
+        counters = {id(counter): counter for counter, _ in counts}
+        if counters:
+            with torch.no_grad():
+                torch._foreach_add_(list(counters.values()), [views[key] for key in counters])
 
 
 class PerViewBatchNorm(_BatchNorm):
@@ -65,9 +88,13 @@ class PerViewBatchNorm(_BatchNorm):
         """Of each view, which is counted."""
         if self.num_batches_tracked is None:
             return [self.momentum or 0.0] * views
-        self.num_batches_tracked.add_(views)
         if self.momentum is not None:
+            if torch.compiler.is_compiling() or (together := _together.get()) is None:
+                self.num_batches_tracked.add_(views)
+            else:
+                together.append((self.num_batches_tracked, views))
             return [self.momentum] * views
+        self.num_batches_tracked.add_(views)
         count = int(self.num_batches_tracked)
         return [1 / (count - views + view) for view in range(1, views + 1)]
 

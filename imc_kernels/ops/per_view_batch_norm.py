@@ -10,9 +10,9 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import memory
+from imc_kernels.ops.autograd import is_direct, memory
 from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
-from imc_kernels.ops.operator import Needs
+from imc_kernels.ops.operator import Needs, of_triton
 from imc_kernels.ops.precision import cast, half_as_single
 
 NAME = "per_view_batch_norm"
@@ -35,8 +35,8 @@ def per_view_batch_norm(
     """Normalise each channel of each view by the view's own mean and variance, as training does.
 
     What ``torch.nn.functional.batch_norm`` gives for each view in turn, running statistics included, so that views can
-    share the layers around it as one batch. On ``cpu`` one kernel takes all views, its bits the same for any number of
-    threads, which torch's are not; everywhere else it is torch's own function, view by view.
+    share the layers around it as one batch. On ``cpu`` and ``triton`` kernels take all views at once, on ``cpu`` their
+    bits the same for any number of threads, which torch's are not; ``cuda`` is torch's own function, view by view.
     Source: batch normalisation, arXiv 1502.03167; statistics per view, the separate passes of IMC-SwAV, arXiv
     2103.07368.
 
@@ -112,11 +112,24 @@ def per_view_batch_norm(
         input_given, residual = cast(input, single), None if residual is None else cast(residual, single)
     else:  # the kernel reads half precision, where its maps are of one kind
         input_given = input
-    x, beside = _channels_together(input_given), None if residual is None else _channels_together(residual)
-    output, mean, variance = OPERATION(chosen, (x, w, b, beside), (views, eps, relu))
-    if running_mean is not None and running_var is not None:
-        update_running_statistics(running_mean, running_var, mean, variance, rows, momenta)
+    tensors = (_channels_together(input_given), w, b, None if residual is None else _channels_together(residual))
+    options: tuple[Any, ...] = (views, eps, relu)
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    moves = chosen == "triton" and running is not None and _moved_by_kernel(*running, momenta, *tensors)
+    if running is not None and moves:
+        options = (*options, (*running, momenta[0]))
+    output, *statistics = OPERATION(chosen, tensors, options)
+    if running is not None and not moves:
+        update_running_statistics(*running, statistics[0], statistics[1], rows, momenta)
     return cast(output, input.dtype)
+
+
+def _moved_by_kernel(mean: Tensor, variance: Tensor, momenta: Sequence[float], *inputs: Tensor | None) -> bool:
+    """Whether Triton's kernel may move these statistics. An operator of torch's may not: it changes nothing."""
+    plain = len(set(momenta)) == 1 and all(
+        x.dtype == torch.float32 and x.is_contiguous() and not x.is_neg() for x in (mean, variance)
+    )
+    return plain and is_direct(NAME, "triton", mean, variance, *inputs)
 
 
 @torch.no_grad()
@@ -206,11 +219,14 @@ def _empty(backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs) -
 
 OPERATION = FusedOperation(
     NAME,
-    {"cpu": Kernels(_cpu, _cpu_backward, reads_half=True)},
+    {
+        "triton": Kernels(of_triton(NAME), of_triton(NAME, "per_view_batch_norm_backward"), reads_half=True),
+        "cpu": Kernels(_cpu, _cpu_backward, reads_half=True),
+    },
     inputs=("input", "weight?", "bias?", "residual?"),
     options={"views": "int", "eps": checks.POSITIVE, "relu": "bool"},
     empty=_empty,
     results=3,
     gradient_like=_with_channels_together,
 )
-OFFERED = tuple(backends.BACKENDS)  # on GPUs all are torch's own function
+OFFERED = (*OPERATION.backends, "cuda")  # which is torch's own function
