@@ -90,6 +90,8 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         written = sum(x.nbytes for x in inputs if x.requires_grad)
         if function is k.sinkhorn:
             written += inputs[0].nbytes * (2 if inputs[0].requires_grad else 1)  # the result, and its gradient, read
+        if function.__name__ == "per_view_batch_norm":  # the same
+            written += 2 * inputs[0].nbytes
         if function is k.prototype_scores:  # the result, and its gradient, read
             written += 2 * inputs[0][..., 0].numel() * len(inputs[1]) * inputs[0].itemsize
         name = " ".join(filter(None, (function.__name__, shapes, dtype, label)))
@@ -124,23 +126,36 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         large = tensor(2, 32768, 128, dtype=dtype, gradient=True)
         add(k.info_nce_loss, large, label="of many rows", counted=False)
         add(k.info_nce_loss, large, normalise=True, label="of many rows, normalised", counted=False)
+        maps = tensor(2 * batch, 64, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        affine = tensor(64, gradient=True), tensor(64, gradient=True)
+        leaves = (maps.detach().requires_grad_(), *affine, maps.detach().requires_grad_())
+        add(k.per_view_batch_norm, *leaves[:3], views=2, label="without ReLU")
+        add(k.per_view_batch_norm, *leaves[:3], views=2, relu=True, label="with ReLU")
+        add(per_view_batch_norm, *leaves, views=2, relu=True, label="with a residual and ReLU")
     for size, channels in ((28, 3), (76, 3), (16, 1)):
         # A large crop is 9 tiles, twice, of about a second each in the interpreter.
         made.append(crops(1 if size > 32 else max(1, batch // 64), size, channels))
     return made
 
 
+def per_view_batch_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, **options: Any) -> Tensor:
+    return imc_kernels.per_view_batch_norm(input, weight, bias, residual=residual, **options)
+
+
 def crops(batch: int, size: int, channels: int) -> Call:
-    """Two views of images of 32 or 96 pixels, every stage on in all of them."""
+    """Two views of images of 32 or 96 pixels, every stage on in all of them; those of 28 draw their parameters."""
     side = 32 if size < 32 else 96
     images, indices = torch.zeros(batch, side, side, channels, dtype=torch.uint8), torch.arange(batch)
     always: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0}
-    parameters = imc_kernels.draw_crop_parameters(0, 0, indices, views=2, height=side, width=side, **always)
+    draw = imc_kernels.CropDraw(0, 0, indices, views=2, height=side, width=side, **always)
+    parameters = draw.parameters()
     options: dict[str, Any] = {"size": size, "mean": [0.5] * channels, "std": [0.2] * channels, "dtype": torch.bfloat16}
     boxes = parameters[..., Column.HEIGHT] * parameters[..., Column.WIDTH]
     return Call(
         f"multi_crop {list(images.shape)} to [2, {batch}, {channels}, {size}, {size}] bfloat16",
-        lambda: imc_kernels.multi_crop(images, indices, parameters, **options, backend="triton"),
+        lambda: imc_kernels.multi_crop(
+            images, indices, draw if size == 28 else parameters, **options, backend="triton"
+        ),
         int(boxes.sum()) * channels + 2 * (2 * batch * channels * size * size) + parameters.nbytes,
     )
 

@@ -83,6 +83,10 @@ void check_workspace(const imc::Call& call) {
 void check_crops(const imc::Call& call) {
   const imc::Sizes& n = call.sizes;
   imc::check_crop_sizes(n['c'], n['h'], n['w'], n['s']);
+  constexpr int kParameters = 3, kSamples = 4;  // in the signature
+  if (!call.slots[kParameters].pointer && !call.slots[kSamples].pointer) {
+    throw std::invalid_argument("multi_crop: parameters must be given, or samples and a law to draw them by");
+  }
 }
 
 #ifdef IMC_SIMT
@@ -160,7 +164,8 @@ PYBIND11_MODULE(_cuda, module) {
              "logits[v b c], y[b vc], u[b w], dy[b vc]?, du[b w]?, guard_and_samples[2]?, "
              "logits_gradient[v b c]?dy, scores_gradient[v b k]?du, v, b, c, prototypes k, w, temperature, logit_limit; vk < w; 1 <= k");
   IMC_DEFINE(multi_crop,
-             "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13], workspace(vb w c s), m, v, b, h, w, "
-             "c, size s, channels_last, red_factor, green_factor, blue_factor, red_offset, green_offset, blue_offset",
+             "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13]?, samples[b]?, step[]?, law[20]?samples, "
+             "workspace(vb w c s), m, v, b, h, w, c, size s, channels_last, red_factor, green_factor, blue_factor, "
+             "red_offset, green_offset, blue_offset, key_high, key_low, view_high, view_low",
              workspace(multi_crop_workspace_bytes), check_crops);
 }

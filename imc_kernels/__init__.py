@@ -11,7 +11,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from imc_kernels import backends
-from imc_kernels.ops.crop_parameters import draw_crop_parameters
+from imc_kernels.ops.crop_parameters import CropDraw, draw_crop_parameters
 from imc_kernels.ops.info_nce_loss import info_nce_loss
 from imc_kernels.ops.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.ops.multi_crop import multi_crop
@@ -24,6 +24,7 @@ from imc_kernels.ops.swapped_prediction_loss import swapped_prediction_loss
 from imc_kernels.version import __version__
 
 __all__ = [
+    "CropDraw",
     "__version__",
     "backends",
     "draw_crop_parameters",

@@ -166,14 +166,19 @@ int64_t multi_crop_workspace_bytes(int64_t crops, int64_t width, int64_t channel
 
 // A crop whose index or box lies outside the images, or whose order is none of the 24, is NaN. crops are channels-last
 // ([views, batch, size, size, channels]) or contiguous; factors and offsets beyond those of the channels do not count.
+// Without parameters they are drawn, from the key and the first view of a CropDraw (their upper and lower 32 bits).
 template <typename T>
 void multi_crop(T* crops,                 // [views, batch, channels, size, size]
                 const uint8_t* images,    // [count, height, width, channels], 1 or 3 channels
                 const int64_t* indices,   // [batch]
-                const float* parameters,  // [views, batch, kParameters] (imc/crop_parameters.h)
+                const float* parameters,  // [views, batch, kParameters] (imc/crop_parameters.h) or null
+                const int64_t* samples,   // [batch], where there are none; else null
+                const int64_t* step,      // [], or null: it is in the key
+                const double* law,        // [20], with samples
                 float* workspace,         // multi_crop_workspace_bytes(views * batch, ...)
                 int64_t count, int64_t views, int64_t batch, int64_t height, int64_t width, int64_t channels,
                 int64_t size, bool channels_last, double red_factor, double green_factor, double blue_factor,
-                double red_offset, double green_offset, double blue_offset, int device, uintptr_t stream);
+                double red_offset, double green_offset, double blue_offset, double key_high, double key_low,
+                double view_high, double view_low, int device, uintptr_t stream);
 
 }  // namespace imc::cuda

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "crop_colour.cuh"
+#include "crop_draw.cuh"
 #include "crop_resize.cuh"
 #include "device.cuh"
 #include "imc/crop_parameters.h"
@@ -18,6 +19,10 @@ namespace {
 // Off chip a multiprocessor holds one block, so that the workspace stays small: the largest with 80 registers a thread.
 template <bool kOnChip>
 constexpr int kThreads = kOnChip ? 256 : 768;
+
+// On chip, of a multiprocessor. With four the draw of a crop would spill on sm_80 where there is one channel.
+template <int kChannels>
+constexpr int kBlocks = kChannels == 1 ? 3 : 4;
 
 struct Images {
   const uint8_t* pixels;   // [count, height, width, channels]
@@ -188,13 +193,20 @@ struct Crop {
 };
 
 template <typename T, int kChannels, bool kOnChip>
-__global__ void __launch_bounds__(kThreads<kOnChip>, kOnChip ? 4 : 1)
-    multi_crop_kernel(T* __restrict__ crops, Images images, const float* __restrict__ parameters, float* workspace,
-                      int64_t count, Plan plan, Affine affine, bool channels_last) {
+__global__ void __launch_bounds__(kThreads<kOnChip>, kOnChip ? kBlocks<kChannels> : 1)
+    multi_crop_kernel(T* __restrict__ crops, Images images, const float* __restrict__ parameters, Draw draw,
+                      float* workspace, int64_t count, Plan plan, Affine affine, bool channels_last) {
+  IMC_SHARED(float, drawn, kParameters);
   float* own = kOnChip ? dynamic_shared() : workspace + blockIdx.x * plan.own;
   const Crop<kChannels, kOnChip> crop{own, own + kChannels * plan.plane, plan};
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
-    const float* p = parameters + i * kParameters;
+    const float* p = parameters ? parameters + i * kParameters : drawn;
+    if (!parameters) {
+      if (threadIdx.x < kWarp) {
+        draw_parameters(draw, i / images.batch, draw.samples[i % images.batch], images.height, images.width, drawn);
+      }
+      __syncthreads();
+    }
     const int64_t index = images.indices[i % images.batch];
     if (usable(p, index, images)) {
       crop.resize(images.pixels + index * images.height * images.width * kChannels, p, images.width);
@@ -220,22 +232,27 @@ int64_t multi_crop_workspace_bytes(int64_t crops, int64_t width, int64_t channel
 }
 
 template <typename T>
-void multi_crop(T* crops, const uint8_t* images, const int64_t* indices, const float* parameters, float* workspace,
-                int64_t count, int64_t views, int64_t batch, int64_t height, int64_t width, int64_t channels,
-                int64_t size, bool channels_last, double red_factor, double green_factor, double blue_factor,
-                double red_offset, double green_offset, double blue_offset, int device, uintptr_t stream) {
+void multi_crop(T* crops, const uint8_t* images, const int64_t* indices, const float* parameters,
+                const int64_t* samples, const int64_t* step, const double* law, float* workspace, int64_t count,
+                int64_t views, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t size,
+                bool channels_last, double red_factor, double green_factor, double blue_factor, double red_offset,
+                double green_offset, double blue_offset, double key_high, double key_low, double view_high,
+                double view_low, int device, uintptr_t stream) {
   const DeviceGuard guard(device);
   const Plan plan = make_plan(views * batch, width, channels, size, device_limits(device));
   const Images source{images, indices, count, batch, static_cast<int>(height), static_cast<int>(width)};
   const Affine affine{{float(red_factor), float(green_factor), float(blue_factor)},
                       {float(red_offset), float(green_offset), float(blue_offset)}};
+  const auto half = [](double x) { return static_cast<uint64_t>(std::min(std::max(x, 0.0), 4294967295.0)); };
+  const auto whole = [&](double high, double low) { return half(high) << 32 | half(low); };
+  const Draw draw{samples, step, law, whole(key_high, key_low), whole(view_high, view_low)};
   const Place place{device, reinterpret_cast<cudaStream_t>(stream)};
   const auto run = [&](auto rgb, auto on_chip) {
     constexpr bool kOnChip = decltype(on_chip)::value;
     const Shape shape{plan.blocks, kThreads<kOnChip>, kOnChip ? 4 * plan.own : 0};
     launch<multi_crop_kernel<T, decltype(rgb)::value ? 3 : 1, kOnChip>>(
-        "launching multi_crop", shape, place, crops, source, parameters, workspace, views * batch, plan, affine,
-        channels_last);
+        "launching multi_crop", shape, place, crops, source, parameters, draw, workspace, views * batch, plan,
+        affine, channels_last);
   };
   const auto choose = [&](auto rgb) { plan.on_chip ? run(rgb, std::true_type()) : run(rgb, std::false_type()); };
   channels == 3 ? choose(std::true_type()) : choose(std::false_type());

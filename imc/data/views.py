@@ -27,7 +27,7 @@ from imc.data.options import (
     SeedOptions,
     ViewOptions,
 )
-from imc_kernels import draw_crop_parameters, multi_crop
+from imc_kernels import CropDraw, multi_crop
 
 
 def derived_seed(*path: int) -> int:
@@ -79,12 +79,12 @@ class CropViews:
         self.options = options
         self.crops = crops_of(options)
 
-    def parameters(self, batch: Batch, update: int) -> list[Tensor]:
-        """The random numbers of each size's crops: [V, B, columns]."""
+    def draws(self, batch: Batch, update: int | Tensor) -> list[CropDraw]:
+        """The random numbers of each size's crops; the update may be an int64 tensor [] on the device."""
         options, drawn, first = self.options, [], 0
         for crops in self.crops:
             drawn.append(
-                draw_crop_parameters(
+                CropDraw(
                     options.seed,
                     update,
                     batch.samples,
@@ -107,18 +107,14 @@ class CropViews:
             first += crops.count
         return drawn
 
-    def render(self, images: Tensor, positions: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-        """The crops of these parameters."""
+    def __call__(self, batch: Batch, update: int | Tensor) -> list[Tensor]:
         mean, std = self.options.mean, self.options.std
         # bfloat16 crops would save the encoder's first cast, and cost what 8 bits of mantissa cannot hold of a pixel.
         order = torch.contiguous_format if self.options.channels_last == "off" else torch.channels_last
         return [
-            multi_crop(images, positions, drawn, size=crops.size, mean=mean, std=std, memory_format=order)
-            for crops, drawn in zip(self.crops, parameters, strict=True)
+            multi_crop(batch.images, batch.positions, draw, size=crops.size, mean=mean, std=std, memory_format=order)
+            for crops, draw in zip(self.crops, self.draws(batch, update), strict=True)
         ]
-
-    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
-        return self.render(batch.images, batch.positions, self.parameters(batch, update))
 
 
 class AffineViews:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from enum import IntEnum
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -41,44 +44,24 @@ class Column(IntEnum):
 
 
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its increment and the multipliers of its output function.
-_INCREMENT = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_WORDS = 16  # 64-bit words a crop, each two uniform numbers of 24 bits
+INCREMENT = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+WORDS = 16  # 64-bit words a crop, each two uniform numbers of 24 bits
 
 
-def draw_crop_parameters(
-    seed: int,
-    step: int | Tensor,
-    indices: Tensor,
-    *,
-    views: int,
-    first_view: int = 0,
-    height: int,
-    width: int,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-    jitter_probability: float = 0.8,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
-    grayscale: float = 0.2,
-    blur_probability: float = 0.0,
-    blur_sigma: tuple[float, float] = (0.1, 2.0),
-) -> Tensor:
-    """Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`.
+class CropDraw:
+    """The parameters of random resized crops with colour jitter, for :func:`multi_crop`, which draws them itself.
 
     The numbers of a crop are a hash of (seed, step, sample index, view), whatever else is drawn with it: the batch's
     order, the number of ranks it is cut over, threads and device change nothing. The box is that of torchvision's
     RandomResizedCrop: of 10 draws of area and log aspect ratio the first that fits, else the central box nearest to the
     whole image. Sources: Inception crops, arXiv 1409.4842; jitter, grayscale and blur, SimCLR, arXiv 2002.05709.
 
-    Memory: beside the result, less than 2 KiB a crop.
+    On a GPU the kernels of :func:`multi_crop` draw within their own launch: nothing is copied, and the step may be a
+    tensor there, which a captured CUDA graph advances. :meth:`parameters` gives the numbers themselves.
 
     Args:
-        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device, so that a captured
-            CUDA graph can advance it. Nothing is copied from the host and nothing waits for the device.
+        seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device.
         indices: int64 [B], the samples' numbers in the data set.
         views: number V of views drawn, up to 2^16.
         first_view: number of the first; views of another size or scale take other numbers.
@@ -90,65 +73,176 @@ def draw_crop_parameters(
         hue: half-width of the rotation, in turns, at most 0.5.
         blur_sigma: range of the blur's standard deviation, pixels of the crop.
 
-    Returns:
-        float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
-
     Raises:
         TypeError: indices are no int64 tensor, step is a tensor of another dtype, or an option is of another type.
         ValueError: indices of another rank, a step on another device, or an option out of its range.
     """
-    if isinstance(step, Tensor):
-        if step.dtype != torch.int64 or step.dim() > 0:
-            raise TypeError(
-                f"{NAME}: step must be an integer or an int64 tensor [], got {step.dtype} {list(step.shape)}"
-            )
-    else:
-        step = checks.integer(NAME, "step", step)
-    _check_indices(indices)
-    if isinstance(step, Tensor) and step.device != indices.device:
-        raise ValueError(f"{NAME}: indices are on {indices.device} and step on {step.device}; move one")
-    seed, first_view = checks.integer(NAME, "seed", seed), checks.integer(NAME, "first_view", first_view)
-    views, height, width = (
-        checks.integer(NAME, name, value, 1, most)
-        for name, value, most in (
-            ("views", views, MOST_VIEWS),
-            ("height", height, MOST_SIDE),
-            ("width", width, MOST_SIDE),
-        )
-    )
-    scale, ratio, blur_sigma = (
-        _range(name, ends) for name, ends in (("scale", scale), ("ratio", ratio), ("blur_sigma", blur_sigma))
-    )
-    brightness, contrast, saturation = (
-        checks.number(NAME, name, value, checks.NOT_NEGATIVE)
-        for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation))
-    )
-    hue = checks.number(NAME, "hue", hue, _HUE)
-    flip, jitter_probability, grayscale, blur_probability = (
-        checks.number(NAME, name, value, checks.PROBABILITY)
-        for name, value in (
-            ("flip", flip),
-            ("jitter_probability", jitter_probability),
-            ("grayscale", grayscale),
-            ("blur_probability", blur_probability),
-        )
-    )
 
-    uniform = _uniforms(seed, step, indices, first_view, views)  # [32, V, B]
-    planes = torch.empty(len(Column), *uniform.shape[1:], dtype=torch.float64, device=indices.device)
-    rest = uniform[2 * ATTEMPTS :]
-    _fill_boxes(planes[:4], uniform[: 2 * ATTEMPTS], rest[:2], height, width, scale, ratio)
-    # Options travel with a launch, also in a tensor [] on the host. One of several would be copied, for which a device
-    # waits.
-    ranges = [(max(0.0, 1 - x), 1 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue), blur_sigma]
-    host = "meta" if indices.is_meta else "cpu"
-    for plane, drawn, (low, high) in zip(planes[Column.BRIGHTNESS :], rest[2:], ranges, strict=False):
-        torch.add(torch.tensor(low, dtype=torch.float64, device=host), drawn, alpha=high - low, out=plane)
-    for plane, drawn, rate in zip(planes[Column.FLIP :], rest[7:], (flip, jitter_probability, grayscale), strict=False):
-        torch.lt(drawn, rate, out=plane)
-    planes[Column.BLUR] *= rest[10] < blur_probability
-    torch.floor(rest[11] * 24, out=planes[Column.ORDER])
-    return planes.permute(1, 2, 0).to(torch.float32, memory_format=torch.contiguous_format)
+    def __init__(
+        self,
+        seed: int,
+        step: int | Tensor,
+        indices: Tensor,
+        *,
+        views: int,
+        first_view: int = 0,
+        height: int,
+        width: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        jitter_probability: float = 0.8,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        grayscale: float = 0.2,
+        blur_probability: float = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+    ) -> None:
+        if isinstance(step, Tensor):
+            if step.dtype != torch.int64 or step.dim() > 0:
+                raise TypeError(
+                    f"{NAME}: step must be an integer or an int64 tensor [], got {step.dtype} {list(step.shape)}"
+                )
+        else:
+            step = checks.integer(NAME, "step", step)
+        _check_indices(indices)
+        if isinstance(step, Tensor) and step.device != indices.device:
+            raise ValueError(f"{NAME}: indices are on {indices.device} and step on {step.device}; move one")
+        self.seed, self.step, self.indices = checks.integer(NAME, "seed", seed), step, indices
+        self.first_view = checks.integer(NAME, "first_view", first_view)
+        self.views, self.height, self.width = (
+            checks.integer(NAME, name, value, 1, most)
+            for name, value, most in (
+                ("views", views, MOST_VIEWS),
+                ("height", height, MOST_SIDE),
+                ("width", width, MOST_SIDE),
+            )
+        )
+        self.scale, self.ratio, blur_sigma = (
+            _range(name, ends) for name, ends in (("scale", scale), ("ratio", ratio), ("blur_sigma", blur_sigma))
+        )
+        factors = (
+            checks.number(NAME, name, value, checks.NOT_NEGATIVE)
+            for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation))
+        )
+        hue = checks.number(NAME, "hue", hue, _HUE)
+        # Of brightness, contrast, saturation, hue and blur.
+        self.ranges = (*((max(0.0, 1 - x), 1 + x) for x in factors), (-hue, hue), blur_sigma)
+        self.flip, self.jitter_probability, self.grayscale, self.blur_probability = (
+            checks.number(NAME, name, value, checks.PROBABILITY)
+            for name, value in (
+                ("flip", flip),
+                ("jitter_probability", jitter_probability),
+                ("grayscale", grayscale),
+                ("blur_probability", blur_probability),
+            )
+        )
+
+    def law(self) -> tuple[float, ...]:
+        """What a crop's uniform numbers are turned into its parameters by, as a kernel takes it.
+
+        Span and least of the area and of half the logarithm of width / height; height and width of the central box;
+        lowest and span of the brightness, contrast, saturation, hue and blur; the four probabilities.
+        """
+        least, most = self.scale
+        low, high = (math.log(end) for end in self.ratio)
+        spread = (end for low, high in self.ranges for end in (low, high - low))
+        rates = (self.flip, self.jitter_probability, self.grayscale, self.blur_probability)
+        area = ((most - least) * self.height * self.width, least * self.height * self.width)
+        return (*area, (high - low) / 2, low / 2, *map(float, self._central()), *spread, *rates)
+
+    def steps(self) -> tuple[Tensor, ...]:
+        """The step, where it is a tensor."""
+        return (self.step,) if isinstance(self.step, Tensor) else ()
+
+    def key(self) -> int:
+        """What the number of a view is added to, as an int64: where the step is a tensor, what that is added to."""
+        whole = _mix(self.seed)
+        return _signed(whole if isinstance(self.step, Tensor) else _mix(whole + self.step))
+
+    def _central(self) -> tuple[int, int]:
+        """Height and width of the box where none of the attempts fits."""
+        height, width = self.height, self.width
+        if width / height < self.ratio[0]:
+            height = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            width = max(1, round(height * self.ratio[1]))
+        return height, width
+
+    def parameters(self) -> Tensor:
+        """float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
+
+        Memory: beside the result, less than 2 KiB a crop. Nothing is copied from the host and nothing waits for the
+        device.
+        """
+        uniform = _uniforms(self.seed, self.step, self.indices, self.first_view, self.views)  # [32, V, B]
+        planes = torch.empty(len(Column), *uniform.shape[1:], dtype=torch.float64, device=self.indices.device)
+        rest = uniform[2 * ATTEMPTS :]
+        self._fill_boxes(planes[:4], uniform[: 2 * ATTEMPTS], rest[:2])
+        # Options travel with a launch, also in a tensor [] on the host. One of several would be copied, for which a
+        # device waits.
+        host = "meta" if self.indices.is_meta else "cpu"
+        for plane, drawn, (low, high) in zip(planes[Column.BRIGHTNESS :], rest[2:], self.ranges, strict=False):
+            torch.add(torch.tensor(low, dtype=torch.float64, device=host), drawn, alpha=high - low, out=plane)
+        rates = (self.flip, self.jitter_probability, self.grayscale)
+        for plane, drawn, rate in zip(planes[Column.FLIP :], rest[7:], rates, strict=False):
+            torch.lt(drawn, rate, out=plane)
+        planes[Column.BLUR] *= rest[10] < self.blur_probability
+        torch.floor(rest[11] * 24, out=planes[Column.ORDER])
+        return planes.permute(1, 2, 0).to(torch.float32, memory_format=torch.contiguous_format)
+
+    def _fill_boxes(self, boxes: Tensor, attempts: Tensor, position: Tensor) -> None:
+        """[20, V, B] and [2, V, B] uniform numbers -> float64 [4, V, B]: top, left, height, width.
+
+        In float64, so that the last bit of an exponential, which is not the same on every device, does not move a
+        rounded side in practice.
+        """
+        height, width = self.height, self.width
+        area_span, least_area, root_span, least_root = self.law()[:4]
+        area = attempts[:ATTEMPTS] * area_span + least_area
+        root = (attempts[ATTEMPTS:] * root_span + least_root).exp_()  # of width / height
+        area.sqrt_()
+        tried = torch.empty(2, *area.shape, dtype=torch.float64, device=area.device)
+        torch.div(area, root, out=tried[0])
+        torch.mul(area, root, out=tried[1])
+        tried.round_()
+        heights, widths = tried.unbind()
+        fits = (heights.clamp(1, height) == heights) & (widths.clamp(1, width) == widths)  # [10, V, B]
+        # The first that fits has the largest rank; none gives 0.
+        ranks = torch.arange(ATTEMPTS, 0, -1, device=fits.device)[:, None, None]
+        rank = fits.double().mul_(ranks).amax(0)
+        found = rank > 0
+        first = (ATTEMPTS - rank).clamp_(max=ATTEMPTS - 1).long()[None]
+        for axis, (side, whole) in enumerate(zip(self._central(), (height, width), strict=True)):
+            boxes[2 + axis] = torch.where(found, tried[axis].gather(0, first)[0], side)
+            torch.sub(whole, boxes[2 + axis], out=boxes[axis])
+        free = boxes[:2]
+        torch.floor(torch.where(found, position * (free + 1), free / 2), out=free)
+
+
+P = ParamSpec("P")
+
+
+def _at_once(draw: Callable[P, CropDraw]) -> Callable[P, Tensor]:
+    def draw_crop_parameters(*arguments: P.args, **options: P.kwargs) -> Tensor:
+        """Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`.
+
+        Args: those of :class:`CropDraw`, where they are explained, and what is refused; given that itself,
+            :func:`multi_crop` draws them in its own launch.
+
+        Returns:
+            float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
+        """
+        return draw(*arguments, **options).parameters()
+
+    signature = inspect.signature(draw).replace(return_annotation="Tensor")
+    draw_crop_parameters.__signature__ = signature  # type: ignore[attr-defined]  # shown by help()
+    return draw_crop_parameters
+
+
+draw_crop_parameters = _at_once(CropDraw)
 
 
 _HUE = checks.Range("a number from 0 to 0.5", lambda value: 0 <= value <= 0.5)
@@ -178,15 +272,15 @@ def _signed(word: int) -> int:
 def _mix(z: int) -> int:
     """SplitMix64's output function, a bijection of the 64-bit integers."""
     z %= 2**64
-    z = (z ^ (z >> 30)) * _MULTIPLIERS[0] % 2**64
-    z = (z ^ (z >> 27)) * _MULTIPLIERS[1] % 2**64
+    z = (z ^ (z >> 30)) * MULTIPLIERS[0] % 2**64
+    z = (z ^ (z >> 27)) * MULTIPLIERS[1] % 2**64
     return z ^ (z >> 31)
 
 
 def _mix_(z: Tensor) -> Tensor:
     """The same of an int64 tensor, in place."""
     shifted = torch.empty_like(z)
-    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, 1)):
+    for shift, multiplier in ((30, MULTIPLIERS[0]), (27, MULTIPLIERS[1]), (31, 1)):
         torch.bitwise_right_shift(z, shift, out=shifted)
         z ^= shifted.bitwise_and_(2 ** (64 - shift) - 1)  # int64 shifts its sign in; these bits are 0 instead
         if multiplier != 1:
@@ -205,53 +299,12 @@ def _view_keys(seed: int, step: int | Tensor, views: range, device: torch.device
 
 
 def _uniforms(seed: int, step: int | Tensor, indices: Tensor, first_view: int, views: int) -> Tensor:
-    """Uniform numbers in [0, 1), multiples of 2^-24, as float64 [2 * _WORDS, V, B]."""
+    """Uniform numbers in [0, 1), multiples of 2^-24, as float64 [2 * WORDS, V, B]."""
     keys = _view_keys(seed, step, range(first_view, first_view + views), indices.device)
     keys = _mix_(keys[:, None] + indices)  # [V, B]: for one (seed, step, view) no two samples share a key
-    counters = torch.arange(1, _WORDS + 1, device=indices.device) * _signed(_INCREMENT)
+    counters = torch.arange(1, WORDS + 1, device=indices.device) * _signed(INCREMENT)
     words = _mix_(keys + counters[:, None, None])
     uniform = torch.empty(2, *words.shape, dtype=torch.float64, device=indices.device)
     uniform[0] = words & 0xFFFFFF
     uniform[1] = words.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)
     return uniform.mul_(2.0**-24).flatten(0, 1)
-
-
-def _fill_boxes(
-    boxes: Tensor,
-    attempts: Tensor,
-    position: Tensor,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> None:
-    """[20, V, B] and [2, V, B] uniform numbers -> float64 [4, V, B]: top, left, height, width.
-
-    In float64, so that the last bit of an exponential, which is not the same on every device, does not move a rounded
-    side in practice.
-    """
-    area = attempts[:ATTEMPTS] * ((scale[1] - scale[0]) * height * width) + scale[0] * height * width
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    root = (attempts[ATTEMPTS:] * ((high - low) / 2) + low / 2).exp_()  # of width / height
-    area.sqrt_()
-    tried = torch.empty(2, *area.shape, dtype=torch.float64, device=area.device)
-    torch.div(area, root, out=tried[0])
-    torch.mul(area, root, out=tried[1])
-    tried.round_()
-    heights, widths = tried.unbind()
-    fits = (heights.clamp(1, height) == heights) & (widths.clamp(1, width) == widths)  # [10, V, B]
-    # The first that fits has the largest rank; none gives 0.
-    ranks = torch.arange(ATTEMPTS, 0, -1, device=fits.device)[:, None, None]
-    rank = fits.double().mul_(ranks).amax(0)
-    found = rank > 0
-    first = (ATTEMPTS - rank).clamp_(max=ATTEMPTS - 1).long()[None]
-    central = [height, width]
-    if width / height < ratio[0]:
-        central[0] = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        central[1] = max(1, round(height * ratio[1]))
-    for axis, (side, whole) in enumerate(zip(central, (height, width), strict=True)):
-        boxes[2 + axis] = torch.where(found, tried[axis].gather(0, first)[0], side)
-        torch.sub(whole, boxes[2 + axis], out=boxes[axis])
-    free = boxes[:2]
-    torch.floor(torch.where(found, position * (free + 1), free / 2), out=free)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
-from imc_kernels.ops.autograd import has_values
-from imc_kernels.ops.crop_parameters import Column
+from imc_kernels.ops.autograd import has_values, is_direct
+from imc_kernels.ops.constants import constants
+from imc_kernels.ops.crop_parameters import Column, CropDraw
 from imc_kernels.ops.fused_operation import FusedOperation, Kernels
 from imc_kernels.ops.operator import Needs, of_triton
 from imc_kernels.ops.precision import specification
@@ -23,7 +24,7 @@ NAME = "multi_crop"
 def multi_crop(
     images: Tensor,
     indices: Tensor,
-    parameters: Tensor,
+    parameters: Tensor | CropDraw,
     *,
     size: int,
     mean: Sequence[float],
@@ -53,7 +54,9 @@ def multi_crop(
     Args:
         images: uint8 [M, H, W, C], C 1 or 3, the whole data set; only the images named by ``indices`` are read.
         indices: int64 [B], each in [0, M).
-        parameters: float32 [V, B, 13] from :func:`draw_crop_parameters`, for these views and samples.
+        parameters: float32 [V, B, 13] from :func:`draw_crop_parameters`, for these views and samples; or a
+            :class:`CropDraw` of them, which is drawn here: on GPUs by the kernels themselves, the same numbers, but for
+            what the last bit of a device's exponential may move.
         size: height and width of the crops, pixels.
         mean, std: C numbers each, of values in [0, 1].
         dtype: of the result: float32, float64, bfloat16 or float16 (rounded once, to nearest even).
@@ -69,19 +72,41 @@ def multi_crop(
             parameters are checked on the CPU only: elsewhere that would wait for the device. There the ``cuda`` backend
             fills a crop with NaN whose index, box or order is out of its range, and reads nothing for it.
     """
-    _check_tensors(images, indices, parameters)
+    if isinstance(parameters, CropDraw):
+        _check_draw(images, indices, parameters)
+    else:
+        _check_tensors(images, indices, parameters)
     size = checks.integer(NAME, "size", size, least=1)
     mean = checks.several(NAME, "mean", mean, checks.FINITE, images.shape[3])
     std = checks.several(NAME, "std", std, checks.POSITIVE, images.shape[3])
     _check_options(images, size, dtype, memory_format)
     # The dtype that a backend must serve is that of the result.
     chosen = backends.choose(NAME, OPERATION.backends, images.device, dtype, backend)
+    options = (size, dtype, mean, std, memory_format == torch.channels_last)
+    if isinstance(parameters, CropDraw):
+        if chosen in DRAWING and is_direct(NAME, chosen, images, indices, parameters.indices, *parameters.steps()):
+            return KERNELS[chosen]((images, indices, parameters), options, ())[0]
+        parameters = parameters.parameters()
     tensors = (images, indices, parameters.resolve_neg())
     if chosen != "eager":
-        return OPERATION(chosen, tensors, (size, dtype, mean, std, memory_format == torch.channels_last))[0]
+        return OPERATION(chosen, tensors, options)[0]
     if images.is_cpu and all(map(has_values, tensors)):
         _check_values(*tensors)
     return specification(eager.multi_crop, *tensors, size, dtype, mean, std, memory_format)
+
+
+def _check_draw(images: Tensor, indices: Tensor, draw: CropDraw) -> None:
+    _check_tensors(images, indices)
+    _, height, width, _ = images.shape
+    if (draw.height, draw.width) != (height, width):
+        raise ValueError(
+            f"{NAME}: the draw must be for images of {height} x {width}, got one for {draw.height} x {draw.width}"
+        )
+    if draw.indices.shape != indices.shape or draw.indices.device != indices.device:
+        raise ValueError(
+            f"{NAME}: the draw's indices must be [B] with B = {len(indices)}, the number of indices, on "
+            f"{indices.device}, got {list(draw.indices.shape)} on {draw.indices.device}"
+        )
 
 
 COLUMNS = len(Column)
@@ -94,7 +119,7 @@ INPUTS = (
 
 def _check_tensors(images: Tensor, *others: Tensor) -> None:
     device = getattr(images, "device", None)
-    for tensor, (name, dtype, rank, layout) in zip((images, *others), INPUTS, strict=True):
+    for tensor, (name, dtype, rank, layout) in zip((images, *others), INPUTS, strict=False):
         checks.dense(NAME, name, tensor, layout)
         if tensor.dtype != dtype:
             raise TypeError(f"{NAME}: {name} {layout} must be {dtype}, got {tensor.dtype}")
@@ -102,11 +127,13 @@ def _check_tensors(images: Tensor, *others: Tensor) -> None:
             raise ValueError(f"{NAME}: {name} must have the shape {layout}, none of them 0, got {list(tensor.shape)}")
         if tensor.device != device:
             raise ValueError(f"{NAME}: images are on {device} and {name} on {tensor.device}; move one")
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
+    if len(others) == 1:
+        return
     indices, parameters = others
     if parameters.requires_grad:
         raise ValueError(f"{NAME}: parameters are constants; pass parameters.detach()")
-    if images.shape[3] not in (1, 3):
-        raise ValueError(f"{NAME}: images [M, H, W, C] must have 1 or 3 channels, got {list(images.shape)}")
     _, samples, columns = parameters.shape
     if samples != indices.shape[0] or columns != COLUMNS:
         raise ValueError(
@@ -159,21 +186,37 @@ def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[lis
     return [number for row in rows for number in (row * 3)[:3]], torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
-def _native(module: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
+def _native(module: str, inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
     images, indices, parameters = inputs
     size, _, mean, std, channels_last = options
     if module == "_cuda":
-        native.check_cuda_sizes(NAME, *images.shape, *parameters.shape[:2], images.shape[3] * size**2)
+        native.check_cuda_sizes(NAME, *images.shape, *_counts(inputs), images.shape[3] * size**2)
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
     crops = _memory(inputs, options)
-    tensors = (crops, images, indices.contiguous(), parameters.contiguous())
     numbers, affine = _normalisation(tuple(mean), tuple(std))
-    if module == "_cuda":  # whose numbers travel with the launch
-        native.call(module, NAME, *tensors, size, channels_last, *numbers)
-    else:
-        native.call(module, NAME, *tensors, affine, size, channels_last)
+    tensors = (crops, images, indices.contiguous())
+    if module == "_cpu":
+        native.call(module, NAME, *tensors, parameters.contiguous(), affine, size, channels_last)
+    else:  # whose numbers travel with the launch
+        drawn, key = _drawn(parameters)
+        native.call(module, NAME, *tensors, *drawn, size, channels_last, *numbers, *key)
     return (crops.permute(0, 1, 4, 2, 3) if channels_last else crops,)
+
+
+def _drawn(parameters: Tensor | CropDraw) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
+    """Parameters, samples, step and law, and key and first view in two halves each, as the CUDA kernel has them."""
+    if isinstance(parameters, Tensor):
+        return (parameters.contiguous(), None, None, None), (0.0,) * 4
+    draw, device = parameters, parameters.indices.device
+    recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    law = (constants if recording else _kept_constants)(draw.law(), torch.float64, device)
+    step = draw.step if isinstance(draw.step, Tensor) else None
+    halves = [float(half) for number in (draw.key(), draw.first_view) for half in divmod(number % 2**64, 2**32)]
+    return (None, draw.indices.contiguous(), step, law), tuple(halves)
+
+
+_kept_constants = lru_cache(maxsize=64)(constants)  # a run has one for each size of crops
 
 
 def _checked(kernel: Callable[..., tuple[Tensor]], inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor]:
@@ -182,13 +225,20 @@ def _checked(kernel: Callable[..., tuple[Tensor]], inputs: Sequence[Tensor], *re
     return kernel(inputs, *rest)
 
 
-def _memory(inputs: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+def _memory(inputs: Sequence[Any], options: Sequence[Any]) -> Tensor:
     """[V, B, size, size, C] or, with the channels first, [V, B, C, size, size]."""
-    images, _, parameters = inputs
+    images = inputs[0]
     size, dtype, *_, channels_last = options
-    (views, batch, _), channels = parameters.shape, images.shape[3]
+    (views, batch), channels = _counts(inputs), images.shape[3]
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     return images.new_empty(size=shape, dtype=dtype)
+
+
+def _counts(inputs: Sequence[Any]) -> tuple[int, int]:
+    """Views and samples."""
+    _, indices, parameters = inputs
+    views = parameters.views if isinstance(parameters, CropDraw) else parameters.shape[0]
+    return views, indices.shape[0]
 
 
 def _empty(backend: str, inputs: Sequence[Tensor], options: Sequence[Any], needs: Needs) -> tuple[Tensor]:
@@ -201,6 +251,7 @@ KERNELS: dict[str, Callable[..., tuple[Tensor]]] = {
     "triton": of_triton(NAME),
     "cpu": partial(_native, "_cpu"),
 }
+DRAWING = ("cuda", "triton")  # whose kernels take a CropDraw in place of parameters
 OPERATION = FusedOperation(
     NAME,
     {name: Kernels(partial(_checked, kernel)) for name, kernel in KERNELS.items()},

@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imc_kernels.ops.crop_parameters import Column
+from imc_kernels.ops.crop_parameters import CropDraw
+from imc_kernels.triton.crop_draw import COLUMNS, drawn, given
 from imc_kernels.triton.launch import launch, workspace
 from imc_kernels.triton.primitives import product, rounded
 
@@ -30,12 +31,6 @@ MOST_SIDE = 32  # of a tile: the products of the blur of 64 x 64 would spill reg
 STEP = MOST_SIDE - 8  # from one of several tiles to the next
 MOST_SIZE = 255 * STEP  # the tiles are a grid's second axis, of which a launch takes 65,535
 RADIUS = tl.constexpr(4)  # of the blur
-
-COLUMNS = tl.constexpr(len(Column))
-TOP, LEFT, HEIGHT, WIDTH = (tl.constexpr(int(c)) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH))
-FACTORS = tl.constexpr(int(Column.BRIGHTNESS))  # then those of contrast, saturation and hue
-BLUR, FLIP, JITTER = (tl.constexpr(int(c)) for c in (Column.BLUR, Column.FLIP, Column.JITTER))
-GRAYSCALE, ORDER = (tl.constexpr(int(c)) for c in (Column.GRAYSCALE, Column.ORDER))
 
 
 @triton.jit
@@ -103,11 +98,15 @@ def blur_weights(at, size: tl.constexpr, sigma):
     return tl.where(((at >= 0) & (at < size))[None, :], weights, 0.0) / total
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "key", "first_view"])
 def multi_crop_kernel(
     images,  # uint8 [M, height, width, channels]
     indices,  # int64 [batch]
-    parameters,  # float32 [views, batch, COLUMNS]
+    parameters,  # float32 [views, batch, COLUMNS], or None: they are drawn here
+    samples,  # int64 [batch], the samples' numbers, or None
+    update,  # int64 [], the step of the draw, or None: it is in the key
+    key,
+    first_view,
     crops,  # [views, batch, size, size, channels] by the strides, or None: only the sums are wanted
     sums,  # float32 [views * batch, tiles]: luma of the tiles where the contrast changes, or None: one tile is all
     batch,
@@ -127,11 +126,22 @@ def multi_crop_kernel(
     step: tl.constexpr,  # between tiles
     tiles: tl.constexpr,  # along an edge
     tiles_block: tl.constexpr,
+    law: tl.constexpr,  # of CropDraw, or None
 ):
     crop = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    p = parameters + crop * COLUMNS
-    jitter = tl.load(p + JITTER) > 0
+    if parameters is None:
+        sample = tl.load(samples + crop % batch)
+        view = first_view + crop // batch
+        (
+            top, left, box_height, box_width, brightness, contrast, saturation, hue, sigma, flip, jitter, grayscale,
+            order,
+        ) = drawn(update, key, view, sample, height, width, law)  # fmt: skip
+    else:
+        (
+            top, left, box_height, box_width, brightness, contrast, saturation, hue, sigma, flip, jitter, grayscale,
+            order,
+        ) = given(parameters + crop * COLUMNS)  # fmt: skip
     if crops is None and not jitter:
         return
     margin: tl.constexpr = (side - step) // 2 if tiles > 1 else 0
@@ -143,14 +153,13 @@ def multi_crop_kernel(
     own = own[:, None] & own[None, :] & inside
 
     # The resize.
-    box_height, box_width = tl.load(p + HEIGHT).to(tl.int32), tl.load(p + WIDTH).to(tl.int32)
     image = images + tl.load(indices + crop % batch) * (height * width * channels)
     offsets: tl.constexpr = tl.int64 if height * width * channels >= 2**31 else tl.int32
-    image += (tl.load(p + TOP).to(offsets) * width + tl.load(p + LEFT).to(offsets)) * channels
+    image += (top.to(offsets) * width + left.to(offsets)) * channels
     # Results beyond the crop are made from the last pixels; no other result depends on them.
     down = tl.minimum(tl.maximum(y, 0), size - 1)
     along = tl.minimum(tl.maximum(x, 0), size - 1)
-    along = tl.where(tl.load(p + FLIP) > 0, size - 1 - along, along)
+    along = tl.where(flip, size - 1 - along, along)
     first_y = first_source(down, box_height, size)
     first_x = first_source(along, box_width, size)
     red = tl.zeros((side, side), tl.float32)
@@ -175,15 +184,15 @@ def multi_crop_kernel(
 
     # The jitter, in the order of lexicographic rank ``order``: of the numbers still left, 4 bits each, take one a step.
     if jitter:
-        order = tl.load(p + ORDER).to(tl.int32)
-        left = 0x3210
+        left_over = 0x3210
         for turn in range(4):
             rank = tl.where(turn == 0, 6, tl.where(turn == 1, 2, 1))
             shift = order // rank * 4
             order = order % rank
-            operation = (left >> shift) & 15
-            left = (left & ((1 << shift) - 1)) | ((left >> (shift + 4)) << shift)
-            factor = tl.load(p + FACTORS + operation)
+            operation = (left_over >> shift) & 15
+            left_over = (left_over & ((1 << shift) - 1)) | ((left_over >> (shift + 4)) << shift)
+            factor = tl.where(operation == 0, brightness, tl.where(operation == 1, contrast, hue))
+            factor = tl.where(operation == 2, saturation, factor)
             if operation == 0:
                 red = tl.clamp(red * factor, 0.0, 1.0)
                 if channels == 3:
@@ -215,11 +224,10 @@ def multi_crop_kernel(
                     red, green, blue = rotated(red, green, blue, factor)
 
     if crops is not None:
-        if channels == 3 and tl.load(p + GRAYSCALE) > 0:
+        if channels == 3 and grayscale:
             red = luma(red, green, blue)
             green = red
             blue = red
-        sigma = tl.load(p + BLUR)
         if sigma > 0:
             blur_y, blur_x = blur_weights(y, size, sigma), tl.trans(blur_weights(x, size, sigma))
             red = product(product(blur_y, red, None, "ieee"), blur_x, None, "ieee")
@@ -241,8 +249,15 @@ def multi_crop(inputs: Sequence[Tensor], options: Sequence[Any], needs: Sequence
         raise ValueError(f"multi_crop: backend 'triton' takes crops of up to {MOST_SIZE} pixels, got {size}")
     if not images.is_contiguous():  # a copy of the batch, not of the data set
         images, indices = images[indices].contiguous(), torch.arange(len(indices), device=images.device)
-    indices, parameters = indices.contiguous(), parameters.contiguous()
-    views, batch, _ = parameters.shape
+    indices = indices.contiguous()
+    if isinstance(parameters, CropDraw):
+        draw, views, batch = parameters, parameters.views, len(indices)
+        step = draw.step if isinstance(draw.step, Tensor) else None
+        numbers = (None, draw.indices.contiguous(), step, draw.key(), draw.first_view)
+        law: tuple[float, ...] | None = draw.law()
+    else:
+        views, batch, _ = parameters.shape
+        numbers, law = (parameters.contiguous(), None, None, 0, 0), None
     _, height, width, channels = images.shape
     shape = (views, batch, size, size, channels) if channels_last else (views, batch, channels, size, size)
     crops = torch.empty(size=shape, dtype=dtype, device=images.device)
@@ -255,16 +270,17 @@ def multi_crop(inputs: Sequence[Tensor], options: Sequence[Any], needs: Sequence
         "size": size,
         "stride_pixel": channels if channels_last else 1,
         "stride_channel": 1 if channels_last else size * size,
+        "law": law,
     }
     if size <= MOST_SIDE:
         side = max(16, triton.next_power_of_2(size))
         launch(
-            multi_crop_kernel, (views * batch, 1), images, indices, parameters, crops, None, *arguments, **constants,
+            multi_crop_kernel, (views * batch, 1), images, indices, *numbers, crops, None, *arguments, **constants,
             side=side, step=side, tiles=1, tiles_block=1, num_warps=4 if side < 32 else 8,
         )  # fmt: skip
     else:
         tiles = triton.cdiv(size, STEP)
-        (sums,) = workspace(parameters, views * batch * tiles * tiles)
+        (sums,) = workspace(images, views * batch * tiles * tiles)
         constants |= {
             "side": MOST_SIDE,
             "step": STEP,
@@ -273,6 +289,6 @@ def multi_crop(inputs: Sequence[Tensor], options: Sequence[Any], needs: Sequence
             "num_warps": 8,
         }
         grid = (views * batch, tiles * tiles)
-        launch(multi_crop_kernel, grid, images, indices, parameters, None, sums, *arguments, **constants)
-        launch(multi_crop_kernel, grid, images, indices, parameters, crops, sums, *arguments, **constants)
+        launch(multi_crop_kernel, grid, images, indices, *numbers, None, sums, *arguments, **constants)
+        launch(multi_crop_kernel, grid, images, indices, *numbers, crops, sums, *arguments, **constants)
     return (crops.movedim(-1, -3) if channels_last else crops,)

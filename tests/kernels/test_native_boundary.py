@@ -30,6 +30,7 @@ SIZES = {"p": 2, "b": 3, "k": 3, "i": 2, "n": 3, "d": 5, "v": 2, "a": 2, "c": 3,
 DOUBLE = {  # tensors of float64 beside float32 scores
     "sinkhorn": "rows|columns", "sinkhorn_backward": "rows|columns", "sinkhorn_sweep": "rows|columns|log_sums",
     "sinkhorn_backward_sweep": "columns|earlier_rows|earlier_columns", "info_nce_loss_rows": "loss",
+    "multi_crop": "affine|law",
     "log_dot_product_loss_sums": "sums", "log_dot_product_loss_parts": "sums|samples|whole_quotients|losses|quotients",
 }  # fmt: skip
 
@@ -81,8 +82,10 @@ def fitting(function: Any, parameter: str) -> Any:
         name, shape = match[1], [size(text) for text in match[2].split()]
         if name == "workspace":
             return torch.zeros(10_000)
-        if name in ("indices", "images"):
-            return torch.zeros(shape, dtype=torch.int64 if name == "indices" else torch.uint8)
+        if name in ("indices", "samples", "step"):
+            return torch.zeros(shape, dtype=torch.int64 if function.__name__ == "multi_crop" else torch.float64)
+        if name == "images":
+            return torch.zeros(shape, dtype=torch.uint8)
         double = re.fullmatch(DOUBLE.get(function.__name__, "affine"), name)
         return torch.ones(shape, dtype=torch.float64 if double else torch.float32)
     name, _, letter = parameter.partition(" ")

@@ -12,6 +12,7 @@ from imc.data.outline import Outline
 from imc.data.pixels import ResidentPixels, StreamedPixels, open_pixels
 from imc.data.views import AffineViews, Batch, CropViews, as_float, epoch_order, prepare, resize
 from imc.errors import UserError
+from imc_kernels import multi_crop
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def test_without_randomness_a_full_crop_is_the_prepared_image(images: Tensor) ->
     torch.testing.assert_close(prepare(images[:4], configured(**ONE)), whole)
 
     config = configured(**ONE, augmentation="crops", flip=0.0, jitter_probability=0.0, grayscale=0.0)
-    parameters = CropViews(config).parameters(batch(images, samples), 0)
-    parameters[0][..., :4] = torch.tensor([0.0, 0.0, 8.0, 8.0])  # the whole image
-    whole = CropViews(config).render(images, samples, parameters)[0][0]
+    parameters = CropViews(config).draws(batch(images, samples), 0)[0].parameters()
+    parameters[..., :4] = torch.tensor([0.0, 0.0, 8.0, 8.0])  # the whole image
+    whole = multi_crop(images, samples, parameters, size=config.large_size, mean=config.mean, std=config.std)[0]
     torch.testing.assert_close(whole, prepare(images[:4], config), rtol=1e-5, atol=1e-5)
 
 
