@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10_run.py --minutes 8 --data-root DIR       # repeat until it has ended
     python benchmarks/cifar10_run.py --minutes 8 --method crlc
-    python benchmarks/cifar10_run.py --minutes 8 --epochs 20 --cuda-graph      # other options are those of imc train
+    python benchmarks/cifar10_run.py --minutes 8 --epochs 20      # other options are those of imc train
 
 Each call resumes the run in --run, stops after the minutes with a checkpoint, and scores that checkpoint on both splits
 with batch normalisation recalibrated on the train split. The scores of every call so far go to cifar10_run.json and

@@ -80,7 +80,7 @@ def usage(options: Any, program: str) -> str:
 def _settings(entry: Field[Any], hint: Any, here: Any) -> dict[str, Any]:
     """The keyword arguments of ``add_argument`` for a field of this type."""
     text = {"default": argparse.SUPPRESS, "help": _help(entry, here)}
-    if hint is bool and entry.default is None:
+    if hint in (bool, bool | None) and entry.default is None:
         return {"action": argparse.BooleanOptionalAction, **text}
     if hint is bool:
         return {"action": "store_true", **text}

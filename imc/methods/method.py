@@ -89,7 +89,7 @@ class Method(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder's features [B, F] of images [B, channels, s, s]."""
-        return self._features(images, 1)
+        return self._features([images], [1])[0]
 
     def predict(self, images: Tensor) -> Tensor:
         """Cluster logits [B, C] of images [B, channels, s, s]."""
@@ -101,16 +101,18 @@ class Method(nn.Module):
 
     def encode(self, crops: Sequence[Tensor]) -> Tensor:
         """Features float32 [V*B, F] of all crops, those of one size in one pass."""
-        parts = [self._features(size.flatten(0, 1), 1 if self.per_size else len(size)) for size in crops]
+        views = [1 if self.per_size else len(size) for size in crops]
+        parts = self._features([size.flatten(0, 1) for size in crops], views)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _features(self, images: Tensor, views: int) -> Tensor:
+    def _features(self, images: Sequence[Tensor], views: Sequence[int]) -> list[Tensor]:
+        """Of images of each size; autocast rounds each weight once for all of them."""
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
-            torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp),
+            torch.autocast(images[0].device.type, dtype=torch.bfloat16, enabled=self.amp),
         ):
-            features = self.encoder(images, views)
-        return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+            features = [self.encoder(*given) for given in zip(images, views, strict=True)]
+        return [x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in features]
 
     def train(self, mode: bool = True) -> Method:
         super().train(mode)

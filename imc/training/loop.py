@@ -13,15 +13,16 @@ from torch import Tensor
 
 from imc.command_line.terminal import progress, warn
 from imc.data.pixels import Source, open_pixels
-from imc.data.views import Batch, Views, epoch_order, make_views
+from imc.data.views import Batch, CropViews, Views, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
 from imc.files.json import append_json_line, keep_json_lines
 from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
 from imc.methods.method import LabelledRows, Method, Step
+from imc.models.batch_norm import counted_together
 from imc.text import counted, shell_word
 from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
-from imc.training.cuda_graph import GraphedStep, require_capturable
+from imc.training.cuda_graph import GraphedStep, obstacle
 from imc.training.events import EventFiles
 from imc.training.monitor import EpochMonitor, collapse_warnings
 from imc.training.optimizer import build_optimizer, load_optimizer, set_learning_rates
@@ -90,11 +91,15 @@ class Loop:
             raise UserError(f"--batch-size must be a multiple of {ranks.world}, the ranks, got {options.batch_size}")
         self.per_rank = options.batch_size // ranks.world
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(model, options, self.device)
         if source is None:
             source = open_pixels(parts, self.device, options.device_data), make_views(options, self.device)
         self.pixels, self.views = source
-        self.graph = self._graphed() if options.cuda_graph else None
+        graphed = self._graphed()
+        self.optimizer = build_optimizer(model, options, self.device, graphed)
+        self.graph: GraphedStep | None = None
+        if graphed:
+            assert isinstance(self.views, CropViews)
+            self.graph = GraphedStep(self.compute, self.views, self.optimizer, options.freeze_updates)
         self.update = 0
         self.seconds = 0.0
         self.monitor = self._new_monitor()
@@ -175,7 +180,8 @@ class Loop:
 
     def compute(self, crops: list[Tensor], labelled: LabelledRows | None = None) -> Step:
         """Loss, gradients and the optimiser's step on these crops."""
-        step: Step = self.model(crops, labelled)
+        with counted_together():
+            step: Step = self.model(crops, labelled)
         self.optimizer.zero_grad()
         step.loss.backward()
         if self.update < self.options.freeze_updates:
@@ -184,15 +190,20 @@ class Loop:
         self.optimizer.step()
         return step
 
-    def _graphed(self) -> GraphedStep:
-        views = require_capturable(
-            device=self.device,
-            world=self.ranks.world,
-            remembers=self.model.remembers,
-            views=self.views,
-            pixels=self.pixels,
-        )
-        return GraphedStep(self.compute, views, self.optimizer, self.options.freeze_updates)
+    def _graphed(self) -> bool:
+        """Whether the step becomes a CUDA graph: as asked, else on a GPU where it can be."""
+        asked = self.options.cuda_graph
+        if asked is False:
+            return False
+        model, world = self.model, self.ranks.world
+        reason = obstacle(device=self.device, world=world, model=model, views=self.views, pixels=self.pixels)
+        if reason is None:
+            return True
+        if asked:
+            raise UserError(f"--cuda-graph {reason}")
+        if self.device.type == "cuda" and self.ranks.first:
+            warn(f"the step is no CUDA graph, which is faster: that {reason}")
+        return False
 
     def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
         """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""

@@ -12,13 +12,16 @@ from imc.methods.method import Method
 from imc.training.options import OptimizerOptions
 
 
-def build_optimizer(model: Method, options: OptimizerOptions, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Method, options: OptimizerOptions, device: torch.device, graphed: bool = False
+) -> torch.optim.Optimizer:
     """Adam or SGD over the model's trainable parameters; each group keeps its peak rate as ``peak``.
 
     Args:
         model: what it trains, on its device.
         options: resolved.
         device: that of the model.
+        graphed: whether a CUDA graph holds its steps: the learning rates are then tensors on the device.
     """
     groups = []
     for parameters, peak in (
@@ -27,12 +30,12 @@ def build_optimizer(model: Method, options: OptimizerOptions, device: torch.devi
     ):
         for decay, chosen in _by_decay(parameters, options):
             if chosen:
-                rate = torch.tensor(peak, dtype=torch.float32, device=device) if options.cuda_graph else peak
+                rate = torch.tensor(peak, dtype=torch.float32, device=device) if graphed else peak
                 groups.append({"params": chosen, "peak": peak, "lr": rate, "weight_decay": decay})
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
     betas = (options.beta1, options.beta2)
-    return torch.optim.Adam(groups, lr=options.lr, betas=betas, fused=True, capturable=options.cuda_graph)
+    return torch.optim.Adam(groups, lr=options.lr, betas=betas, fused=True, capturable=graphed)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -31,7 +31,9 @@ class OptimizerOptions:
     momentum: float = option(None, "training", "momentum of SGD", at_least=0, below=1)
     weight_decay: float = option(None, "training", "L2 penalty, added to the gradient", at_least=0)
     decay_matrices_only: bool = option(None, "training", "penalise only tensors of more than one dimension")
-    cuda_graph: bool = option(False, "speed", "capture the whole step as one CUDA graph")
+    cuda_graph: bool | None = option(
+        None, "speed", "replay the whole step as one CUDA graph; default: on one GPU, where a graph can hold it"
+    )
 
 
 @dataclass(frozen=True)

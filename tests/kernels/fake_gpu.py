@@ -28,9 +28,29 @@ from imc_kernels import backends, native
 DEVICE = "gpu"
 GPU_BACKENDS = ("cuda", "triton")
 # Operations of torch that start nothing on a device.
-FREE = {"_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like", "empty_strided", "expand"}
-FREE |= {"lift_fresh", "new_empty", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"}
-FREE |= {"transpose", "unbind", "unsqueeze", "view"}
+FREE = {
+    "_unsafe_view",
+    "alias",
+    "as_strided",
+    "as_strided_",
+    "detach",
+    "device",
+    "empty",
+    "empty_like",
+    "empty_permuted",
+}
+FREE |= {
+    "empty_strided",
+    "expand",
+    "lift_fresh",
+    "new_empty",
+    "new_empty_strided",
+    "permute",
+    "select",
+    "slice",
+    "split",
+}
+FREE |= {"split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"}
 
 
 class DeviceModule(_DummyBackendModule):

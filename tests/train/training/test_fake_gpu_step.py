@@ -1,0 +1,64 @@
+"""On a GPU a step neither waits for the device nor copies anything to it, and is as many launches as docs/gpu.md says:
+shown on a device that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imc_kernels import backends
+
+SCRIPT = Path(__file__).with_name("fake_gpu_step.py")
+PAGE = Path(__file__).parents[3] / "docs" / "gpu.md"
+MOST = {"imc-swav": 450, "crlc": 450}
+KINDS = {
+    "convolutions": r"convolution.*",
+    "batch normalisation": r"moments_kernel|normalise_kernel|gradient_sums_kernel|gradient_kernel|_foreach_add_",
+    "casts": r"_to_copy",
+    "sums of two gradients": r"add",
+    "the optimiser": r"_fused_.*",
+    "the rest": r".*",
+}
+pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not None, reason="triton does not run here")
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def by_kind(names: list[str]) -> dict[str, int]:
+    counts = dict.fromkeys(KINDS, 0)
+    for name in names:
+        counts[next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name))] += 1
+    return counts
+
+
+def written(case: str) -> dict[str, int]:
+    """The column of a case in the page's table of launches."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text().splitlines()]
+    head = next(cells for cells in lines if cells[0] == "a step's launches")
+    return {cells[0]: int(cells[head.index(case)]) for cells in lines if cells[0] in KINDS and len(cells) == len(head)}
+
+
+@pytest.mark.parametrize("backend", [None, "triton"])
+@pytest.mark.parametrize("method", MOST)
+def test_a_step_waits_for_nothing_and_its_launches_are_counted(
+    method: str, backend: str | None, results: dict[str, Any]
+) -> None:
+    """An exception of the device's is in the place of the launches."""
+    names = results[f"{method} {backend}"]
+    assert isinstance(names, list), names
+    assert len(names) <= MOST[method]
+    assert by_kind(names) == written(f"{method}{', Triton alone' if backend else ''}")
