@@ -205,6 +205,8 @@ def _build(
     model = build_model(options, encoder)
     if isinstance(model.encoder, Standardise):
         model.encoder.fit(images.parts[0])
+        if model.encoder.is_flat and processes.first:
+            warn(f"all rows are the same by --scaling {options.scaling}, so nothing tells one cluster from another")
     if isinstance(model.encoder, FurtherEncoder) and checkpoint is None and options.init is None:
         load_weights(model.encoder, options.encoder, options.weights)
     if options.init is not None and checkpoint is None:

@@ -37,7 +37,7 @@ def require_fit(config: Config, data: Outline) -> Config:
         labels = "one class, which is no number to take" if data.classes else "no labels to take the number from"
         raise UserError(f"--clusters must say how many to find: {data.name} has {labels}")
     samples = "images" if data.columns is None else "rows"
-    for flag, value in (("--batch-size", config.batch_size), ("--clusters", config.clusters)):
+    for flag, value in (("--clusters", config.clusters), ("--batch-size", config.batch_size)):
         if value > data.count:
             raise UserError(f"{flag} must be at most {data.count}, the {samples} of {data.name}, got {value}")
     if data.columns is None and config.channels != data.channels:

@@ -221,6 +221,8 @@ def _range(array: NDArray[Any]) -> Range:
 def reason_of(error: Exception, content: str = "images") -> str:
     """Why numpy could not read a file of ``content``, in words."""
     text = str(error)
+    if "pickled" in text:  # numpy takes whatever is no array for a pickle
+        return "it is no file that numpy wrote"
     if "allow_pickle" in text or "Python objects" in text:
         return f"it holds Python objects, whose loading could run code; save the {content} as numbers"
     if isinstance(error, MemoryError):

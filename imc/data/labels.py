@@ -18,13 +18,14 @@ LABELS = "labels"
 
 
 def read_lines(source: str) -> list[str]:
-    """The lines of a text.
+    """The lines of a text, but for empty ones at its end.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return user_path(source).read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+        text = user_path(source).read_text(encoding="utf-8", errors="backslashreplace")
+        return text.rstrip("\r\n").splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{source} cannot be read: {reason}") from None
@@ -37,6 +38,8 @@ def read_labels(source: str) -> NDArray[Any]:
         UserError: it is not there, or cannot be read.
     """
     path = user_path(source)
+    if path.is_dir():
+        raise UserError(f"--labels {source!r} is a folder; accepted are an .npy and a text with one label a line")
     if not path.is_file():
         close = meant(source)
         hint = f"; did you mean {close}?" if close else ""
@@ -44,7 +47,7 @@ def read_labels(source: str) -> NDArray[Any]:
             f"--labels {source!r} is not there; accepted are an .npy and a text with one label a line{hint}"
         )
     if path.suffix.lower() != ".npy":
-        return np.array(read_lines(source))
+        return np.array(read_lines(source), np.str_)
     try:
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
     except Exception as error:  # NumPy's reader raises anything

@@ -22,7 +22,7 @@ from imc.features.options import AUGMENTED
 from imc.features.views import split_views
 from imc.files.paths import meant, user_path
 from imc.machine.memory import machine_memory
-from imc.text import counted
+from imc.text import counted, inflected
 
 # Names of the arrays in an .npz: rows to cluster with their labels and names, and rows held out with their labels.
 FEATURES = ("features", "embeddings", "x", "z", "x_train", "train_features")
@@ -58,7 +58,8 @@ def read_features(
     parts = [_read(source, views) for source in sources]
     rows = _side_by_side([(source, part[FEATURES[0]]) for source, part in zip(sources, parts, strict=True)])
     count, first = len(rows), parts[0]
-    _require_finite(sources[0] if len(sources) == 1 else "--features", rows)
+    for source, part in zip(sources, parts, strict=True):
+        _require_finite(source, part[FEATURES[0]])
     title = sources[0]
     names = first.get(FILES[0]) if files is None else read_lines(files)
     numbers, test_numbers, classes = _labels(title, first, labels)
@@ -114,6 +115,8 @@ def require_rows(what: str, rows: Any, views: bool = False) -> None:
 def _read(source: str, views: bool) -> dict[str, Any]:
     """What a file holds, by the first of each kind's names: rows as a tensor, the others as arrays."""
     path = user_path(source)
+    if path.is_dir():
+        raise UserError(f"--features {source!r} is a folder; accepted are .npy and .npz files, and images as --data")
     if not path.is_file():
         close = meant(source)
         hint = f"; did you mean {close}?" if close else ""
@@ -198,7 +201,8 @@ def _require_finite(what: str, rows: Tensor) -> None:
         total += len(bad)
     if total:
         listed = ", ".join(map(str, wrong)) + (f" and {total - len(wrong):,} more" if total > len(wrong) else "")
-        raise _refusal(what, f"row{'s' * (total > 1)} {listed} (from 0) hold NaN, infinite or too large numbers")
+        hold = inflected(total, "{holds|hold}")
+        raise _refusal(what, f"row{'s' * (total > 1)} {listed} (from 0) {hold} NaN, infinite or too large numbers")
 
 
 def _labels(

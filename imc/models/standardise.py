@@ -10,6 +10,16 @@ from torch.nn import functional
 
 SCALINGS = ("length", "columns", "none")
 BLOCK = 4096  # rows
+# Rows whose largest number is beyond these are multiplied by a power of two first, which rounds nothing: their squares
+# would leave float32.
+LARGE, LARGE_FACTOR, TINY, TINY_FACTOR = 2.0**40, 2.0**-76, 2.0**-36, 2.0**88
+
+
+def directions(rows: Tensor) -> Tensor:
+    """Rows [N, D] divided by their lengths, whatever these are; a row of zeros stays one."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    factor = torch.where(largest > LARGE, LARGE_FACTOR, torch.where(largest < TINY, TINY_FACTOR, 1.0)).to(rows.dtype)
+    return functional.normalize(rows * factor, dim=1)
 
 
 class Standardise(nn.Module):
@@ -43,8 +53,13 @@ class Standardise(nn.Module):
         if self.scaling != "length":
             return rows
         if len(self.columns) == 1:
-            return functional.normalize(rows, dim=1)
-        return torch.cat([functional.normalize(part, dim=1) for part in rows.split(self.columns, dim=1)], dim=1)
+            return directions(rows)
+        return torch.cat([directions(part) for part in rows.split(self.columns, dim=1)], dim=1)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all rows of :meth:`fit` were the same, as they are scaled."""
+        return not bool(self.scale.any())
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:

@@ -18,6 +18,7 @@ from imc.command_line.terminal import progress
 from imc.errors import RunError
 from imc.machine.precision import multiplies_bfloat16
 from imc.models.recalibration import recalibrate_batch_norm
+from imc.models.standardise import directions
 from imc.runs.model import LoadedRun
 
 BATCH = 1024  # bounds the memory of the activations; the result does not depend on it
@@ -176,7 +177,7 @@ def _pixels(images: Tensor) -> NDArray[np.float32]:
 
 
 def _directions(rows: Tensor) -> NDArray[np.float32]:
-    return torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()
+    return directions(rows.float()).cpu().numpy()
 
 
 def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
