@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from imc import cli
 from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
@@ -35,12 +37,13 @@ from imc.pages.thumbnails import DEFAULT_SIDES, Pictures, Sheet, expected_bytes,
 from imc.runs.data import clustered, other_data, run_data
 from imc.runs.model import load_run
 from imc.runs.names import Names, given_names
-from imc.scores.evaluation import BATCH, Outputs, outputs
+from imc.scores.evaluation import Outputs, outputs
 from imc.text import counted, visible
 
 PAGE, FOLDER = "report.html", "report"
 PARTS = ("map and neighbours", "thumbnails", "evidence", "page")  # as the progress bar calls them
 IMAGES_OF_A_PAGE, BYTES_OF_A_PAGE = 5000, 24_000_000  # of one that can be mailed; more make a folder
+BATCH = 256  # more take memory, and no less time on a CPU
 LEAST_SIDE, MOST_SIDE = 16, 1024  # of a thumbnail
 
 
@@ -70,12 +73,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 @turn()
-def report(options: Options, data: Dataset | None = None) -> Path:
+def report(options: Options, data: Dataset | None = None, encoder: nn.Module | None = None) -> Path:
     """Write the page of a run into its folder; what was there before stays until the new one is whole.
 
     Args:
         options: those of the command.
         data: the data set to use instead of loading it.
+        encoder: the module given to :func:`imc.train.train`, for a run with one.
 
     Returns:
         The page: report.html, or of many images report/index.html.
@@ -85,7 +89,7 @@ def report(options: Options, data: Dataset | None = None) -> Path:
     """
     check(options)
     folder = user_path(options.run)
-    run = load_run(folder, choose_device(options.device))
+    run = load_run(folder, choose_device(options.device), encoder)
     originals = None
     if data is None:
         data = other_data(folder, run.config, options.data, options.labels_from_folders)

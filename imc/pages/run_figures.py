@@ -89,13 +89,16 @@ def describe(images: Images, clusters: NDArray[np.int64], num_clusters: int) -> 
     return texts
 
 
-def prototype_winners(run: LoadedRun, images: torch.Tensor) -> tuple[NDArray[np.int64], int] | None:
+def prototype_winners(run: LoadedRun, images: torch.Tensor, batch_size: int) -> tuple[NDArray[np.int64], int] | None:
     """The nearest prototype of each image uint8 [M, H, W, C], and the number of prototypes; None if there are none."""
     layer = getattr(run.model, "prototypes", None)
     if layer is None:
         return None
     prototypes = layer.weight.detach()
-    winners = [prototype_scores(points, prototypes).argmax(dim=1).cpu() for points in embeddings(run, images)]
+    winners = [
+        prototype_scores(points, prototypes).argmax(dim=1).cpu()
+        for points in embeddings(run, images, batch_size=batch_size)
+    ]
     return torch.cat(winners).numpy(), len(prototypes)
 
 

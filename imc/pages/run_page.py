@@ -23,9 +23,11 @@ from imc.pages.thumbnails import Sheet
 from imc.runs.files import read_metrics
 from imc.runs.model import LoadedRun
 from imc.runs.names import Names, digest_of_model
-from imc.scores.evaluation import AS_TRAINED, Outputs
+from imc.scores.evaluation import AS_TRAINED, Outputs, evenly_spaced
 from imc.text import counted, inflected, shell_word
 
+PROTOTYPE_IMAGES = 5000  # that choose their prototype: it is another pass through the encoder
+BATCH = 256  # of them at a time
 INDEX, SHEETS, CLUSTERS = "index.html", "sheets", "clusters"  # of a folder
 
 
@@ -103,9 +105,10 @@ class RunPage:
         metrics = read_metrics(self.folder / METRICS)
         seconds = round(sum(line.get("seconds", 0) for line in metrics))
         trained = f"{counted(len(metrics), 'epoch{s}')} in {counted(seconds, 'second{s}')}"
-        winners = prototype_winners(self.run, images.images)
+        sample = evenly_spaced(len(images.images), PROTOTYPE_IMAGES)
+        winners = prototype_winners(self.run, images.images[sample], BATCH)
         ranks = None if winners is None else np.sort(np.bincount(winners[0], minlength=winners[1]))[::-1].tolist()
-        use = "Images of each prototype, the most used first"
+        use = f"Of {counted(len(sample), 'image{s}')} those of each prototype, the most used first"
         prototypes = None if ranks is None else chart(use, "rank 1", f"rank {len(ranks):,}", {"images": ranks})
         placed = f"{counted(len(contents.placed), 'image{s}')} of {len(images.images):,}"
         file.write(

@@ -98,7 +98,7 @@ def test_label_studio_accepted_by_its_sdk(images: list[Labelled], tmp_path: Path
     write_label_studio(tmp_path / "a.json", images, CLASSES)
     interface = sdk.LabelInterface((tmp_path / "a.xml").read_text())
     for task in json.loads((tmp_path / "a.json").read_text()):
-        assert interface.validate_task(task)
+        assert interface.validate_task({"data": task["data"]})  # with predictions it fails in its own code
         for prediction in task["predictions"]:
             assert interface.validate_prediction(prediction)
 
