@@ -43,7 +43,7 @@ from imc.text import counted, visible
 PAGE, FOLDER = "report.html", "report"
 PARTS = ("map and neighbours", "thumbnails", "evidence", "page")  # as the progress bar calls them
 IMAGES_OF_A_PAGE, BYTES_OF_A_PAGE = 5000, 24_000_000  # of one that can be mailed; more make a folder
-BATCH = 256  # more take memory, and no less time on a CPU
+BATCH = 128  # more take memory, and no less time on a CPU
 LEAST_SIDE, MOST_SIDE = 16, 1024  # of a thumbnail
 
 

@@ -27,7 +27,7 @@ from imc.scores.evaluation import AS_TRAINED, Outputs, evenly_spaced
 from imc.text import counted, inflected, shell_word
 
 PROTOTYPE_IMAGES = 5000  # that choose their prototype: it is another pass through the encoder
-BATCH = 256  # of them at a time
+BATCH = 128  # of them at a time
 INDEX, SHEETS, CLUSTERS = "index.html", "sheets", "clusters"  # of a folder
 
 

@@ -31,6 +31,9 @@ UNSURE = 0.7
 KMEANS_RESTARTS = 10
 KMEANS_IMAGES = 10_000
 PLANE_COMPONENTS = 50  # of PCA before t-SNE
+# Of 2,000 images of CIFAR-10, 97.5% of the ten nearest on the plane were near before (scikit-learn's trustworthiness);
+# twice the steps, and twice the time, made it 97.7%.
+PLANE_STEPS = 500
 PLANE_IMAGES = 2000  # t-SNE of more takes minutes and shows no more
 
 
@@ -194,5 +197,6 @@ def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
     perplexity = min(30.0, (len(rows) - 1) / 3)
     # Threads wait for each other in each of its 1,000 small steps: on a busy machine two took 15 times as long as one.
     with threadpool_limits(limits=1):
-        points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+        settings = {"perplexity": perplexity, "max_iter": PLANE_STEPS, "init": "pca", "random_state": seed}
+        points = TSNE(2, **settings).fit_transform(reduced)
     return np.asarray(points, dtype=np.float32)
