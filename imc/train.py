@@ -41,8 +41,9 @@ from torch import Tensor, nn
 
 from imc import cli
 from imc.command_line import arguments
+from imc.command_line.options import only
 from imc.command_line.terminal import say, show, warn
-from imc.config import Config
+from imc.config import Config, StartOptions
 from imc.config.resolve import resolve
 from imc.data import Dataset, Images
 from imc.data.pixels import Source
@@ -74,7 +75,7 @@ from imc.text import inflected
 from imc.training.checkpoint import require_fit
 from imc.training.loop import Loop
 from imc.training.monitor import scarcity_warnings
-from imc.training.options import InitialOptions, RankOptions
+from imc.training.options import InitialOptions, LoopOptions, PlacementOptions
 from imc.training.placement import place
 from imc.training.ranks import Ranks, ranks
 from imc_kernels import backends
@@ -145,20 +146,22 @@ def train(
     """
     config = (config if config.resume else sourced(config, data, own_encoder=encoder is not None)).validate()
     device = choose_device(config.device)
-    with turn(device), _joined(config, device, embedded) as processes:
+    with turn(device), _joined(config.rank_timeout, device, embedded) as processes:
         run = run_to_continue(config, given, has_data=data is not None)
         asked = config if run is None else run.config
-        opened = open_data(asked, data, run, processes)
+        opened = open_data(only(asked, StartOptions), data, run, processes)
         config = resolve(asked, opened.data, device, own_encoder=encoder is not None)
-        images = choose_images(config, asked.data, opened, processes)
-        model = _build(config, encoder, images, run, device, processes, amp=config.amp)
+        images = choose_images(only(config, StartOptions), asked.data, opened, processes)
+        model = _build(only(config, InitialOptions), encoder, images, run, device, processes, amp=config.amp)
         config = replace(config, feature_dim=int(model.encoder.feature_dim))  # type: ignore[arg-type]
-        neighbours = _neighbours(config, images, model.encoder, run, device, processes)
-        place(model, config, device, processes)
+        rows = only(config, RowViewOptions)
+        neighbours = _neighbours(rows, images, model.encoder, run, device, processes)
+        place(model, only(config, PlacementOptions), device, processes)
         with _kernels(config.backend, processes):
             record = partial(begin, config, asked.overwrite, run, images, neighbours, processes)
-            source = _source(config, images, neighbours, device)
-            loop = Loop(model, images.parts, config, processes, record, source, signals=not embedded)
+            source = _source(rows, images, neighbours, device)
+            steps = only(config, LoopOptions)
+            loop = Loop(model, images.parts, steps, processes, record, source, signals=not embedded)
             _go_on(loop, run)
             can_be_copied = data is None and encoder is None and run is None
             _announce(loop, config, opened.data, (asked, given) if can_be_copied else None)
@@ -166,8 +169,8 @@ def train(
             return _finish(loop, images, device, report) if processes.first else None
 
 
-def _joined(options: RankOptions, device: torch.device, embedded: bool) -> AbstractContextManager[Ranks]:
-    return nullcontext(Ranks()) if embedded else ranks(device, options.rank_timeout)
+def _joined(timeout: float, device: torch.device, embedded: bool) -> AbstractContextManager[Ranks]:
+    return nullcontext(Ranks()) if embedded else ranks(device, timeout)
 
 
 def _kernels(name: str, processes: Ranks) -> AbstractContextManager[None]:

@@ -50,7 +50,7 @@ def completion_script(shell: str, program: str, commands: Mapping[str, tuple[str
     return shtab.complete(parser, shell)
 
 
-def _complete(action: argparse.Action, metadata: Mapping[str, Any], a_path: Mapping[str, str]) -> None:
+def _complete(action: argparse.Action, metadata: Mapping[str, Any], a_path: Mapping[str, Any]) -> None:
     """Say what completes the value of an option."""
     names = metadata["choices"] or metadata["suggested"]
     if metadata["path"]:

@@ -70,17 +70,22 @@ def ordered(options: Any) -> list[Field[Any]]:
     return sorted(fields(options), key=lambda entry: first.get(entry.name, len(first)))
 
 
+def only(options: Any, kind: type[Part]) -> Part:
+    """Of options the fields of ``kind`` alone: what is handed to a room that reads no others."""
+    return kind(**{entry.name: getattr(options, entry.name) for entry in fields(kind)})
+
+
 def part(options: Any, kind: type[Part]) -> Part:
-    """Of resolved options the fields of ``kind`` alone: what is handed to a room that reads no others.
+    """The same of resolved options, where each field is read.
 
     Raises:
         TypeError: a field is None that a resolved one is not.
     """
-    hints, values = get_type_hints(kind), {entry.name: getattr(options, entry.name) for entry in fields(kind)}
-    for name, value in values.items():
-        if value is None and type(None) not in get_args(hints[name]):
-            raise TypeError(f"{name} is not resolved, and {kind.__name__} needs it")
-    return kind(**values)
+    chosen, hints = only(options, kind), get_type_hints(kind)
+    for entry in fields(kind):
+        if getattr(chosen, entry.name) is None and type(None) not in get_args(hints[entry.name]):
+            raise TypeError(f"{entry.name} is not resolved, and {kind.__name__} needs it")
+    return chosen
 
 
 def read(kind: type[Part], values: Mapping[str, Any]) -> Part:

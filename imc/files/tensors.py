@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from imc.files.inert_pickle import Name, Object, Reference, read_pickle
+from imc.files.pickled_arrays import NUMPY_DTYPES, integers, pickled_array, raw_bytes
 from imc.files.torch_archive import ARCHIVE, require_plain
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file of torch before 1.6
@@ -48,7 +49,6 @@ STORAGES = {
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
-NUMPY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 VIEWS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Functions whose first argument is the tensor, or the function that gives it followed by the type and its arguments.
 WRAPPERS = (
@@ -56,8 +56,6 @@ WRAPPERS = (
     *("torch._utils._rebuild_device_tensor_from_numpy", "torch.nn.parameter.Parameter"),
 )
 SUBCLASSES = ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
-ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-BUFFERS = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 
 
 @dataclass(frozen=True)
@@ -229,29 +227,27 @@ def _tensor(node: Object, read: _Read) -> StoredTensor | None:
     arguments = node.arguments if isinstance(node.arguments, tuple) else ()
     if name in VIEWS and len(arguments) >= 4:
         storage, offset, size, stride = arguments[:4]
-        return _view(_storage(storage, read), offset, _integers(size), _integers(stride))
+        return _view(_storage(storage, read), offset, integers(size), integers(stride))
     if name in WRAPPERS and arguments and isinstance(arguments[0], Object):
         return _tensor(arguments[0], read)
     if name in SUBCLASSES and len(arguments) >= 3:
         return _tensor(Object(arguments[0], arguments[2]), read)
-    if name in ARRAYS or name in BUFFERS:
-        array = _array(node)
-        return None if array is None else _stored_array(array)
-    return None
+    array = pickled_array(node)
+    return None if array is None else _stored_array(array)
 
 
 def _storage(node: Any, read: _Read) -> tuple[_Storage, int]:
     """The storage that a node stands for, and the first of its elements."""
     if isinstance(node, Object) and node.callee == Name("torch.storage._load_from_bytes"):
         # As pickle, not torch.save, keeps a storage: a file of torch in itself.
-        node, read = _read_pickles(memoryview(_bytes(node.arguments[0])))
+        node, read = _read_pickles(memoryview(raw_bytes(node.arguments[0])))
     key, dtype, first = _storage_id(node)
     return _Storage(dtype, lambda: read(key)), first
 
 
 def _view(place: tuple[_Storage, int], offset: Any, size: tuple[int, ...], stride: tuple[int, ...]) -> StoredTensor:
     storage, first = place
-    (offset,) = _integers((offset,))
+    (offset,) = integers((offset,))
     if len(size) != len(stride):
         raise ValueError("it is damaged: a tensor has no shape")
 
@@ -268,39 +264,6 @@ def _view(place: tuple[_Storage, int], offset: Any, size: tuple[int, ...], strid
         return row.as_strided(size, stride)
 
     return StoredTensor(size, numbers)
-
-
-def _integers(node: Any) -> tuple[int, ...]:
-    """Sizes or strides, as a tuple or as torch.Size."""
-    values = node.arguments[0] if isinstance(node, Object) and node.callee == Name("torch.Size") else node
-    if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 2**62 for value in values):
-        raise ValueError("it is damaged: a tensor has no shape")
-    return values
-
-
-def _bytes(node: Any) -> bytes:
-    """Bytes, which Python 2 pickled as a text, and Python 3 for it as ``_codecs.encode(text, "latin1")``."""
-    if isinstance(node, Object):
-        node = node.arguments[0]
-    return node.encode("latin1") if isinstance(node, str) else bytes(memoryview(node))
-
-
-def _array(node: Object) -> np.ndarray[Any, Any] | None:
-    """A numpy array of numbers; None for one of other things."""
-    if node.callee.text in BUFFERS:
-        content, dtype, shape, order = node.arguments
-    elif isinstance(node.state, tuple) and len(node.state) == 5:
-        _, shape, dtype, fortran, content = node.state
-        order = "F" if fortran else "C"
-    else:
-        return None
-    kind = dtype.arguments[0] if isinstance(dtype, Object) and dtype.callee == Name("numpy.dtype") else None
-    if kind not in NUMPY_DTYPES:
-        return None
-    swapped = isinstance(dtype.state, tuple) and dtype.state[1:2] == (">",)
-    return np.frombuffer(_bytes(content), np.dtype((">" if swapped else "<") + kind)).reshape(
-        _integers(shape), order=order
-    )
 
 
 def _stored_array(array: np.ndarray[Any, Any]) -> StoredTensor:

@@ -9,8 +9,10 @@ from typing import cast
 import torch
 from safetensors.torch import load, save
 
+from imc.command_line.options import only
 from imc.config import Config
 from imc.data import views
+from imc.data.options import SampleInputOptions
 from imc.errors import UserError
 from imc.files.paths import user_path
 from imc.files.run_places import CONFIG, MODEL
@@ -18,6 +20,7 @@ from imc.files.whole import write_file
 from imc.machine.torch_state import as_in_a_new_process
 from imc.methods import load_model, misfit
 from imc.methods.method import Method
+from imc.methods.options import ModelOptions
 from imc.runs.folder import read_config
 
 
@@ -35,7 +38,7 @@ class LoadedRun:
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """What the model takes: uint8 [B, H, W, C] -> float32 [B, C, s, s], unaugmented."""
-        return views.prepare(images, self.config)
+        return views.prepare(images, only(self.config, SampleInputOptions))
 
 
 @as_in_a_new_process()
@@ -59,10 +62,11 @@ def load_run(
     except Exception as error:  # a damaged file makes the reader raise anything
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} holds no finished run: {MODEL}: {reason}") from None
-    difference = misfit(config, encoder, state)
+    options = only(config, ModelOptions)
+    difference = misfit(options, encoder, state)
     if difference is not None:
         raise UserError(f"{folder / MODEL} does not fit {CONFIG} beside it: {difference}")
-    model = load_model(config, encoder, state)
+    model = load_model(options, encoder, state)
     return LoadedRun(config, cast(Method, model.to(device).eval()))
 
 

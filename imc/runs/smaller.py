@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from imc.command_line.options import words
+from imc.command_line.options import only, words
 from imc.command_line.terminal import silence
 from imc.config import Config
 from imc.config.presets import DIGITS_ENCODER, FEW_IMAGES, MNIST
@@ -17,10 +17,12 @@ from imc.config.resolve import resolve
 from imc.data import Dataset
 from imc.features.photographs import installed_encoder
 from imc.methods import build_model
+from imc.methods.options import ModelOptions
 from imc.models.frozen import CHANNELS
 from imc.models.named import load_encoder
 from imc.text import duration
 from imc.training.loop import Loop
+from imc.training.options import LoopOptions, PlacementOptions
 from imc.training.placement import place
 from imc.training.ranks import Ranks
 
@@ -121,9 +123,10 @@ def _resolved(values: dict[str, Any], config: Config, data: Dataset, count: int)
 def _seconds_of_update(config: Config) -> float:
     side = config.side
     images = torch.randint(256, (config.batch_size, side, side, config.channels), dtype=torch.uint8)
-    model = build_model(config)
-    place(model, config, torch.device("cpu"), Ranks())
-    return Loop(model, [images], replace(config, bank=False), Ranks(), signals=False).seconds_of_update(TRIED)
+    model = build_model(only(config, ModelOptions))
+    place(model, only(config, PlacementOptions), torch.device("cpu"), Ranks())
+    steps = only(replace(config, bank=False), LoopOptions)
+    return Loop(model, [images], steps, Ranks(), signals=False).seconds_of_update(TRIED)
 
 
 def _seconds_of_embedding(encoder: str) -> float:

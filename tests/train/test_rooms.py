@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import imc
+import imc.train
+from imc.config import Config
+from imc.data import Images
 
 ROOT = Path(imc.__file__).parent
 # From the lowest to the highest; the commands and what they share lie above them all.
@@ -58,3 +61,22 @@ def test_a_room_takes_a_part_of_the_configuration(room: str) -> None:
     for path, tree in files_of(room):
         taken = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "Config"]
         assert not taken, f"{path} takes the whole configuration in line {taken[0].lineno}"
+
+
+def test_what_a_run_is_made_of_is_handed_its_part_alone(tiny: Config, digits: Images, monkeypatch: Any) -> None:
+    """A whole configuration passes for any of its parts, so the type checker cannot tell."""
+    names = ("open_data", "choose_images", "_build", "_neighbours", "place", "_source", "Loop")
+    handed: dict[str, list[object]] = {}
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*arguments: object, **more: object) -> Any:
+            handed[name] = [*arguments, *more.values()]
+            return function(*arguments, **more)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(imc.train, name, watched(name, getattr(imc.train, name)))
+    imc.train.train(tiny, digits, report=False)
+    assert handed.keys() == set(names)
+    assert not [name for name, given in handed.items() if any(isinstance(one, Config) for one in given)]
