@@ -14,7 +14,7 @@ from train.conftest import crlc_config
 from imc.config import Config
 from imc.data import Images
 from imc.errors import RunError, UserError
-from imc.files.run_places import FILES, NEIGHBOURS
+from imc.files.run_places import FILES, NAMES, NEIGHBOURS
 from imc.methods import build_model, misfit
 from imc.runs.folder import open_run_folder, require_free
 from imc.runs.model import load_run
@@ -42,7 +42,7 @@ def elsewhere(config: Config, tmp_path: Path, name: str) -> Config:
 def test_the_run_folder(tiny: Config, digits: Images) -> None:
     result = train(tiny, digits)
     folder = Path(result["out"])
-    assert {path.name for path in folder.iterdir()} == set(FILES) - {NEIGHBOURS}
+    assert {path.name for path in folder.iterdir()} == set(FILES) - {NAMES, NEIGHBOURS}
 
     stored = json.loads((folder / "result.json").read_text())
     assert stored == {key: value for key, value in result.items() if key != "out"}
