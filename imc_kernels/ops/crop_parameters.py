@@ -227,16 +227,14 @@ P = ParamSpec("P")
 
 def _at_once(draw: Callable[P, CropDraw]) -> Callable[P, Tensor]:
     def draw_crop_parameters(*arguments: P.args, **options: P.kwargs) -> Tensor:
-        """Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`.
-
-        Args: those of :class:`CropDraw`, where they are explained, and what is refused; given that itself,
-            :func:`multi_crop` draws them in its own launch.
-
-        Returns:
-            float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.
-        """
         return draw(*arguments, **options).parameters()
 
+    about, _, arguments = (inspect.getdoc(draw) or "").partition("\n\nOn a GPU")
+    draw_crop_parameters.__doc__ = (
+        "Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`: a :class:`CropDraw`\n"
+        f"in numbers. {about.partition(chr(10) * 2)[2]}\n\nArgs:{arguments.partition('Args:')[2]}\n\n"
+        "Returns:\n    float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`."
+    )
     signature = inspect.signature(draw).replace(return_annotation="Tensor")
     draw_crop_parameters.__signature__ = signature  # type: ignore[attr-defined]  # shown by help()
     return draw_crop_parameters

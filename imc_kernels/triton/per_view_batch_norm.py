@@ -198,7 +198,7 @@ def normalise_kernel(
                 moved_variance = per_channel(running_variance, kk, channels, 0.0)
                 unbiased = rows / tl.maximum(rows - 1, 1).to(tl.float32)
                 each = view
-                for _ in range(views):
+                for _turn in range(views):
                     m_v, s_v = view_moments(x, partials, each, rows, groups, group_rows, kk, channels, most_groups)
                     each += 1
                     moved_mean = moved_mean * (1 - momentum) + m_v * momentum
@@ -305,7 +305,7 @@ def gradient_kernel(
             of_weight = tl.zeros((block,), tl.float32)
             of_bias = tl.zeros((block,), tl.float32)
             each = view
-            for _ in range(views):
+            for _turn in range(views):
                 sums_v, products_v = view_sums(partials, each, rows, parts, kk, channels, most_groups)
                 s_v = per_channel(variance + each * channels, kk, channels, 1.0)
                 each += 1
