@@ -80,7 +80,7 @@ from imc.training.placement import place
 from imc.training.ranks import Ranks, ranks
 from imc_kernels import backends
 
-FLAGS = Config
+FLAGS = Config  # the dataclass of the command's options, where it is not Options
 CALIBRATED = 10_000  # rows that decide how sure the answers on features are
 
 

@@ -21,6 +21,7 @@ REQUIRED = "the following arguments are required: "  # how argparse says it
 RUN = "RUN"  # what an argument that is the folder of a run is called in usage and help
 Options = TypeVar("Options")
 Passed = TypeVar("Passed")
+# From given values to those that the other fields would get, and what these depend on, in words.
 Here = Callable[[dict[str, Any]], tuple[Mapping[str, Any], str]]
 
 
@@ -52,8 +53,7 @@ def parse_given(
             it has one, are those of ``--help``, by the title of their group.
         argv: the arguments after the command.
         program, description: for ``--help``.
-        here: from the values that stand beside ``--help`` to those that the other fields would get, and what the two
-            depend on, in words.
+        here: told the values that stand beside ``--help``, says those that help is to show.
 
     Raises:
         UserError: an unknown flag, or a value that is not accepted.
