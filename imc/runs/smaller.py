@@ -15,6 +15,7 @@ from imc.config import Config
 from imc.config.presets import DIGITS_ENCODER, FEW_IMAGES, MNIST
 from imc.config.resolve import resolve
 from imc.data import Dataset
+from imc.errors import RunError, UserError
 from imc.features.photographs import installed_encoder
 from imc.methods import build_model
 from imc.methods.options import ModelOptions
@@ -54,7 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def smaller_recipe(
     asked: Config, given: Collection[str], config: Config, data: Dataset, count: int, seconds: float
 ) -> str | None:
-    """A command that does less of the same within an hour, with the time that it takes by a trial; None: there is none.
+    """A command that does less of the same within an hour, with the time it takes by a trial; None: none can be tried.
 
     The trial leaves torch's generators as they were.
 
@@ -68,8 +69,11 @@ def smaller_recipe(
     """
     named = {name: getattr(asked, name) for name in given if name not in LEFT_OUT}
     named |= {name: f"{named[name]}-smaller" for name in ("out", "name") if name in named}
-    with silence(), torch.random.fork_rng(devices=()):
-        found = next(_recipes(named, config, data, count, seconds), None)
+    try:
+        with silence(), torch.random.fork_rng(devices=()):
+            found = next(_recipes(named, config, data, count, seconds), None)
+    except (RunError, RuntimeError, UserError):  # what the trial lacks is nothing to end the run for
+        return None
     if found is None:
         return "no recipe for this data set takes less than an hour here; fewer images would"
     values, needed = found

@@ -109,6 +109,12 @@ def test_an_encoder_that_takes_too_long_for_so_many_images_is_not_named(monkeypa
     assert parsed(recipe(Config(data="cifar10"), pictures("cifar10", 50_000, 32), 20.0)).encoder == "digits"
 
 
+def test_a_trial_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smaller, "installed_encoder", lambda: "module:no.such")
+    asked, data = Config(data="cifar10"), pictures("cifar10", 50_000, 32)
+    assert smaller_recipe(asked, {"data"}, resolve(asked, data, CPU), data, 50_000, 20.0) is None
+
+
 def test_where_nothing_is_short_enough_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smaller, "_seconds_of_update", lambda config: 100.0)
     assert "takes less than an hour" in recipe(Config(data="cifar10"), pictures("cifar10", 50_000, 32), 2000.0)
