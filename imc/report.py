@@ -24,6 +24,7 @@ from imc.command_line import arguments
 from imc.command_line.options import argument, check, option
 from imc.command_line.terminal import Stages, say, show, warn
 from imc.data import NAMES, Dataset
+from imc.data.ignored import OUTPUT_MARK, mark_output
 from imc.data.model_images import bits_of_files, fit_for_model
 from imc.data.originals import original_files
 from imc.errors import UserError
@@ -85,7 +86,7 @@ def report(options: Options, data: Dataset | None = None, encoder: nn.Module | N
         The page: report.html, or of many images report/index.html.
 
     Raises:
-        UserError: the folder holds no trained run, or its data set is not there.
+        UserError: the folder holds no trained run, its data set is not there, or the place of the page is taken.
     """
     check(options)
     folder = user_path(options.run)
@@ -103,6 +104,8 @@ def report(options: Options, data: Dataset | None = None, encoder: nn.Module | N
     side = thumbnail_side(options.thumbnails, len(images.images), pictures.longest)
     in_folder = not fits_one_page(len(images.images), side)
     if in_folder:
+        if (folder / FOLDER).exists() and not _is_own(folder / FOLDER):
+            raise UserError(f"{folder / FOLDER} holds what imc report did not write; move it elsewhere")
         size = expected_bytes(len(images.images), side) / 1e6
         say(f"{counted(len(images.images), 'image{s}')}: a folder of pages, {folder / FOLDER}, of about {size:,.0f} MB")
     result = outputs(run, images.images, batch_size=options.batch_size)
@@ -112,12 +115,19 @@ def report(options: Options, data: Dataset | None = None, encoder: nn.Module | N
         page = RunPage(folder, run, data.note, contents, _names(folder, result), originals, side)
         if in_folder:
             with replacing_folder(folder / FOLDER) as place:
+                mark_output(place)
                 page.write_folder(place, _sheets(pictures, contents, side), stages)
             remove(folder / PAGE)
             return folder / FOLDER / INDEX
         page.write(folder / PAGE, _sheets(pictures, contents, side), stages)
-        remove(folder / FOLDER)
+        if _is_own(folder / FOLDER):
+            remove(folder / FOLDER)
     return folder / PAGE
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether an earlier report wrote this folder."""
+    return (folder / OUTPUT_MARK).exists()
 
 
 def thumbnail_side(asked: int | None, count: int, longest: int) -> int:

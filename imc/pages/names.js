@@ -3,7 +3,7 @@
 
 const run = JSON.parse(document.getElementById("run").textContent);
 const storedAs = `imc-names ${run.model} ${run.images}`;
-const made = { names: {}, merged: {}, wrong: [], moved: {}, ...run.names, ...kept() };
+const made = { ...structuredClone(run.names), ...kept() };
 
 function kept() {
   try {
@@ -85,6 +85,16 @@ function move(image, cluster) {
   });
 }
 
+// Whether something was made that the run does not have.
+function isNew() {
+  const said = (names) => JSON.stringify(Object.keys(run.names).map((key) => Object.entries(names[key]).sort()));
+  return said(made) !== said(run.names);
+}
+
+function takeBack() {
+  change(() => Object.assign(made, structuredClone(run.names)));
+}
+
 function problemOf(name) {
   if (/^[=+\-@]/.test(name)) return "A spreadsheet would take this for a formula: begin with another character.";
   if (/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\u2028\u2029]/u.test(name.replace(/[\u200c\u200d]/g, ""))) {
@@ -112,11 +122,11 @@ function summary() {
 }
 
 // A list of clusters to choose from; filled when it is asked for, since there may be a thousand of them.
-function chooser(label, first, chosen) {
+function chooser(label, first, chosen, without = -1) {
   const select = element("select", { "aria-label": label }, element("option", { value: "" }, first));
   const fill = () => {
     const own = select.value;
-    const options = choices().map((cluster) => element("option", { value: cluster }, titleOf(cluster)));
+    const options = choices().filter((cluster) => cluster !== without).map((cluster) => element("option", { value: cluster }, titleOf(cluster)));
     select.replaceChildren(element("option", { value: "" }, first), ...options);
     select.value = own;
   };

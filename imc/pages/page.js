@@ -12,7 +12,8 @@ const search = element("input", { type: "search", placeholder: run.files ? "Find
 const bar = document.getElementById("bar");
 const results = element("section", { id: "found", hidden: true });
 const apply = element("p", { class: "muted apply", hidden: true }, "Then: ", element("code", {}, `imc label ${run.command} names.json`));
-bar.append(search, element("span", { class: "save" }, status, element("button", { type: "button", id: "download", onclick: () => (download(), (apply.hidden = false)) }, "Download names")), apply);
+const back = element("button", { type: "button", id: "back", onclick: () => confirm("Take back what was changed here?") && takeBack() }, "Undo all");
+bar.append(search, element("span", { class: "save" }, status, back, element("button", { type: "button", id: "download", onclick: () => (download(), (apply.hidden = false)) }, "Download names")), apply);
 document.querySelector("main").prepend(results);
 
 function find(text) {
@@ -70,7 +71,7 @@ function nameControls(card) {
       if (name.reportValidity()) nameCluster(cluster, given);
     },
   });
-  const into = chooser(`merge cluster ${cluster} into`, "Merge into…", (other) => merge(cluster, other));
+  const into = chooser(`merge cluster ${cluster} into`, "Merge into…", (other) => merge(cluster, other), cluster);
   const apart = element("button", { type: "button", onclick: () => merge(cluster, cluster) }, "Undo the merge");
   const check = element("input", { type: "checkbox", onchange: () => markWrong(cluster, check.checked) });
   const wrong = element("label", { title: "its images are no group: they get no name" }, check, " wrong");
@@ -148,5 +149,8 @@ if (run.doubtful.length) later("doubtful", doubtful);
 later("nearly-same", nearlySame);
 later("map", drawMap);
 
-document.addEventListener("names", () => (status.textContent = summary()));
+document.addEventListener("names", () => {
+  status.textContent = summary();
+  back.hidden = !isNew();
+});
 document.dispatchEvent(new Event("names"));

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,12 @@ from imc.errors import UserError
 from imc.files.csv import FORMULA
 from imc.files.json import read_json
 from imc.files.run_places import MODEL, NAMES
-from imc.text import visible
+from imc.text import JOINERS
 
 FORMAT, VERSION = "imc-names", 1
 LONGEST = 100  # characters
 DIGEST = 16  # bytes
+UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")  # categories of characters, as the page has them
 MAPPINGS = ("names", "merged", "moved")
 
 
@@ -189,6 +191,6 @@ def _name(path: Path, value: Any) -> str:
             f"{path} holds the name {name!r}; a name that begins with {' '.join(FORMULA)} would be a formula in a "
             "spreadsheet"
         )
-    if visible(name) != name:
+    if any(unicodedata.category(character) in UNSEEN for character in name if character not in JOINERS):
         raise UserError(f"{path} holds the name {name!r}, with characters that cannot be shown")
     return name

@@ -98,13 +98,19 @@ def outputs_of_batches(run: LoadedRun, batches: Iterable[Tensor], *, amp: str = 
 
 def outputs(run: LoadedRun, images: Tensor, *, batch_size: int = BATCH, amp: str = "auto") -> Outputs:
     """The outputs for images uint8 [M, H, W, C], each unaugmented; see :func:`outputs_of_batches`."""
-    parts = []
+    found: Outputs | None = None
+    done = 0
     # What is one batch belongs to a command that shows its own progress.
     with progress(len(images), "apply the model", "image", shown=len(images) > batch_size) as bar:
         for part in outputs_of_batches(run, images.split(batch_size), amp=amp):
-            parts.append(part)
+            # Made whole at first: parts kept between the activations of batches would scatter what these leave free.
+            found = found or Outputs(*(column.new_empty(len(images), *column.shape[1:]) for column in part))
+            for whole, column in zip(found, part, strict=True):
+                whole[done : done + len(column)] = column
+            done += len(part.features)
             bar.update(len(part.features))
-    return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    assert found is not None, "there are no images"
+    return found
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ import torch
 import imc.report
 from imc.cli import main
 from imc.data import Dataset, Images
+from imc.errors import UserError
 from imc.report import Options, fits_one_page, report, thumbnail_side
 from imc.scores.evaluation import Outputs, outputs
 from imc.text import visible
@@ -229,6 +230,19 @@ def test_many_images_make_a_folder_of_pages(
     monkeypatch.setattr(imc.report, "IMAGES_OF_A_PAGE", 5000)
     report(Options(str(run_copy)), split_digits)
     assert not index.parent.exists()
+
+
+def test_a_folder_of_ones_own_is_left_alone(
+    run_copy: Path, split_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = run_copy / "report" / "mine.txt"
+    own.parent.mkdir()
+    own.touch()
+    report(Options(str(run_copy)), split_digits)
+    monkeypatch.setattr(imc.report, "IMAGES_OF_A_PAGE", 100)
+    with pytest.raises(UserError, match="holds what imc report did not write"):
+        report(Options(str(run_copy)), split_digits)
+    assert own.exists()
 
 
 @pytest.mark.parametrize("images", [100, 5000])

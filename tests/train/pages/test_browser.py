@@ -154,6 +154,18 @@ def test_clusters_are_opened_named_merged_and_applied(run: Path, page: Path, bro
     assert browser.problems == []
 
 
+def test_what_was_made_is_taken_back(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    browser.run("confirm = () => true; localStorage.clear(); takeBack()")
+    before = browser.run("JSON.stringify(made)")
+    assert browser.run("document.getElementById('back').hidden")
+    browser.run("nameCluster(0, 'cats'); move(3, 1); markWrong(2, true)")
+    assert not browser.run("document.getElementById('back').hidden")
+    browser.run("document.getElementById('back').click()")
+    assert browser.run("JSON.stringify(made)") == before
+    assert browser.run("document.getElementById('back').hidden")
+
+
 def test_a_name_that_would_be_a_formula_is_not_taken(page: Path, browser: Browser) -> None:
     browser.open(page)
     field = "document.querySelector('article input[type=text]:not([hidden])')"
