@@ -174,6 +174,7 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE(info_nce_loss_gradient,
              "embeddings[2 b d], statistics[2 2 b], gradient[2 n d], b, d, first_sample f, n, temperature, "
              "normalise; f+n <= b");
+  IMC_DEFINE_WITH_HALF(scale_gradient, "result[h n], gradient[h n], factors[h], h, n");
   IMC_DEFINE_WITH_HALF(multi_crop,
                        "crops[v b ssc..], images[m h w c], indices[b], parameters[v b 13], affine[2 c], v, b, h, w, "
                        "c, size s, channels_last",

@@ -20,15 +20,17 @@ inline float number(bfloat16 x) {
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
 }
+// By integers: arithmetic on numbers below the smallest normal one takes a hundred times as long.
 inline float number(float16 x) {
-  const uint32_t magnitude = x.bits & 0x7fffu;
-  uint32_t bits = magnitude << 13;
+  const uint32_t magnitude = x.bits & 0x7fffu, sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t half_and = 0x3f000000u | magnitude;  // 1/2 + magnitude 2^-24, where that is below 2^-14
+  float small;
+  __builtin_memcpy(&small, &half_and, sizeof small);
+  small -= 0.5f;
+  uint32_t below, bits = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
+  __builtin_memcpy(&below, &small, sizeof below);
+  bits = (magnitude < 0x400u ? below : bits) | sign;
   float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  value *= 5.192296858534828e33f;  // 2^112, between the exponents' biases; numbers below the smallest normal one too
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  bits |= magnitude < 0x7c00u ? 0u : 0x7f800000u;
-  bits |= static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   __builtin_memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -46,16 +48,16 @@ inline void convert(float x, bfloat16* out) {
 inline void convert(float x, float16* out) {
   uint32_t bits, fixed;
   __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  bits &= 0x7fffffffu;
-  uint32_t normal = (bits - (112u << 23) + 0xfffu + (bits >> 13 & 1)) >> 13;
-  normal = bits < 0x47800000u ? normal : 0x7c00u;  // from 2^16 on, as below from 65520 on: infinity
-  normal = bits > 0x7f800000u ? 0x7e00u : normal;
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+  normal = magnitude < 0x47800000u ? normal : 0x7c00u;  // from 2^16 on, as below from 65520 on: infinity
+  normal = magnitude > 0x7f800000u ? 0x7e00u : normal;
   // Below 2^-14 a half is a multiple of 2^-24, the distance of floats at 1/2: adding that rounds to it.
-  const float magnitude = x < 0 ? -x : x, shifted = magnitude + 0.5f;
+  float shifted;
+  __builtin_memcpy(&shifted, &magnitude, sizeof shifted);
+  shifted += 0.5f;
   __builtin_memcpy(&fixed, &shifted, sizeof fixed);
-  fixed -= 0x3f000000u;
-  out->bits = static_cast<uint16_t>((bits < 0x38800000u ? fixed : normal) | sign);
+  out->bits = static_cast<uint16_t>((magnitude < 0x38800000u ? fixed - 0x3f000000u : normal) | sign);
 }
 
 // to[i] = from[i] for [0, n).
@@ -65,7 +67,8 @@ inline void copy_elements(const From* from, To* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) convert(number(from[i]), to + i);
 }
 
-// The compilers know no vectors of float16.
+// The compilers know no vectors of float16. On the way back the processor's instruction takes many times as long where a
+// result is below float16's smallest normal number, as most of Sinkhorn's are: those lanes go by integers, as in convert().
 #if defined(__AVX512F__)
 // The first n of 16 lanes.
 inline __mmask16 lanes(int64_t n) { return static_cast<__mmask16>(n < 16 ? (1u << n) - 1 : 0xffffu); }
@@ -80,8 +83,16 @@ inline void copy_elements(const float* from, float16* to, int64_t n) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 filled = lanes(n - i);
-    const __m512 x = _mm512_maskz_loadu_ps(filled, from + i);
-    _mm256_mask_storeu_epi16(to + i, filled, _mm512_maskz_cvtps_ph(filled, x, kNearest));
+    const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(filled, from + i));
+    const __m512i magnitude = _mm512_and_epi32(bits, _mm512_set1_epi32(0x7fffffff));
+    const __mmask16 below = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x38800000)), normal = _knot_mask16(below);
+    const __m512i half = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0.5f)));
+    const __m512i sign = _mm512_and_epi32(_mm512_maskz_srli_epi32(below, bits, 16), _mm512_set1_epi32(0x8000));
+    const __m512i fixed = _mm512_or_epi32(_mm512_sub_epi32(half, _mm512_set1_epi32(0x3f000000)), sign);
+    const __m512 rest = _mm512_castsi512_ps(_mm512_maskz_mov_epi32(normal, bits));
+    const __m256i out = _mm256_or_si256(_mm512_maskz_cvtps_ph(lanes(16), rest, kNearest),
+                                        _mm512_maskz_cvtepi32_epi16(below, fixed));
+    _mm256_mask_storeu_epi16(to + i, filled, out);
   }
 }
 #elif defined(__F16C__)
@@ -91,8 +102,19 @@ inline void copy_elements(const float16* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = number(from[i]);
 }
 inline void copy_elements(const float* from, float16* to, int64_t n) {
-  for (; n >= 8; n -= 8, from += 8, to += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+  for (; n >= 8; n -= 8, from += 8, to += 8) {
+    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(from));
+    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x38800000), magnitude);
+    const __m256i half = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0.5f)));
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x8000));
+    const __m256i fixed = _mm256_or_si256(_mm256_sub_epi32(half, _mm256_set1_epi32(0x3f000000)), sign);
+    const __m256i small = _mm256_and_si256(fixed, below);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(small), _mm256_extracti128_si256(small, 1));
+    const __m256 rest = _mm256_castsi256_ps(_mm256_andnot_si256(below, bits));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_or_si128(_mm256_cvtps_ph(rest, _MM_FROUND_TO_NEAREST_INT), packed));
+  }
   for (int64_t i = 0; i < n; ++i) convert(from[i], to + i);
 }
 #endif

@@ -204,6 +204,13 @@ void info_nce_loss_gradient(const S* embeddings,          // [2, batch, dim]
                             int64_t batch, int64_t dim, int64_t first_sample, int64_t samples, double temperature,
                             bool normalise, int threads);
 
+// The gradient of each loss times a factor of its own, rounded once.
+template <typename S>
+void scale_gradient(S* result,                    // [losses, size]
+                    const Gradient<S>* gradient,  // [losses, size]
+                    const Number<S>* factors,     // [losses]
+                    int64_t losses, int64_t size, int threads);
+
 // Crops of 8-bit images. Out is float, double, bfloat16 or float16; the columns of the parameters are those of
 // imc_kernels/ops/crop_parameters.py, and the boxes and indices are taken to be inside the images.
 template <typename Out>

@@ -15,6 +15,14 @@ T row_max(const T* x, int64_t n) {
   return high;
 }
 
+// x[0] += the sum of x[1, 2 kWidth).
+template <int64_t kWidth, typename T>
+inline void fold(T* x) {
+#pragma omp simd
+  for (int64_t j = 0; j < kWidth; ++j) x[j] += x[j + kWidth];
+  if constexpr (kWidth > 1) fold<kWidth / 2>(x);
+}
+
 // The sum of term(i) over [0, n), by 64 running sums: several vector registers of them hide the latency of the
 // addition, and none adds up more than 64 terms before double takes over, so that the error does not grow with n, nor
 // with narrower vectors.
@@ -31,12 +39,15 @@ double sum_of(int64_t n, const Term& term) {
       for (int64_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
 #pragma omp simd
     for (int64_t j = 0; j < end - i; ++j) lanes[j] += term(i + j);
-    int64_t width = kLanes / 2;
-    if (n < kLanes)  // of a short row most sums are 0
+    if (n >= kLanes) {
+      fold<kLanes / 2>(lanes);
+    } else {  // of a short row most sums are 0
+      int64_t width = kLanes / 2;
       while (width >= n && width > 0) width /= 2;
-    for (; width > 0; width /= 2)
+      for (; width > 0; width /= 2)
 #pragma omp simd
-      for (int64_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+        for (int64_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+    }
     total += lanes[0];
   }
   return total;

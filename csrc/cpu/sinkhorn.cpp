@@ -63,6 +63,20 @@ Extremes<T> exponentials(const Problem<S>& p, T reference, T* e, T* partial) {
   return all;
 }
 
+// out = u E v of a row. In pieces: converted out of the L1 cache, and E is not written.
+template <typename S, typename T>
+void scaled(const T* e, const T* v, T u, int64_t n, S* out) {
+  constexpr int64_t kPiece = 256;
+  T buffer[kPiece];
+  for (int64_t first = 0; first < n; first += kPiece) {
+    const int64_t count = n - first < kPiece ? n - first : kPiece;
+    T* q = numbers_for(out + first, buffer);
+#pragma omp simd
+    for (int64_t k = 0; k < count; ++k) q[k] = e[first + k] * v[first + k] * u;
+    finish_row(q, out + first, count);
+  }
+}
+
 // One iteration, from the column scaling v: the column sums of u E into partial, or at last E becomes Q, the assignments.
 template <typename S, typename T = Number<S>>
 void scaling_sweep(const Problem<S>& p, const T* v, T* e, S* assignments, T* partial, bool last_iteration) {
@@ -70,14 +84,12 @@ void scaling_sweep(const Problem<S>& p, const T* v, T* e, S* assignments, T* par
   p.for_chunks(partial, [&](int64_t first, int64_t last, T* sums) {
     for (int64_t k = 0; k < n; ++k) sums[k] = 0;
     for (int64_t row = first; row < last; ++row) {
-      T* q = e + row * n;
+      const T* q = e + row * n;
       const T inverse = static_cast<T>(1 / dot(q, v, n));
       if (!last_iteration) {
         add_row(q, sums, n, inverse / p.whole_batch);
       } else {
-#pragma omp simd
-        for (int64_t k = 0; k < n; ++k) q[k] = q[k] * v[k] * inverse;
-        finish_row(q, assignments + row * n, n);
+        scaled(q, v, inverse, n, assignments + row * n);
       }
     }
   });

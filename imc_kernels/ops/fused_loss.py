@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from imc_kernels import native
 from imc_kernels.ops.autograd import anchor, check_recorded, given_away, is_direct, is_traced, only_first_derivative
 from imc_kernels.ops.operator import Needs, Operator, Options
-from imc_kernels.ops.precision import at_least_single, gradient_dtype, half_as_single
+from imc_kernels.ops.precision import HALF, at_least_single, cast, gradient_dtype, half_as_single
 
 
 class Kernel(NamedTuple):
@@ -146,6 +147,11 @@ class _FusedLoss(torch.autograd.Function):
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient times that of its losses, which have the gradient's first dimensions or none, in one launch."""
+    if dtype in HALF and gradient.is_cpu and native.missing("_cpu") is None:  # torch would cast element by element
+        result = torch.empty(size=gradient.shape, dtype=dtype)
+        factors = cast(factor, torch.float32).reshape(-1).contiguous()
+        native.call("_cpu", "scale_gradient", *(x.view(len(factors), -1) for x in (result, gradient)), factors)
+        return result
     factor = _beside(factor, gradient)
     if gradient.dtype == factor.dtype == dtype:
         return gradient * factor

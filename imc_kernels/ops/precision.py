@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 def at_least_single(tensor: Tensor) -> Tensor:
     """``tensor``, in float32 where it is half precision."""
@@ -17,7 +19,7 @@ def at_least_single(tensor: Tensor) -> Tensor:
 
 def half_as_single(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision, any other dtype as it is."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,9 @@ from torch import nn
 import imc.training.events
 from imc.config import Config
 from imc.data import Images
-from imc.errors import UserError
+from imc.errors import StoppedError, UserError
 from imc.train import train
+from imc.training.checkpoint import read_checkpoint
 from imc_kernels import backends
 
 
@@ -62,6 +63,21 @@ def test_a_named_backend_that_lacks_an_operation_trains(
         monkeypatch.setenv("IMC_BACKEND", "cpu")
     train(dataclasses.replace(tiny, backend="cpu" if by == "option" else "auto"), digits)
     assert capsys.readouterr().err.count("backend cpu has no prototype_scores: eager runs it") == 1
+
+
+def test_bf16_is_repeatable_and_resumes_bitwise_and_keeps_its_precision(
+    tiny: Config, digits: Images, tmp_path: Path
+) -> None:
+    once, again, parted = (dataclasses.replace(tiny, amp="bf16", out=str(tmp_path / x)) for x in ("a", "b", "c"))
+    train(once, digits)
+    train(again, digits)
+    with pytest.raises(StoppedError):
+        train(dataclasses.replace(parted, stop_after_epoch=1), digits)
+    train(Config(out=parted.out, resume=True), digits)
+    assert losses(once) == losses(again) == losses(parted)
+    recorded = read_checkpoint(Path(str(parted.out)))
+    assert recorded is not None
+    assert recorded["config"]["amp"] == recorded["arithmetic"]["amp"] == "bf16"
 
 
 def test_bf16_computes_the_encoder_in_bf16(tiny: Config, digits: Images) -> None:
