@@ -57,7 +57,6 @@ from imc.machine.backend import choose_backend
 from imc.machine.device import choose_device
 from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory
-from imc.methods.heads import HeadsMethod
 from imc.methods.method import Method
 from imc.models.further import FurtherEncoder, load_weights
 from imc.models.pretrained import load_pretrained
@@ -295,7 +294,7 @@ def _announce(loop: Loop, config: Config, data: Dataset, command: tuple[Config, 
 def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> dict[str, Any]:
     """Save the model and, with ``report``, what it says of the images."""
     folder, config = loop.record.folder, Config.from_dict(loop.record.config)
-    if isinstance(loop.model, HeadsMethod) and loop.model.calibrated:
+    if loop.model.calibrated:
         rows = images.clustered.images
         loop.model.calibrate(rows[evenly_spaced(len(rows), CALIBRATED)])
     save_model(folder / MODEL, loop.model)

@@ -11,42 +11,42 @@ MOST = 100.0  # the temperature at most
 HALVINGS = 40
 
 
-def agreement_of_heads(winners: Tensor, best: int) -> float | None:
-    """The mean share of samples that the other heads put where the best one does, up to the clusters' names.
+def agreement(own: Tensor, others: Tensor) -> float | None:
+    """The mean share of samples that the other heads put where the answer does, up to the clusters' names.
 
     Args:
-        winners: int64 [H, N], the cluster of each sample by each head.
-        best: which head is compared with the others.
+        own: int64 [N], the cluster of each sample by the answer.
+        others: int64 [H, N], the same by each other head.
 
     Returns:
-        None for a single head.
+        None where there is no other head.
     """
-    clusters = int(winners.max()) + 1
-    own = winners[best].numpy()
+    if not len(others):
+        return None
+    clusters = 1 + int(max(own.max(), others.max()))
     shares = []
-    for number, head in enumerate(winners):
-        if number != best:
-            matrix = confusion_matrix(own, head.numpy(), num_classes=clusters, num_clusters=clusters)
-            shares.append(sum(matrix[pair] for pair in best_matching(matrix)) / len(own))
-    return float(np.mean(shares)) if shares else None
+    for head in others:
+        matrix = confusion_matrix(own.numpy(), head.numpy(), num_classes=clusters, num_clusters=clusters)
+        shares.append(sum(matrix[pair] for pair in best_matching(matrix)) / len(own))
+    return float(np.mean(shares))
 
 
-def answer_temperature(logits: Tensor, best: int, least: float) -> float:
-    """What to divide the best head's logits by, so that its mean confidence is the agreement of the others with it.
+def answer_temperature(answer: Tensor, others: Tensor, least: float) -> float:
+    """What to divide the answer's logits by, so that its mean confidence is the agreement of the others with it.
 
     Heads that differ by their first weights alone go apart where the data leave the answer open. Against the samples'
     classes this was near the truth (``python -m benchmarks.features``); the logits themselves were too sure.
 
     Args:
-        logits: [H, N, C] of all heads.
-        best: the head that answers.
+        answer: logits [N, C].
+        others: int64 [H, N], the cluster of each sample by each other head.
         least: the temperature at least.
 
     Returns:
-        The temperature, ``least`` to :data:`MOST`; ``least`` for a single head.
+        The temperature, ``least`` to :data:`MOST`; ``least`` where there is no other head.
     """
-    target = agreement_of_heads(logits.argmax(dim=2).cpu(), best)
-    answer = logits[best].double()
+    target = agreement(answer.argmax(dim=1), others)
+    answer = answer.double()
     low, high = least, MOST
     if target is None or _confidence(answer / low) <= target:
         return least

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from imc.errors import UserError
 from imc.methods.heads import ClusterHeads, HeadsMethod, he_uniform
+from imc.methods.jury import Jury
 from imc.methods.method import LabelledRows, Step
 from imc.models.standardise import Standardise
 from imc_kernels import info_nce_loss, log_dot_product_loss
@@ -68,6 +69,8 @@ class Crlc(HeadsMethod):
                 he_uniform(nn.Linear(projection_hidden, embedding_dim, dtype=torch.float32)),
             )
         self.heads = ClusterHeads(feature_dim, head_hidden, clusters, sub_heads)
+        if self.calibrated and sub_heads == 1:
+            self.jury = Jury(feature_dim, clusters)
         self.temperature = temperature
         self.contrast_weight = contrast_weight
         self.smoothing = smoothing
@@ -104,7 +107,7 @@ class Crlc(HeadsMethod):
                 embeddings, temperature=self.temperature, normalise=True, group=self.group
             )
             terms, loss = {"instance_contrast": contrast.detach(), **terms}, contrast + clustering
-        return Step(loss, terms, None, self._of_best_head(logits.detach()))
+        return self.with_jury(Step(loss, terms, None, self._of_best_head(logits.detach())), features, 2)
 
     def embed(self, images: Tensor) -> Tensor:
         features = self.features(images)

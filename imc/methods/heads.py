@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imc.methods.calibration import answer_temperature
 from imc.methods.method import Method
-from imc.models.standardise import Standardise
 
 SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
 
@@ -59,13 +57,9 @@ class HeadsMethod(Method):
     heads: ClusterHeads
     head_loss_sum: Tensor
     head_loss_steps: Tensor
-    answer_temperature: Tensor
 
     def __init__(self, encoder: nn.Module, sub_heads: int, clusters: int, temperature: float = 1.0) -> None:
-        super().__init__(encoder, clusters=clusters)
-        self.calibrated = isinstance(encoder, Standardise)
-        if self.calibrated:
-            self.register_buffer("answer_temperature", torch.tensor(temperature, dtype=torch.float32))
+        super().__init__(encoder, clusters=clusters, temperature=temperature)
         # In the state dict, since a saved model predicts by them.
         self.register_buffer("head_loss_sum", torch.zeros(sub_heads, dtype=torch.float32))
         self.register_buffer("head_loss_steps", torch.zeros((), dtype=torch.int64))
@@ -92,15 +86,13 @@ class HeadsMethod(Method):
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         by_head = self.heads(features)
-        best = self._of_best_head(by_head)
-        return best / self.answer_temperature if self.calibrated else best, by_head
+        return self._calibrated(self._of_best_head(by_head)), by_head
 
-    @torch.no_grad()
-    def calibrate(self, rows: Tensor) -> None:
-        """Make the answer on features as sure as the heads agree; see :mod:`imc.methods.calibration`. Rows [N, D]."""
-        logits = self.heads(self.features(rows.to(self.answer_temperature.device)))
-        temperature = answer_temperature(logits.cpu(), self.best_head, float(self.answer_temperature))
-        self.answer_temperature.fill_(temperature)
+    def _others(self, features: Tensor) -> Tensor:
+        if self.jury is not None:
+            return super()._others(features)
+        winners, best = self.heads(features).argmax(dim=2), self.best_head
+        return torch.cat([winners[:best], winners[best + 1 :]])
 
     def _of_best_head(self, logits: Tensor) -> Tensor:
         # Selected on the device, for which an index on the host would have to wait.

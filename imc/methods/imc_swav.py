@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imc.methods.jury import Jury
 from imc.methods.memory import Bank, Queue, gather_rows
 from imc.methods.method import LabelledRows, Method, Step
 from imc.models.batch_norm import PerViewBatchNorm
@@ -114,6 +115,8 @@ class ImcSwav(Method):
         self.queue = Queue(queue) if queue else None
         self.queue_start_epoch = queue_start_epoch
         self.queue_open = False
+        if self.calibrated:
+            self.jury = Jury(feature_dim, clusters)
 
     def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
         self.normalize_prototypes()
@@ -141,7 +144,8 @@ class ImcSwav(Method):
             logits = self.classifier(batch[0].flatten(0, 1), views).unflatten(0, (views, -1))
             information = self._information(logits, batch[1], None)
         terms["mutual_information"] = information.detach()
-        return Step(swapped + information, terms, constant[:large], logits.detach()[:large])
+        step = Step(swapped + information, terms, constant[:large], logits.detach()[:large])
+        return self.with_jury(step, features, views)
 
     def _assign(self, embeddings: Tensor, scores: Tensor) -> Tensor:
         """Soft assignments [A, B, K] of the large crops: embeddings [A, B, D], scores [A, B, K], both constants."""
@@ -179,7 +183,7 @@ class ImcSwav(Method):
         return logits
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.classifier(features), None
+        return self._calibrated(self.classifier(features)), None
 
     def embed(self, images: Tensor) -> Tensor:
         return functional.normalize(self.projection(self.features(images)), dim=1)

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from imc.methods.calibration import answer_temperature
+from imc.models.standardise import Standardise
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from imc.methods.jury import Jury
 
 
 class Step(NamedTuple):
@@ -49,6 +54,8 @@ class Method(nn.Module):
         num_prototypes: number K of prototypes; 0 for a method without.
         takes_labelled_rows: whether a step is to know which rows belong to the clustered split.
         remembers: whether a step leaves something for the next beside parameters and buffers.
+        calibrated: whether the confidence of the answer is; that of a method on features.
+        jury: heads that tell how sure the answer may be, for a method on features whose own do not.
         group: where set, the batch is spread over its processes.
         amp: whether the encoder runs in bfloat16 where autocast does so. The heads and losses do not.
         per_size: whether the encoder's batch normalisation takes all crops of a size as one group.
@@ -59,6 +66,7 @@ class Method(nn.Module):
     amp = False
     per_size = False
     frozen = False
+    answer_temperature: Tensor
 
     def __init__(
         self,
@@ -68,9 +76,14 @@ class Method(nn.Module):
         num_prototypes: int = 0,
         takes_labelled_rows: bool = False,
         remembers: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.jury: Jury | None = None
+        self.calibrated = isinstance(encoder, Standardise)
+        if self.calibrated:
+            self.register_buffer("answer_temperature", torch.tensor(temperature, dtype=torch.float32))
         self.clusters, self.num_prototypes = clusters, num_prototypes
         self.takes_labelled_rows, self.remembers = takes_labelled_rows, remembers
 
@@ -86,6 +99,29 @@ class Method(nn.Module):
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cluster logits [B, C] of features [B, F]; also those of each head [H, B, C], for a method with several."""
         raise TypeError(f"{type(self).__name__} has no classify")
+
+    def with_jury(self, step: Step, features: Tensor, views: int) -> Step:
+        """A step whose loss trains the jury too, on features [V*B, F]."""
+        if self.jury is None:
+            return step
+        loss = self.jury(features, views, self.group)
+        return step._replace(loss=step.loss + loss, terms={**step.terms, "jury": loss.detach()})
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        """The logits of the answer, on features as sure as :meth:`calibrate` found."""
+        return logits / self.answer_temperature if self.calibrated else logits
+
+    @torch.no_grad()
+    def calibrate(self, rows: Tensor) -> None:
+        """Make the answer on features as sure as other heads agree; see :mod:`imc.methods.calibration`. Rows [N, D]."""
+        features = self.features(rows.to(self.answer_temperature.device))
+        answer = self.classify(features)[0] * self.answer_temperature
+        temperature = answer_temperature(answer.cpu(), self._others(features).cpu(), float(self.answer_temperature))
+        self.answer_temperature.fill_(temperature)
+
+    def _others(self, features: Tensor) -> Tensor:
+        """The clusters int64 [H, N] of features [N, F] by heads that did not give the answer."""
+        return features.new_empty(0, len(features)).long() if self.jury is None else self.jury.winners(features)
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder's features [B, F] of images [B, channels, s, s]."""

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from imc.errors import UserError
 from imc.methods.heads import ClusterHeads, HeadsMethod
+from imc.methods.jury import Jury
 from imc.methods.method import LabelledRows, Step
 from imc_kernels import self_distillation_loss
 
@@ -61,6 +62,8 @@ class Temi(HeadsMethod):
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
         self.register_buffer("prior", torch.full((sub_heads, clusters), 1 / clusters, dtype=torch.float32))
+        if self.calibrated:  # the weights of the pairs tie the heads, which agree where they are wrong too
+            self.jury = Jury(int(encoder.feature_dim), clusters)  # type: ignore[arg-type]
 
     def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
         """The loss of one step.
@@ -95,7 +98,8 @@ class Temi(HeadsMethod):
         self.note_head_losses(head_losses)
         loss = head_losses.mean()
         logits = students.detach() / self.temperature
-        return Step(loss, {"self_distillation": loss.detach()}, None, self._of_best_head(logits))
+        step = Step(loss, {"self_distillation": loss.detach()}, None, self._of_best_head(logits))
+        return self.with_jury(step, features, 2)
 
     def _follow(self) -> None:
         """Move the teachers towards the heads, as the last step left them."""
