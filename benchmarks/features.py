@@ -87,7 +87,8 @@ def measure(name: str, path: str, seeds: Sequence[int], config: Config, folder: 
         with silence():
             train(replace(config, features=(path,), seed=seed, out=out, checkpoint_every=0), report=False)
             seconds.append(time.perf_counter() - begun)
-            result = outputs(load_run(out), scored.images)
+            run = load_run(out)
+            result = outputs(run, scored.images)
         own.append(clustering_accuracy(labels, result.clusters))
         by_head = result.by_head.T.numpy()
         vote.append(clustering_accuracy(labels, _vote(by_head, result.clusters)))
@@ -96,7 +97,7 @@ def measure(name: str, path: str, seeds: Sequence[int], config: Config, folder: 
         )
         confidence.append(result.confidence)
         right.append(_in_majority(labels, result.clusters))
-        baseline.append(clustering_accuracy(labels, _kmeans(data.train, scored, result.probabilities.shape[1], seed)))
+        baseline.append(clustering_accuracy(labels, _kmeans(data.train, scored, run.config)))
     columns = (f"{mean:.3f} +- {deviation:.3f}" for mean, deviation in map(mean_and_deviation, (baseline, own, vote)))
     said, hit = np.concatenate(confidence), np.concatenate(right)
     about, sure = np.abs(said - SURE) < WIDTH, said >= SURE
@@ -110,13 +111,13 @@ def _share(hit: NDArray[np.bool_]) -> float:
     return float(hit.mean()) if len(hit) else float("nan")
 
 
-def _kmeans(train: Images, scored: Images, clusters: int, seed: int) -> NDArray[np.int64]:
-
+def _kmeans(train: Images, scored: Images, config: Config) -> NDArray[np.int64]:
+    """The cluster of each scored row; the centres are those of the rows that are trained on."""
+    options = (config.clusters, config.seed, config.columns, config.scaling)
     if scored is train:
-        return kmeans_on_features(train.images, clusters, seed)
-    # The centres are those of the rows that are trained on.
+        return kmeans_on_features(train.images, *options)
     both = torch.cat([train.images.float(), scored.images.float()])
-    return kmeans_on_features(both, clusters, seed)[len(train.images) :]
+    return kmeans_on_features(both, *options)[len(train.images) :]
 
 
 def _vote(by_head: NDArray[np.int64], answer: NDArray[np.int64]) -> NDArray[np.int64]:

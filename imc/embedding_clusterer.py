@@ -24,7 +24,8 @@ class EmbeddingClusterer(Clusterer):
         method: one that ``imc train --method`` accepts.
         neighbours: how many of each row are its views; None: 10, or all others where there are fewer.
         scaling: "length" (for features of networks), "columns" (for measurements in several units) or "none": what of
-            the rows, or of the columns, is divided out before the rows are compared.
+            the rows, or of the columns, is divided out before the rows are compared. None: chosen by the numbers, see
+            :func:`imc.features.scaling.fitting_scaling`.
         epochs, batch_size: None: chosen by the number of rows.
         options: further fields of :class:`imc.config.Config` by name, such as ``{"sub_heads": 50}``.
         random_state: an integer is what ``imc train --seed`` takes.
@@ -54,7 +55,7 @@ class EmbeddingClusterer(Clusterer):
         *,
         method: str = "crlc",
         neighbours: int | None = None,
-        scaling: str = "length",
+        scaling: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         options: Mapping[str, Any] | None = None,

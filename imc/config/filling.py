@@ -71,4 +71,5 @@ def _of_images(config: Config, data: Outline) -> Numbers:
 
 def _of_rows(config: Config, data: Outline, columns: tuple[int, ...]) -> Numbers:
     views = config.embedded_views if config.encodes else None
-    return {**presets.numbers_on_features(config.method, data.count), "columns": columns, "views": views}
+    numbers = presets.numbers_on_features(config.method, data.count, config.scaling or data.scaling)
+    return {**numbers, "columns": columns, "views": views}

@@ -23,6 +23,7 @@ from imc.data import Dataset, absolute
 from imc.data.outline import outline_of
 from imc.data.views import unit_scale
 from imc.errors import UserError
+from imc.features.scaling import fitting_scaling
 from imc.machine.backend import choose_backend
 from imc.machine.threads import set_threads
 from imc.models.encoders import number_of_features
@@ -57,6 +58,10 @@ def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder:
 
 def _of_preset(config: Config, data: Dataset) -> Config:
     outline = outline_of(data, with_test=config.train_on == "train+test")
+    rows = data.train
+    # What an encoder gave beside its images, or of several files, is known to be that.
+    if rows.are_features and rows.pictures is None and len(rows.columns) < 2:
+        outline = replace(outline, scaling=fitting_scaling(rows.images))
     if config.are_augmented and (data.train.views is None or data.train.views.shape[1] < 2):
         raise UserError(
             f"--augmentation {config.augmentation} takes stored views [rows, views, columns], at least 2 of each row, "

@@ -32,6 +32,7 @@ class Outline:
         side: of the images, pixels.
         channels: of the images.
         columns: of each file of features; None: the samples are images.
+        scaling: of features, the one that fits their numbers; see :func:`imc.features.scaling.fitting_scaling`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Outline:
     side: int = 0
     channels: int = 0
     columns: tuple[int, ...] | None = None
+    scaling: str = "length"
 
 
 def outline_of(data: Dataset, *, with_test: bool) -> Outline:

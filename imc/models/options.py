@@ -87,7 +87,8 @@ class StandardiseOptions(ColumnsOptions):
     scaling: str = option(
         None,
         "views",
-        "features: of each row the length, of each column the deviation, or neither becomes 1",
+        "features: of each row the length, of each column the deviation, or neither becomes 1; default: length, of "
+        "measurements, pixels and counts another, by their numbers",
         choices=SCALINGS,
     )
 

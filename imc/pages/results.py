@@ -58,7 +58,8 @@ def write_results(
         if data.shown is not None:
             baseline.update(clustering_scores(labels, kmeans_on_pixels(data.shown, config.clusters, config.seed)))
         if data.are_features:
-            on_features.update(clustering_scores(labels, kmeans_on_features(data.images, config.clusters, config.seed)))
+            found = kmeans_on_features(data.images, config.clusters, config.seed, config.columns, config.scaling)
+            on_features.update(clustering_scores(labels, found))
     result: dict[str, Any] = {
         **own,
         **{f"kmeans_{name}": value for name, value in baseline.items()},

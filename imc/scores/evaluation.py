@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from imc.command_line.terminal import progress
 from imc.errors import RunError
 from imc.machine.precision import multiplies_bfloat16
 from imc.models.recalibration import recalibrate_batch_norm
-from imc.models.standardise import directions
+from imc.models.standardise import Standardise
 from imc.runs.model import LoadedRun
 
 BATCH = 1024  # bounds the memory of the activations; the result does not depend on it
@@ -152,9 +152,13 @@ def kmeans_on_pixels(images: Tensor, clusters: int, seed: int) -> NDArray[np.int
     return _kmeans(images, _pixels, clusters, seed, "k-means on pixels")
 
 
-def kmeans_on_features(rows: Tensor, clusters: int, seed: int) -> NDArray[np.int64]:
-    """The same on rows of features [M, D], each divided by its length."""
-    return _kmeans(rows, _directions, clusters, seed, "k-means on features")
+def kmeans_on_features(
+    rows: Tensor, clusters: int, seed: int, columns: Sequence[int], scaling: str
+) -> NDArray[np.int64]:
+    """The same on rows of features [M, D], scaled as for the heads; see :class:`imc.models.standardise.Standardise`."""
+    scaled = Standardise(columns, scaling)
+    scaled.fit(rows)
+    return _kmeans(rows, lambda some: scaled(some).numpy(), clusters, seed, "k-means on features")
 
 
 def _kmeans(
@@ -183,10 +187,6 @@ def evenly_spaced(count: int, most: int) -> Tensor:
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:
     return images.flatten(1).cpu().numpy().astype(np.float32) / np.float32(255)
-
-
-def _directions(rows: Tensor) -> NDArray[np.float32]:
-    return directions(rows.float()).cpu().numpy()
 
 
 def plane(features: Tensor, seed: int) -> NDArray[np.float32]:
