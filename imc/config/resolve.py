@@ -20,7 +20,7 @@ import torch
 from imc.config.config import Config
 from imc.config.filling import filled, require_fit
 from imc.data import Dataset, absolute
-from imc.data.outline import outline_of
+from imc.data.outline import Outline, outline_of
 from imc.data.views import unit_scale
 from imc.errors import UserError
 from imc.features.scaling import fitting_scaling
@@ -57,17 +57,22 @@ def resolve(config: Config, data: Dataset, device: torch.device, *, own_encoder:
 
 
 def _of_preset(config: Config, data: Dataset) -> Config:
-    outline = outline_of(data, with_test=config.train_on == "train+test")
-    rows = data.train
-    # What an encoder gave beside its images, or of several files, is known to be that.
-    if rows.are_features and rows.pictures is None and len(rows.columns) < 2:
-        outline = replace(outline, scaling=fitting_scaling(rows.images))
+    outline = outline_for_presets(data, with_test=config.train_on == "train+test")
     if config.are_augmented and (data.train.views is None or data.train.views.shape[1] < 2):
         raise UserError(
             f"--augmentation {config.augmentation} takes stored views [rows, views, columns], at least 2 of each row, "
             f"as imc embed --views writes them; {data.name} has one"
         )
     return require_fit(filled(config, outline), outline)
+
+
+def outline_for_presets(data: Dataset, *, with_test: bool) -> Outline:
+    """What the presets go by: see :func:`imc.data.outline.outline_of`, and of rows the scaling that fits them."""
+    outline, rows = outline_of(data, with_test=with_test), data.train
+    # Of several files, and beside images, rows are taken for what networks gave.
+    if rows.are_features and rows.pictures is None and len(rows.columns) < 2:
+        return replace(outline, scaling=fitting_scaling(rows.images))
+    return outline
 
 
 def _of_data(config: Config, data: Dataset) -> Config:

@@ -8,7 +8,8 @@ from typing import Any
 
 from imc.config import Config
 from imc.config.filling import filled
-from imc.data.outline import Outline, outline_of, outline_of_source
+from imc.config.resolve import outline_for_presets
+from imc.data.outline import Outline, outline_of_source
 from imc.runs.data import chosen, image_size, run_data
 from imc.text import counted
 
@@ -38,7 +39,7 @@ def preview(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def _outline(config: Config) -> Outline:
     if config.features is not None:
-        return outline_of(run_data(config), with_test=False)
+        return outline_for_presets(run_data(config), with_test=False)
     found = outline_of_source(
         config.data,
         image_size=None if config.encodes else image_size(config),
