@@ -294,6 +294,7 @@ def _announce(loop: Loop, config: Config, data: Dataset, command: tuple[Config, 
 def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> dict[str, Any]:
     """Save the model and, with ``report``, what it says of the images."""
     folder, config = loop.record.folder, Config.from_dict(loop.record.config)
+    loop.model.merge()
     if loop.model.calibrated:
         rows = images.clustered.images
         loop.model.calibrate(rows[evenly_spaced(len(rows), CALIBRATED)])

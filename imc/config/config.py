@@ -24,7 +24,7 @@ from imc.models.encoder_names import ACCEPTED, DEFAULT, is_named
 from imc.models.options import ENCODERS
 from imc.training.options import InitialOptions, LoopOptions, PlacementOptions, RankOptions
 
-OF_FEATURES = ("neighbours", "mutual", "views", "scaling", "columns")
+OF_FEATURES = ("neighbours", "mutual", "views", "scaling", "columns", "head_clusters")
 OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder", "train_encoder")
 OF_IMAGES = (
     *("init", "init_prefix", "freeze_encoder"),
@@ -91,11 +91,11 @@ class Config(
         "contrast", "saturation", "hue", "grayscale", "blur_probability", "blur_sigma", "normalize", "mean", "std",
         "clusters", "channels", "side", "columns", "encoder", "train_encoder", "weights", "weights_sha256", "stem",
         "widths", "pool_after", "pooled_size", "feature_dim", "bn", "bn_momentum", "projection_hidden", "embedding_dim",
-        "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden", "temperature",
-        "entropy_weight", "logit_limit", "sinkhorn_epsilon", "sinkhorn_iterations", "queue", "queue_start_epoch",
-        "bank", "smoothing", "beta", "teacher_momentum", "contrast_weight", "device", "threads", "amp", "channels_last",
-        "device_data", "compile", "cuda_graph", "sync_bn", "rank_timeout", "log_every", "tensorboard",
-        "checkpoint_every", "checkpoint_minutes",
+        "projection_bias", "prototypes", "classifier_widths", "sub_heads", "head_hidden", "head_clusters",
+        "temperature", "entropy_weight", "logit_limit", "sinkhorn_epsilon", "sinkhorn_iterations", "queue",
+        "queue_start_epoch", "bank", "smoothing", "beta", "teacher_momentum", "contrast_weight", "device", "threads",
+        "amp", "channels_last", "device_data", "compile", "cuda_graph", "sync_bn", "rank_timeout", "log_every",
+        "tensorboard", "checkpoint_every", "checkpoint_minutes",
     )
     # fmt: on
 
@@ -114,6 +114,8 @@ class Config(
                     f"{flag(entry.name)} belongs to --method {' or '.join(owner)}, this is --method {method}"
                 )
         self._check_features()
+        if self.head_clusters is not None and self.clusters is not None and self.head_clusters < self.clusters:
+            raise UserError(f"--head-clusters must be at least {self.clusters}, --clusters, got {self.head_clusters}")
         if self.large_crops is not None and self.small_crops is not None and self.large_crops + self.small_crops < 2:
             raise UserError("--large-crops and --small-crops must be at least 2 together, got 1")
         if method == "crlc" and (self.large_crops not in (None, 2) or self.small_crops not in (None, 0)):

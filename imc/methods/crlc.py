@@ -39,6 +39,7 @@ class Crlc(HeadsMethod):
         clusters: number C of clusters.
         sub_heads: number H of cluster heads.
         head_hidden: width of each cluster head's hidden layer.
+        head_clusters: see :class:`imc.methods.heads.HeadsMethod`.
         temperature: divides the cosines of the embeddings.
         contrast_weight: of the embeddings' loss against the mean over the heads of theirs.
         smoothing, entropy_weight, logit_limit: see :func:`imc_kernels.log_dot_product_loss`.
@@ -58,8 +59,9 @@ class Crlc(HeadsMethod):
         smoothing: float,
         entropy_weight: float,
         logit_limit: float,
+        head_clusters: int | None = None,
     ) -> None:
-        super().__init__(encoder, sub_heads, clusters)
+        super().__init__(encoder, sub_heads, clusters, head_clusters=head_clusters)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection: nn.Module | None = None
         if not isinstance(encoder, Standardise):
@@ -68,7 +70,7 @@ class Crlc(HeadsMethod):
                 nn.ReLU(inplace=True),
                 he_uniform(nn.Linear(projection_hidden, embedding_dim, dtype=torch.float32)),
             )
-        self.heads = ClusterHeads(feature_dim, head_hidden, clusters, sub_heads)
+        self.heads = ClusterHeads(feature_dim, head_hidden, head_clusters or clusters, sub_heads)
         if self.calibrated and sub_heads == 1:
             self.jury = Jury(feature_dim, clusters)
         self.temperature = temperature
@@ -100,6 +102,7 @@ class Crlc(HeadsMethod):
         )
         clustering = head_losses.mean()
         self.note_head_losses(head_losses)
+        self.note_pairs(logits)
         terms, loss = {"cluster_contrast": clustering.detach()}, clustering
         if self.projection is not None:
             embeddings = self.projection(features).unflatten(0, (2, -1))
@@ -107,7 +110,8 @@ class Crlc(HeadsMethod):
                 embeddings, temperature=self.temperature, normalise=True, group=self.group
             )
             terms, loss = {"instance_contrast": contrast.detach(), **terms}, contrast + clustering
-        return self.with_jury(Step(loss, terms, None, self._of_best_head(logits.detach())), features, 2)
+        answer = self._of_best_head(self._asked_for(logits.detach()))
+        return self.with_jury(Step(loss, terms, None, answer), features, 2)
 
     def embed(self, images: Tensor) -> Tensor:
         features = self.features(images)

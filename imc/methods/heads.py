@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imc.methods.merging import merged_clusters
 from imc.methods.method import Method
 
 SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
@@ -52,14 +54,33 @@ class HeadsMethod(Method):
         sub_heads: number H of cluster heads.
         clusters: C.
         temperature: divides their logits.
+        head_clusters: number K of clusters of each head, at least C; of more, those are merged for the answer whose
+            samples have neighbours alike (:mod:`imc.methods.merging`). None: C.
     """
 
     heads: ClusterHeads
     head_loss_sum: Tensor
     head_loss_steps: Tensor
 
-    def __init__(self, encoder: nn.Module, sub_heads: int, clusters: int, temperature: float = 1.0) -> None:
-        super().__init__(encoder, clusters=clusters, temperature=temperature)
+    pair_sum: Tensor
+    merged: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        sub_heads: int,
+        clusters: int,
+        temperature: float = 1.0,
+        head_clusters: int | None = None,
+    ) -> None:
+        head_clusters = head_clusters or clusters
+        merges = head_clusters > clusters
+        super().__init__(encoder, clusters=clusters, temperature=1.0 if merges else temperature)
+        self.merges, self.head_temperature = merges, temperature
+        if merges:
+            self.register_buffer("pair_sum", torch.zeros(sub_heads, head_clusters, head_clusters, dtype=torch.float32))
+            first = torch.arange(head_clusters) % clusters
+            self.register_buffer("merged", first.expand(sub_heads, head_clusters).clone())
         # In the state dict, since a saved model predicts by them.
         self.register_buffer("head_loss_sum", torch.zeros(sub_heads, dtype=torch.float32))
         self.register_buffer("head_loss_steps", torch.zeros((), dtype=torch.int64))
@@ -70,7 +91,30 @@ class HeadsMethod(Method):
             self.head_loss_sum.add_(losses.detach())
             self.head_loss_steps.add_(1)
 
+    def note_pairs(self, logits: Tensor) -> None:
+        """Add up, over an epoch, which clusters of a head meet in the two views of logits [H, 2, B, K]."""
+        if self.training and self.merges:
+            p = (logits.detach() / self.head_temperature).softmax(dim=-1)
+            self.pair_sum.add_(p[:, 0].transpose(1, 2) @ p[:, 1])
+
+    def merge(self) -> None:
+        """Merge each head's clusters by the pairs of the epoch so far."""
+        if self.merges:
+            found = [merged_clusters(pairs, self.clusters) for pairs in self.pair_sum.cpu().numpy()]
+            self.merged.copy_(torch.from_numpy(np.stack(found)))
+
+    def _asked_for(self, logits: Tensor) -> Tensor:
+        """The logits [H, ..., K] of the heads' clusters as those [H, ..., C] of the clusters that were asked for."""
+        if not self.merges:
+            return logits
+        share = functional.one_hot(self.merged, self.clusters).to(logits.dtype)  # [H, K, C]
+        p = (logits / self.head_temperature).softmax(dim=-1)
+        whole = p.flatten(1, -2) @ share
+        return whole.unflatten(1, logits.shape[1:-1]).clamp_min(torch.finfo(logits.dtype).tiny).log()
+
     def begin_epoch(self, epoch: int) -> None:
+        if self.merges:
+            self.pair_sum.zero_()
         self.head_loss_sum.zero_()
         self.head_loss_steps.zero_()
 
@@ -85,13 +129,13 @@ class HeadsMethod(Method):
         return int(self.head_loss_sum.argmin())
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        by_head = self.heads(features)
+        by_head = self._asked_for(self.heads(features))
         return self._calibrated(self._of_best_head(by_head)), by_head
 
     def _others(self, features: Tensor) -> Tensor:
         if self.jury is not None:
             return super()._others(features)
-        winners, best = self.heads(features).argmax(dim=2), self.best_head
+        winners, best = self._asked_for(self.heads(features)).argmax(dim=2), self.best_head
         return torch.cat([winners[:best], winners[best + 1 :]])
 
     def _of_best_head(self, logits: Tensor) -> Tensor:

@@ -107,6 +107,9 @@ class Method(nn.Module):
         loss = self.jury(features, views, self.group)
         return step._replace(loss=step.loss + loss, terms={**step.terms, "jury": loss.detach()})
 
+    def merge(self) -> None:
+        """Called after the last step, for heads that have more clusters than the answer."""
+
     def _calibrated(self, logits: Tensor) -> Tensor:
         """The logits of the answer, on features as sure as :meth:`calibrate` found."""
         return logits / self.answer_temperature if self.calibrated else logits

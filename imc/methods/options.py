@@ -37,6 +37,13 @@ class SubHeadOptions(HeadOptions):
     head_hidden: int = option(
         None, "network", "width of a cluster head's hidden layer; 0: none", at_least=0, method=("crlc", "temi")
     )
+    head_clusters: int | None = option(
+        None,
+        "network",
+        "features: clusters of a head, which are merged to --clusters for the answer; default: as many",
+        at_least=2,
+        method=("crlc", "temi"),
+    )
 
 
 @dataclass(frozen=True)

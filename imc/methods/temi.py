@@ -38,6 +38,7 @@ class Temi(HeadsMethod):
         clusters: number C of clusters.
         sub_heads: number H of cluster heads.
         head_hidden: width of each cluster head's hidden layer; 0: there is none.
+        head_clusters: see :class:`imc.methods.heads.HeadsMethod`.
         beta, temperature: see :func:`imc_kernels.self_distillation_loss`; one temperature for both sides.
         teacher_momentum: share of the teachers that is left after a step.
     """
@@ -54,14 +55,16 @@ class Temi(HeadsMethod):
         beta: float,
         temperature: float,
         teacher_momentum: float,
+        head_clusters: int | None = None,
     ) -> None:
-        super().__init__(encoder, sub_heads, clusters, temperature)
-        self.heads = ClusterHeads(int(encoder.feature_dim), head_hidden, clusters, sub_heads)  # type: ignore[arg-type]
+        head_clusters = head_clusters or clusters
+        super().__init__(encoder, sub_heads, clusters, temperature, head_clusters)
+        self.heads = ClusterHeads(int(encoder.feature_dim), head_hidden, head_clusters, sub_heads)  # type: ignore[arg-type]
         self.teachers = copy.deepcopy(self.heads).requires_grad_(False)
         self.beta = beta
         self.temperature = temperature
         self.teacher_momentum = teacher_momentum
-        self.register_buffer("prior", torch.full((sub_heads, clusters), 1 / clusters, dtype=torch.float32))
+        self.register_buffer("prior", torch.full((sub_heads, head_clusters), 1 / head_clusters, dtype=torch.float32))
         if self.calibrated:  # the weights of the pairs tie the heads, which agree where they are wrong too
             self.jury = Jury(int(encoder.feature_dim), clusters)  # type: ignore[arg-type]
 
@@ -96,8 +99,9 @@ class Temi(HeadsMethod):
             teacher_temperature=self.temperature,
         )
         self.note_head_losses(head_losses)
+        self.note_pairs(students)
         loss = head_losses.mean()
-        logits = students.detach() / self.temperature
+        logits = self._asked_for(students.detach()) / self.temperature
         step = Step(loss, {"self_distillation": loss.detach()}, None, self._of_best_head(logits))
         return self.with_jury(step, features, 2)
 
