@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(name: str, path: str, seeds: Sequence[int], config: Config, folder: Path) -> tuple[float, float, float]:
     """Train with each seed, and print the line of the set; the mean accuracies of k-means, the answer and the vote."""
     baseline, own, vote, single, seconds, confidence, right = [], [], [], [], [], [], []
-    data = read_features([path])
+    data = read_features([path], views=config.are_augmented)
     scored = data.train if data.test is None else data.test
     assert scored.labels is not None
     labels = scored.labels.numpy()

@@ -29,7 +29,7 @@ def merged_clusters(pairs: NDArray[np.floating], clusters: int) -> NDArray[np.in
     members = [[number] for number in range(len(rows))]
     costs = np.stack([_costs(rows, number) for number in range(len(rows))])
     while len(rows) > clusters:
-        first, second = sorted(np.unravel_index(costs.argmin(), costs.shape))
+        first, second = sorted(map(int, np.unravel_index(costs.argmin(), costs.shape)))
         rows[first] += rows[second]
         members[first] += members.pop(second)
         rows = np.delete(rows, second, axis=0)
