@@ -34,7 +34,7 @@ from imc.machine.device import DEVICES, choose_device
 from imc.machine.torch_state import turn
 from imc.pages.contents import Contents, collect
 from imc.pages.run_page import INDEX, RunPage
-from imc.pages.thumbnails import DEFAULT_SIDES, Pictures, Sheet, expected_bytes, make_sheets
+from imc.pages.thumbnails import DEFAULT_SIDES, LOOKED_AT, Pictures, Sheet, expected_bytes, make_sheets
 from imc.runs.data import clustered, other_data, run_data
 from imc.runs.model import load_run
 from imc.runs.names import Names, given_names
@@ -97,6 +97,8 @@ def report(options: Options, data: Dataset | None = None, encoder: nn.Module | N
         images = clustered(run.config, data)
         root = None if run.config.data_root is None else user_path(run.config.data_root)
         originals = original_files(options.data or run.config.data, images.files, root)
+        if originals is not None and not any(path.is_file() for path in originals[:LOOKED_AT]):
+            originals = None  # names of rows that are none of files, or a folder that is gone
     else:
         data = fit_for_model(run.config, run_data(run.config, data))
         images = clustered(run.config, data)

@@ -146,7 +146,7 @@ class RunPage:
         for cluster, size in enumerate(self.contents.sizes.tolist()):
             own = members.get(cluster, np.empty(0, np.int64))
             sure = f", mean confidence {result.confidence[own].mean():.0%}" if size else ""
-            text = texts[cluster].replace(f"{size:,}", counted(size, "image{s}"), 1) + sure
+            text = texts[cluster].replace(f"{size:,}", counted(size, f"{self.contents.kind}{{s}}"), 1) + sure
             files = [self.contents.file(index) for index in own.tolist()]
             entries.append(
                 {"number": cluster, "size": size, "title": self._name(cluster), "text": text}
