@@ -67,10 +67,13 @@ def draw(folder: Path, count: int) -> None:
         Image.fromarray(colours.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index}.jpg")
 
 
+SHAPES = {"features": (40, 6), "dino": (40, 6), "clip": (40, 4), "new-features": (9, 6), "views": (40, 5, 6)}
+
+
 def write_features(folder: Path) -> None:
     """Features of 40 samples by two networks and of 9 new ones, with names and labels; and a set with held-out rows."""
     random = np.random.default_rng(1)
-    for name, shape in {"features": (40, 6), "dino": (40, 6), "clip": (40, 4), "new-features": (9, 6)}.items():
+    for name, shape in SHAPES.items():
         np.save(folder / f"{name}.npy", random.normal(size=shape).astype(np.float32))
     np.save(folder / "y.npy", np.arange(40) % 3)
     (folder / "names.txt").write_text("".join(f"{number}.wav\n" for number in range(40)))
@@ -154,6 +157,8 @@ def test_a_command_of_the_documents_runs(
             (folder / "photos").rename(folder / "moved/photos")
     elif trains:
         argv = [*few(argv), *SHORT]
+    if argv[0] == "embed":
+        (folder / argv[argv.index("--out") + 1]).unlink(missing_ok=True)  # a later line's input
     if "--init" in argv:
         encoder = argv[argv.index("--encoder") + 1]
         others = ["--data", "photos", "--clusters", "10", "--encoder", encoder, "--out", "runs/others"]
