@@ -129,9 +129,9 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         maps = tensor(2 * batch, 64, 4, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
         affine = tensor(64, gradient=True), tensor(64, gradient=True)
         leaves = (maps.detach().requires_grad_(), *affine, maps.detach().requires_grad_())
-        add(k.per_view_batch_norm, *leaves[:3], views=2, label="without ReLU")
-        add(k.per_view_batch_norm, *leaves[:3], views=2, relu=True, label="with ReLU")
-        add(per_view_batch_norm, *leaves, views=2, relu=True, label="with a residual and ReLU")
+        add(k.per_view_batch_norm, *leaves[:3], views=2, label="without ReLU", counted=single)
+        add(k.per_view_batch_norm, *leaves[:3], views=2, relu=True, label="with ReLU", counted=single)
+        add(per_view_batch_norm, *leaves, views=2, relu=True, label="with a residual and ReLU", counted=single)
     for size, channels in ((28, 3), (76, 3), (16, 1)):
         # A large crop is 9 tiles, twice, of about a second each in the interpreter.
         made.append(crops(1 if size > 32 else max(1, batch // 64), size, channels))

@@ -34,6 +34,7 @@ from imc_kernels.triton.primitives import rounded
 TILE = 4096  # elements that a program holds at a time
 LINE = 128  # bytes of neighbouring channels
 MOST_GROUPS = 128  # of rows of a view
+PARTS = 32  # of a view, whose sums of gradients a program adds up at a time
 PROGRAMS = 1024  # of a launch: a few for every multiprocessor
 
 
@@ -263,15 +264,19 @@ def gradient_sums_kernel(
 
 
 @triton.jit
-def view_sums(partials, view, rows, groups, kk, channels: tl.constexpr, most_groups: tl.constexpr):
+def view_sums(partials, view, rows, parts, kk, channels: tl.constexpr, most_parts: tl.constexpr):
     """The sums of g and g (x - m) over a view. That of x - m is 0 but for the rounding of m, which the second must not
     carry times the first."""
-    g = tl.arange(0, most_groups)
-    known = (g < groups)[:, None] & (kk < channels)[None, :]
-    at = partials + view * groups * 3 * channels + g[:, None] * (3 * channels) + kk[None, :]
-    sums = tl.sum(tl.load(at, mask=known, other=0.0), axis=0)
-    products = tl.sum(tl.load(at + channels, mask=known, other=0.0), axis=0)
-    beside = tl.sum(tl.load(at + 2 * channels, mask=known, other=0.0), axis=0)
+    sums = tl.zeros(kk.shape, tl.float32)
+    products = tl.zeros(kk.shape, tl.float32)
+    beside = tl.zeros(kk.shape, tl.float32)
+    for first in range(0, parts, most_parts):
+        part = first + tl.arange(0, most_parts)
+        known = (part < parts)[:, None] & (kk < channels)[None, :]
+        at = partials + view * parts * 3 * channels + part[:, None] * (3 * channels) + kk[None, :]
+        sums += tl.sum(tl.load(at, mask=known, other=0.0), axis=0)
+        products += tl.sum(tl.load(at + channels, mask=known, other=0.0), axis=0)
+        beside += tl.sum(tl.load(at + 2 * channels, mask=known, other=0.0), axis=0)
     return sums, products - beside / rows * sums
 
 
@@ -297,7 +302,7 @@ def gradient_kernel(
     channels: tl.constexpr,
     block_rows: tl.constexpr,
     block: tl.constexpr,
-    most_groups: tl.constexpr,
+    most_parts: tl.constexpr,  # added up at a time
 ):
     view, _, row, kk, cells = place(groups, tiles, channels, block_rows, block)
     if weight_gradient is not None or bias_gradient is not None:  # noqa: SIM102  # the same
@@ -306,7 +311,7 @@ def gradient_kernel(
             of_bias = tl.zeros((block,), tl.float32)
             each = view
             for _turn in range(views):
-                sums_v, products_v = view_sums(partials, each, rows, parts, kk, channels, most_groups)
+                sums_v, products_v = view_sums(partials, each, rows, parts, kk, channels, most_parts)
                 s_v = per_channel(variance + each * channels, kk, channels, 1.0)
                 each += 1
                 of_weight += products_v * inverse_deviation(s_v, eps)
@@ -320,7 +325,7 @@ def gradient_kernel(
         s = per_channel(variance + view * channels, kk, channels, 1.0)
         scale, offset = affine(weight, bias, s, eps, kk, channels)
         inverse = inverse_deviation(s, eps)
-        sums, products = view_sums(partials, view, rows, parts, kk, channels, most_groups)
+        sums, products = view_sums(partials, view, rows, parts, kk, channels, most_parts)
         level = sums / rows
         along = products * inverse * inverse / rows
         for tile in range(tiles):
@@ -442,7 +447,7 @@ class Sweep:
                 *(self.x, self.weight, self.bias, mean, variance, self.rows(passed), partials),
                 *(self.rows(of_input), of_weight, of_bias, self.eps, *self.spread, groups, self.views),
                 relu=self.relu and self.residual is None,
-                most_groups=MOST_GROUPS,
+                most_parts=PARTS,
                 **self.constants,
             )
         return of_input, of_weight, of_bias
