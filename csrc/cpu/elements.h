@@ -67,8 +67,7 @@ inline void copy_elements(const From* from, To* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) convert(number(from[i]), to + i);
 }
 
-// The compilers know no vectors of float16. On the way back the processor's instruction takes many times as long where a
-// result is below float16's smallest normal number, as most of Sinkhorn's are: those lanes go by integers, as in convert().
+// The compilers know no vectors of float16.
 #if defined(__AVX512F__)
 // The first n of 16 lanes.
 inline __mmask16 lanes(int64_t n) { return static_cast<__mmask16>(n < 16 ? (1u << n) - 1 : 0xffffu); }
@@ -83,16 +82,8 @@ inline void copy_elements(const float* from, float16* to, int64_t n) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 filled = lanes(n - i);
-    const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(filled, from + i));
-    const __m512i magnitude = _mm512_and_epi32(bits, _mm512_set1_epi32(0x7fffffff));
-    const __mmask16 below = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x38800000)), normal = _knot_mask16(below);
-    const __m512i half = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0.5f)));
-    const __m512i sign = _mm512_and_epi32(_mm512_maskz_srli_epi32(below, bits, 16), _mm512_set1_epi32(0x8000));
-    const __m512i fixed = _mm512_or_epi32(_mm512_sub_epi32(half, _mm512_set1_epi32(0x3f000000)), sign);
-    const __m512 rest = _mm512_castsi512_ps(_mm512_maskz_mov_epi32(normal, bits));
-    const __m256i out = _mm256_or_si256(_mm512_maskz_cvtps_ph(lanes(16), rest, kNearest),
-                                        _mm512_maskz_cvtepi32_epi16(below, fixed));
-    _mm256_mask_storeu_epi16(to + i, filled, out);
+    const __m512 x = _mm512_maskz_loadu_ps(filled, from + i);
+    _mm256_mask_storeu_epi16(to + i, filled, _mm512_maskz_cvtps_ph(filled, x, kNearest));
   }
 }
 #elif defined(__F16C__)
@@ -102,19 +93,8 @@ inline void copy_elements(const float16* from, float* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = number(from[i]);
 }
 inline void copy_elements(const float* from, float16* to, int64_t n) {
-  for (; n >= 8; n -= 8, from += 8, to += 8) {
-    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(from));
-    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
-    const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x38800000), magnitude);
-    const __m256i half = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0.5f)));
-    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x8000));
-    const __m256i fixed = _mm256_or_si256(_mm256_sub_epi32(half, _mm256_set1_epi32(0x3f000000)), sign);
-    const __m256i small = _mm256_and_si256(fixed, below);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(small), _mm256_extracti128_si256(small, 1));
-    const __m256 rest = _mm256_castsi256_ps(_mm256_andnot_si256(below, bits));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                     _mm_or_si128(_mm256_cvtps_ph(rest, _MM_FROUND_TO_NEAREST_INT), packed));
-  }
+  for (; n >= 8; n -= 8, from += 8, to += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
   for (int64_t i = 0; i < n; ++i) convert(from[i], to + i);
 }
 #endif

@@ -30,6 +30,24 @@ struct Extremes {
   T high, low;
 };
 
+// out = exp((s - reference) / epsilon) of a row, where s may lie in out, added to sums; and its extremes. A function of its
+// own: g++ 12 does not vectorise the loop behind the conversion of float16.
+template <typename T>
+[[gnu::noinline]] void exponentials_of_row(const T* s, T* out, T* sums, int64_t n, T reference, T inverse_epsilon,
+                                           T& highest, T& lowest) {
+  T high = highest, low = lowest;
+#pragma omp simd reduction(max : high) reduction(min : low)
+  for (int64_t k = 0; k < n; ++k) {
+    const T score = s[k];
+    high = score > high ? score : high;
+    low = score < low ? score : low;
+    out[k] = exp_bounded((score - reference) * inverse_epsilon);
+    sums[k] += out[k];
+  }
+  highest = high;
+  lowest = low;
+}
+
 // The scaling form. First sweep: e = E, its column sums into partial; returns the extremes of the scores. The reference
 // may be any score: u and v take up a constant, and where the range is narrow no factor leaves exp(+-scaling_range()).
 template <typename S, typename T = Number<S>>
@@ -43,14 +61,7 @@ Extremes<T> exponentials(const Problem<S>& p, T reference, T* e, T* partial) {
     for (int64_t row = first; row < last; ++row) {
       T* out = e + row * n;
       const T* s = numbers_of(p.scores + row * n, out, n);
-#pragma omp simd reduction(max : high) reduction(min : low)
-      for (int64_t k = 0; k < n; ++k) {
-        const T score = s[k];  // which may lie where its exponential goes
-        high = score > high ? score : high;
-        low = score < low ? score : low;
-        out[k] = exp_bounded((score - reference) * inverse_epsilon);
-        sums[k] += out[k];
-      }
+      exponentials_of_row(s, out, sums, n, reference, inverse_epsilon, high, low);
     }
     highs[first / p.chunk_rows] = high;
     lows[first / p.chunk_rows] = low;
