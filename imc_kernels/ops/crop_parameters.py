@@ -58,7 +58,7 @@ class CropDraw:
     whole image. Sources: Inception crops, arXiv 1409.4842; jitter, grayscale and blur, SimCLR, arXiv 2002.05709.
 
     On a GPU the kernels of :func:`multi_crop` draw within their own launch: nothing is copied, and the step may be a
-    tensor there, which a captured CUDA graph advances. :meth:`parameters` gives the numbers themselves.
+    tensor there, which a captured CUDA graph advances. :meth:`parameters` gives the numbers: float32 [V, B, 13].
 
     Args:
         seed, step: integers of 64 bits. The step may be an int64 tensor [] on the indices' device.
@@ -229,11 +229,13 @@ def _at_once(draw: Callable[P, CropDraw]) -> Callable[P, Tensor]:
     def draw_crop_parameters(*arguments: P.args, **options: P.kwargs) -> Tensor:
         return draw(*arguments, **options).parameters()
 
-    about, _, arguments = (inspect.getdoc(draw) or "").partition("\n\nOn a GPU")
+    about, _, rest = (inspect.getdoc(draw) or "").partition("\n\nOn a GPU")
+    arguments, _, errors = rest.partition("Args:")[2].partition("Raises:")
     draw_crop_parameters.__doc__ = (
         "Draw the parameters of random resized crops with colour jitter, for :func:`multi_crop`: a :class:`CropDraw`\n"
-        f"in numbers. {about.partition(chr(10) * 2)[2]}\n\nArgs:{arguments.partition('Args:')[2]}\n\n"
-        "Returns:\n    float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`."
+        f"in numbers. {about.partition(chr(10) * 2)[2]}\n\nArgs:{arguments}"
+        "Returns:\n    float32 [V, B, 13] on the indices' device; the columns are those of :class:`Column`.\n\n"
+        f"Raises:{errors}"
     )
     signature = inspect.signature(draw).replace(return_annotation="Tensor")
     draw_crop_parameters.__signature__ = signature  # type: ignore[attr-defined]  # shown by help()

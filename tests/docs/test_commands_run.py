@@ -8,6 +8,7 @@ other machines or hours) ends as a skip that says why and what was run instead.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from imc import cli
 from imc.errors import StoppedError
 from imc.models.encoder_names import DEFAULT
 from imc.models.named import weights_of
+from imc.runs.names import Names, digest_of_model
 
 SHORT = ("--epochs", "1")
 ELSEWHERE = {  # dry-run by test_commands.py
@@ -50,6 +52,7 @@ WRITES = {  # what a command must have left, relative to the folder it ran in
     "predict": "runs/*/predictions-*.csv",
     "evaluate": "runs/*/*.json",
     "export": "runs/photos/model.pt2",
+    "label": "runs/photos/labels*",
     "clusters-sweep": "runs/photos-clusters/clusters-sweep.png",
     "seeds": "runs/digits-seeds/summary.json",
 }
@@ -101,6 +104,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert cli.main(["train", "--features", "features.npy", "--clusters", "20", *SHORT]) == 0
         stopped = ["--epochs", "2", "--stop-after-epoch", "1", "--out", "stopped"]
         assert cli.main(["train", "--data", "photos", "--clusters", "10", *stopped]) == StoppedError.exit_code
+    names = Names(10, digest_of_model(folder / "runs/photos"), names={0: "French horns"})
+    (folder / "names.json").write_text(json.dumps(names.to_json()))
     yield folder
     torch.set_num_threads(threads)
 
@@ -152,11 +157,11 @@ def test_a_command_of_the_documents_runs(
     argv = [word.replace("~", str(folder)) for word in words[1:]]
     if "--resume" in argv:
         shutil.copytree(folder / "stopped", folder / "runs/photos")
-        if "--data" in argv:
-            (folder / "moved").mkdir()
-            (folder / "photos").rename(folder / "moved/photos")
     elif trains:
         argv = [*few(argv), *SHORT]
+    if "moved/photos" in argv:
+        (folder / "moved").mkdir()
+        (folder / "photos").rename(folder / "moved/photos")
     if argv[0] == "embed":
         (folder / argv[argv.index("--out") + 1]).unlink(missing_ok=True)  # a later line's input
     if "--init" in argv:
@@ -168,7 +173,7 @@ def test_a_command_of_the_documents_runs(
     if "--embeddings" in argv:
         assert len(np.load(folder / "new.npy")) == 9
     if "--sort-into" in argv:
-        assert len(list((folder / "sorted").rglob("*.jpg"))) == 9
+        assert len(list((folder / "sorted").rglob("*.jpg"))) == (96 if argv[0] == "label" else 9)
 
 
 def test_the_module_says_what_is_built() -> None:
