@@ -239,6 +239,8 @@ def _at_once(draw: Callable[P, CropDraw]) -> Callable[P, Tensor]:
     )
     signature = inspect.signature(draw).replace(return_annotation="Tensor")
     draw_crop_parameters.__signature__ = signature  # type: ignore[attr-defined]  # shown by help()
+    given = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    draw_crop_parameters.__annotations__ = {**given, "return": "Tensor"}
     return draw_crop_parameters
 
 
