@@ -262,7 +262,7 @@ def with_statistics(*inputs: Tensor, backend: str | None = None) -> Tensor:
 @pytest.mark.parametrize("record", [trace, fx, symbolic, export], ids=lambda record: record.__name__)
 @pytest.mark.parametrize("backend", all_backends("per_view_batch_norm"))
 def test_recorded_running_statistics(backend: str, record: Callable[..., Any]) -> None:
-    """They move with every call of the recording, by the values of that call: Triton's, else by its kernel, to rounding."""
+    """They move with every call of the recording, by its values; to rounding where Triton's kernel moves them else."""
     recorded = record(lambda *x: with_statistics(*x, backend=backend), statistics_inputs())
     ours, expected = ((x + 1, *rest) for x, *rest in (statistics_inputs(), statistics_inputs()))
     assert torch.equal(recorded(*ours), with_statistics(*expected, backend=backend))
