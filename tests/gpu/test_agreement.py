@@ -76,7 +76,7 @@ def test_a_group_agrees_with_the_specification_and_waits_for_no_number(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("side", "size"), [(32, 28), (32, 18), (96, 76)])
+@pytest.mark.parametrize(("side", "size"), [(32, 28), (32, 18), (96, 76) if GPU else (48, 38)])
 def test_crops_agree_with_the_specification(side: int, size: int, dtype: torch.dtype, backend: str) -> None:
     count = 32 if GPU else 4
     generator = torch.Generator().manual_seed(0)

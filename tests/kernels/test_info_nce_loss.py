@@ -157,9 +157,9 @@ MEASURE_PEAK = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 @pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU kernels are not built")
-@pytest.mark.parametrize(("batch", "direction", "most"), [(32768, "forward", 512), (4096, "backward", 64)])
+@pytest.mark.parametrize(("batch", "direction", "most"), [(16384, "forward", 256), (4096, "backward", 64)])
 def test_memory_is_linear_in_the_batch(batch: int, direction: str, most: float) -> None:
-    """MiB above what was resident before. The matrices of the N x N form would take 16 GiB and 256 MiB each.
+    """MiB above what was resident before. The matrices of the N x N form would take 4 GiB and 256 MiB each.
 
     The high-water mark of the process's own memory: the one of getrusage may be inherited from the parent.
     """

@@ -276,7 +276,6 @@ def test_files_of_any_name_are_predicted_and_sorted(trained: Path, tmp_path: Pat
 HOSTILE_LOCALES = (
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"},
-    {"PYTHONIOENCODING": "latin-1:strict"},
     {"PYTHONIOENCODING": "cp1252:strict", "NO_COLOR": "1"},
 )
 
