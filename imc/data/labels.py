@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imc.data.arrays import class_numbers, reason_of
 from imc.data.dataset import Dataset
 from imc.errors import UserError
-from imc.files.paths import meant, user_path
+from imc.files.paths import file_of, user_path
 from imc.text import counted
 
 LABELS = "labels"
@@ -37,15 +37,7 @@ def read_labels(source: str) -> NDArray[Any]:
     Raises:
         UserError: it is not there, or cannot be read.
     """
-    path = user_path(source)
-    if path.is_dir():
-        raise UserError(f"--labels {source!r} is a folder; accepted are an .npy and a text with one label a line")
-    if not path.is_file():
-        close = meant(source)
-        hint = f"; did you mean {close}?" if close else ""
-        raise UserError(
-            f"--labels {source!r} is not there; accepted are an .npy and a text with one label a line{hint}"
-        )
+    path = file_of("--labels", source, "an .npy and a text with one label a line")
     if path.suffix.lower() != ".npy":
         return np.array(read_lines(source), np.str_)
     try:

@@ -20,7 +20,7 @@ from imc.data.labels import read_labels, read_lines
 from imc.errors import UserError
 from imc.features.options import AUGMENTED
 from imc.features.views import split_views
-from imc.files.paths import meant, user_path
+from imc.files.paths import file_of, user_path
 from imc.machine.memory import machine_memory
 from imc.text import counted, inflected
 
@@ -114,13 +114,7 @@ def require_rows(what: str, rows: Any, views: bool = False) -> None:
 
 def _read(source: str, views: bool) -> dict[str, Any]:
     """What a file holds, by the first of each kind's names: rows as a tensor, the others as arrays."""
-    path = user_path(source)
-    if path.is_dir():
-        raise UserError(f"--features {source!r} is a folder; accepted are .npy and .npz files, and images as --data")
-    if not path.is_file():
-        close = meant(source)
-        hint = f"; did you mean {close}?" if close else ""
-        raise UserError(f"--features {source!r} is not there; accepted are .npy and .npz files{hint}")
+    path = file_of("--features", source, ".npy and .npz files", ", and images as --data")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--features cannot use {source!r}: accepted are .npy and .npz files of rows")
     if path.suffix.lower() == ".npy":

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from imc.errors import UserError
+
 
 def user_path(text: str | Path) -> Path:
     """The path, with ~ as the home folder; of a user that there is none of, as it is written."""
@@ -33,6 +35,28 @@ def meant(text: str) -> str | None:
         return None
     close = difflib.get_close_matches(path.name.casefold(), siblings, n=1, cutoff=0.75)
     return str(path.with_name(siblings[close[0]])) if close else None
+
+
+def file_of(option: str, source: str, accepted: str, else_of_folders: str = "") -> Path:
+    """The file that an option names.
+
+    Args:
+        option: as it is written, ``--labels``.
+        source: what it was given.
+        accepted: what files it takes.
+        else_of_folders: what else of folders is to be said.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = user_path(source)
+    if path.is_dir():
+        raise UserError(f"{option} {source!r} is a folder; accepted are {accepted}{else_of_folders}")
+    if not path.is_file():
+        close = meant(source)
+        hint = f"; did you mean {close}?" if close else ""
+        raise UserError(f"{option} {source!r} is not there; accepted are {accepted}{hint}")
+    return path
 
 
 @contextlib.contextmanager

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from operations import OPERATIONS
+from processes import answers_of
 
 from imc_kernels import backends
 
@@ -25,11 +22,7 @@ pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not Non
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    paths = [str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return answers_of(SCRIPT, 300)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton", "eager"])

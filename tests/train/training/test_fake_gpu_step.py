@@ -3,15 +3,12 @@ shown on a device that is not there."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import answers_of
 
 from imc_kernels import backends
 
@@ -31,11 +28,7 @@ pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not Non
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return answers_of(SCRIPT, 600)
 
 
 def by_kind(names: list[str]) -> dict[str, int]:
