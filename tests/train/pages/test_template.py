@@ -13,14 +13,14 @@ HERE = Path(imc.pages.__file__).parent
 
 
 def test_text_is_escaped_and_what_turns_it_is_shown() -> None:
-    text = render("cluster.html", "head.html", scripts=False, number=0, title="<b>&\"'", text="\u202e\x1b", sheets=[])
+    text = render("cluster.html", scripts=False, number=0, title="<b>&\"'", text="\u202e\x1b", sheets=[])
     assert "<b>" not in text
     assert "&lt;b&gt;&amp;&#34;&#39;" in text
     assert "\\u202e\\x1b" in text
 
 
 def test_a_page_allows_its_own_style_alone() -> None:
-    text = render("cluster.html", "head.html", scripts=False, number=0, title="t", text="t", sheets=[])
+    text = render("cluster.html", scripts=False, number=0, title="t", text="t", sheets=[])
     (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', text)
@@ -34,7 +34,7 @@ def test_what_a_page_is_made_of_is_installed() -> None:
     (listed,) = re.findall(r'^"imc\.pages" = \[(.*?)\]', pyproject, re.MULTILINE)
     patterns = re.findall(r'"(.*?)"', listed)
     files = {path.name for path in HERE.iterdir() if path.is_file() and path.suffix != ".py"}
-    assert {*STYLE, *SCRIPTS, "page.html", "cluster.html"} == files
+    assert {*STYLE, *SCRIPTS, "page.html", "cluster.html", "head.html"} == files
     assert all(any(fnmatch.fnmatch(file, pattern) for pattern in patterns) for file in files)
 
 
