@@ -26,7 +26,7 @@ from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.views import Batch
 from imc.methods import build_model
-from imc.methods.method import Step
+from imc.methods.method import Plan, Step
 from imc.models.resnet import ResNet
 from imc.train import plan
 from imc.training.loop import Loop
@@ -68,7 +68,7 @@ class TimedLoop(Loop):
 
     backward_end = 0.0
 
-    def compute(self, crops: list[Tensor], labelled: Any = None) -> Step:
+    def compute(self, crops: list[Tensor], plan: Any = None) -> Step:
         step = self.loss(crops)
         self.optimizer.zero_grad()
         step.loss.backward()
@@ -87,7 +87,7 @@ class TimedLoop(Loop):
         encoder: Any = self.model.encoder
         encoder.seconds = encoder.backward_from = 0.0
         start = time.perf_counter()
-        self.train_step(batch, None)
+        self.train_step(batch, Plan())
         whole = time.perf_counter() - start
         return whole, whole - encoder.seconds - (self.backward_end - encoder.backward_from)
 
@@ -95,7 +95,7 @@ class TimedLoop(Loop):
 class ReleasedLoop(TimedLoop):
     """The same with the released form of augmentation and losses."""
 
-    def train_step(self, batch: Batch, labelled: Any) -> None:
+    def train_step(self, batch: Batch, plan: Any) -> None:
         step = self.compute(self.make_views(batch))
         self.monitor.update(step, self.update)
         self.update += 1

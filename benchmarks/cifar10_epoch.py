@@ -67,8 +67,8 @@ def configured(data: Dataset, options: argparse.Namespace) -> Config:
 def steps_of(loop: Loop) -> Iterator[None]:
     """The steps of a loop, epoch after epoch."""
     while True:
-        for batch, labelled in loop._rest_of_epoch():
-            loop.train_step(batch, labelled)
+        for batch, decided in loop._rest_of_epoch():
+            loop.train_step(batch, decided)
             yield
 
 

@@ -56,7 +56,7 @@ class LossLoop(Loop):
         self.losses = losses
         self.sections = Sections(self.device)
 
-    def train_step(self, batch: Batch, labelled: Any) -> None:
+    def train_step(self, batch: Batch, plan: Any) -> None:
         with self.sections("views"):
             crops = self.views(batch, self.update)
         step = self.compute(crops)
@@ -64,7 +64,7 @@ class LossLoop(Loop):
             self.monitor.update(step, self.update)
         self.update += 1
 
-    def compute(self, crops: list[Tensor], labelled: Any = None) -> Step:
+    def compute(self, crops: list[Tensor], plan: Any = None) -> Step:
         model: Any = self.model
         views, large = sum(len(size) for size in crops), len(crops[0])
         with self.sections("encoder forward"):

@@ -209,6 +209,7 @@ class Target:
 
         self.target = GPUTarget(*(TARGETS | WITHOUT_TF32)[name])
         self.backend = make_backend(self.target)
+        self.has_tf32 = name not in WITHOUT_TF32
 
     def specialise(self, launch: Launch) -> tuple[str, Any]:
         """What Triton would look the compiled kernel up by, and what it would compile."""
@@ -256,7 +257,7 @@ def variants(target: Target) -> dict[str, tuple[str, Launch]]:
     """Each different compilation: what Triton looks it up by -> the first call that needs it, and the launch."""
     found: dict[str, tuple[str, Launch]] = {}
     for call in calls():
-        for launch in record(call.run):
+        for launch in record(call.run, tf32=target.has_tf32):
             found.setdefault(target.specialise(launch)[0], (call.name, launch))
     return found
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from imc.errors import UserError
 from imc.methods.heads import ClusterHeads, HeadsMethod, he_uniform
 from imc.methods.jury import Jury
-from imc.methods.method import LabelledRows, Step
+from imc.methods.method import Plan, Step
 from imc.models.standardise import Standardise
 from imc_kernels import info_nce_loss, log_dot_product_loss
 
@@ -79,12 +79,12 @@ class Crlc(HeadsMethod):
         self.entropy_weight = entropy_weight
         self.logit_limit = logit_limit
 
-    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
+    def forward(self, crops: Sequence[Tensor], plan: Plan | None = None) -> Step:
         """The loss of one step.
 
         Args:
             crops: one tensor [2, B, C, s, s].
-            labelled: not used.
+            plan: not used.
 
         Raises:
             UserError: other than two crops of one size.

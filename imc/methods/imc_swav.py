@@ -27,12 +27,15 @@ from torch.nn import functional
 
 from imc.methods.jury import Jury
 from imc.methods.memory import Bank, Queue, gather_rows
-from imc.methods.method import LabelledRows, Method, Step
+from imc.methods.method import Method, Plan, Step
 from imc.models.batch_norm import PerViewBatchNorm
 from imc_kernels import mutual_information_loss, prototype_scores, sinkhorn, swapped_prediction_loss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+# What the form of a step may have.
+FILLS, QUEUED, BANKED = "fills the queue", "takes the queue", "completes the bank"
 
 
 class Classifier(nn.Module):
@@ -66,7 +69,7 @@ class ImcSwav(Method):
         sinkhorn_epsilon, sinkhorn_iterations: see :func:`imc_kernels.sinkhorn`.
         temperature: divides the scores in both terms.
         entropy_weight, logit_limit: see :func:`imc_kernels.mutual_information_loss`.
-        bank: rows that the clustering term waits for where a step names the labelled ones; 0: it takes every batch.
+        bank: rows of the clustered split that the clustering term waits for; 0: it takes every batch.
         queue: number N of earlier embeddings of each large crop, over all processes, that join Sinkhorn-Knopp once
             there are so many; a multiple of the number of processes. 0: none.
         queue_start_epoch: epoch from which the queue is filled, counted from 0.
@@ -96,8 +99,6 @@ class ImcSwav(Method):
             encoder,
             clusters=clusters,
             num_prototypes=prototypes,
-            takes_labelled_rows=bank > 0,
-            remembers=bank > 0 or queue > 0,
         )
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection = nn.Sequential(
@@ -118,7 +119,18 @@ class ImcSwav(Method):
         if self.calibrated:
             self.jury = Jury(feature_dim, clusters)
 
-    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
+    def prepare(self, labelled: Tensor) -> Plan:
+        form, slots = set(), None
+        if self.queue is not None and self.queue_open:
+            form |= {FILLS, QUEUED} if self.queue.full else {FILLS}
+            self.queue.expect(len(labelled))
+        if self.bank is not None:
+            slots, complete = self.bank.plan(labelled)
+            form |= {BANKED} if complete else set()
+        return Plan(frozenset(form), slots)
+
+    def forward(self, crops: Sequence[Tensor], plan: Plan | None = None) -> Step:
+        plan = plan or Plan()
         self.normalize_prototypes()
         views, large = sum(len(size) for size in crops), len(crops[0])
         features = self.encode(crops)
@@ -126,20 +138,20 @@ class ImcSwav(Method):
         embeddings = self.projection(features).unflatten(0, (views, -1))
         scores = prototype_scores(embeddings, self.prototypes.weight, normalize_prototypes=False)
         constant = scores.detach()
-        assignments = self._assign(embeddings.detach()[:large], constant[:large])
+        assignments = self._assign(embeddings.detach()[:large], constant[:large], plan.form)
         swapped = swapped_prediction_loss(scores, assignments, temperature=self.temperature)
         terms = {"swapped_prediction": swapped.detach()}
 
         features = features.detach()
-        if self.bank is None or labelled is None:
+        if self.bank is None or plan.slots is None:
             logits = self.classifier(features, views).unflatten(0, (views, -1))
             information = self._information(logits, constant, self.group)
         else:
             features = features.unflatten(0, (views, -1))
-            rows = (gather_rows(x[:, labelled.local], labelled.counts, self.group) for x in (features, constant))
-            batch = self.bank.add(*rows)
-            if batch is None:
+            self.bank.put(plan.slots, *(gather_rows(x, self.group) for x in (features, constant)))
+            if BANKED not in plan.form:
                 return Step(swapped, terms, constant[:large], self._logits_for_the_record(features[:large]))
+            batch = self.bank.batch()
             # Every process holds the whole batch of the bank, so its loss and gradient are those of one process.
             logits = self.classifier(batch[0].flatten(0, 1), views).unflatten(0, (views, -1))
             information = self._information(logits, batch[1], None)
@@ -147,14 +159,13 @@ class ImcSwav(Method):
         step = Step(swapped + information, terms, constant[:large], logits.detach()[:large])
         return self.with_jury(step, features, views)
 
-    def _assign(self, embeddings: Tensor, scores: Tensor) -> Tensor:
+    def _assign(self, embeddings: Tensor, scores: Tensor, form: frozenset[str]) -> Tensor:
         """Soft assignments [A, B, K] of the large crops: embeddings [A, B, D], scores [A, B, K], both constants."""
         queued = None
-        if self.queue is not None and self.queue_open:
-            if self.queue.full:
+        if self.queue is not None and FILLS in form:
+            if QUEUED in form:
                 queued = self.queue.part(self.group) @ self.prototypes.weight.detach().T
-            counts = (embeddings.shape[1],) * (1 if self.group is None else self.group.size())
-            self.queue.push(gather_rows(functional.normalize(embeddings, dim=-1), counts, self.group))
+            self.queue.push(gather_rows(functional.normalize(embeddings, dim=-1), self.group))
         return sinkhorn(
             scores,
             epsilon=self.sinkhorn_epsilon,

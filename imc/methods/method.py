@@ -33,16 +33,19 @@ class Step(NamedTuple):
     logits: Tensor
 
 
-class LabelledRows(NamedTuple):
-    """Which samples of the global batch belong to the split that is clustered; known on the host.
+class Plan(NamedTuple):
+    """What the host has decided of a step before it: the step itself asks nothing that changes from one to the next.
 
     Attributes:
-        local: int64 [n] on the device: their positions in this rank's part of the batch.
-        counts: how many each rank has.
+        form: by name, what its launches depend on: steps of one form are the same launches on the same tensors.
+        slots: int64 [B] on the device, where each row of the global batch goes in the method's bank; None: it has none.
     """
 
-    local: Tensor
-    counts: tuple[int, ...]
+    form: frozenset[str] = frozenset()
+    slots: Tensor | None = None
+
+
+FROZEN = "prototypes frozen"  # in a plan's form
 
 
 class Method(nn.Module):
@@ -52,8 +55,6 @@ class Method(nn.Module):
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F].
         clusters: number C of clusters.
         num_prototypes: number K of prototypes; 0 for a method without.
-        takes_labelled_rows: whether a step is to know which rows belong to the clustered split.
-        remembers: whether a step leaves something for the next beside parameters and buffers.
         calibrated: whether the confidence of the answer is; that of a method on features.
         jury: heads that tell how sure the answer may be, for a method on features whose own do not.
         group: where set, the batch is spread over its processes.
@@ -74,8 +75,6 @@ class Method(nn.Module):
         *,
         clusters: int,
         num_prototypes: int = 0,
-        takes_labelled_rows: bool = False,
-        remembers: bool = False,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
@@ -85,14 +84,21 @@ class Method(nn.Module):
         if self.calibrated:
             self.register_buffer("answer_temperature", torch.tensor(temperature, dtype=torch.float32))
         self.clusters, self.num_prototypes = clusters, num_prototypes
-        self.takes_labelled_rows, self.remembers = takes_labelled_rows, remembers
 
-    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
+    def prepare(self, labelled: Tensor) -> Plan:
+        """Decide what the next step is to do, and count it as made. Its tensors are on the host.
+
+        Args:
+            labelled: bool [B] on the host: which rows of the global batch belong to the split that is clustered.
+        """
+        return Plan()
+
+    def forward(self, crops: Sequence[Tensor], plan: Plan | None = None) -> Step:
         """The loss of one step.
 
         Args:
             crops: for each crop size [V_size, B, C, s, s]; those of the first are the large crops.
-            labelled: for methods that treat the rows of the clustered split apart.
+            plan: what :meth:`prepare` gave, on the device; None: a step that remembers nothing.
         """
         raise TypeError(f"{type(self).__name__} has no forward")
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from imc.errors import UserError
 from imc.methods.heads import ClusterHeads, HeadsMethod
 from imc.methods.jury import Jury
-from imc.methods.method import LabelledRows, Step
+from imc.methods.method import Plan, Step
 from imc_kernels import self_distillation_loss
 
 PRIOR_RATE = 0.1  # of the prior's moving average; the authors' code
@@ -68,12 +68,12 @@ class Temi(HeadsMethod):
         if self.calibrated:  # the weights of the pairs tie the heads, which agree where they are wrong too
             self.jury = Jury(int(encoder.feature_dim), clusters)  # type: ignore[arg-type]
 
-    def forward(self, crops: Sequence[Tensor], labelled: LabelledRows | None = None) -> Step:
+    def forward(self, crops: Sequence[Tensor], plan: Plan | None = None) -> Step:
         """The loss of one step.
 
         Args:
             crops: one tensor [2, B, D].
-            labelled: not used.
+            plan: not used.
 
         Raises:
             UserError: other than two views, or the batch is spread over processes.

@@ -2,91 +2,172 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from imc.data.pixels import ResidentPixels
 from imc.data.views import Batch, CropViews, Views
-from imc.methods.method import Method, Step
+from imc.methods.method import Plan, Step
 from imc.models.encoders import CustomEncoder
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 WARM_UP = 10  # ordinary steps first: libraries choose algorithms and allocate what they keep
-FURTHER = 2  # the same of a process that is warm, where the step has changed: the optimiser begins new moments
+FURTHER = 2  # those of each form, in a process that is warm: the optimiser begins new moments, a queue its rows
+WAITS = "synchronizing CUDA operation"  # in the warning of torch.cuda.set_sync_debug_mode
+
+
+class Recorded(NamedTuple):
+    """A captured step: what starts it again, and its tensors, which each replay overwrites."""
+
+    replay: Callable[[], None]
+    step: Step
 
 
 class GraphedStep:
     """A training step: the first ones of this process are ordinary, then one is captured and replayed from then on.
 
-    The crops' random numbers follow from the number of the update, which lies on the device, and the learning rates
-    are tensors there: both are set before a replay. With the update that first trains the prototypes the step becomes
-    another one, and is captured anew.
+    Every form of the step (:class:`imc.methods.method.Plan`) is captured on its own: a new one begins with the update
+    that first trains the prototypes, for one, or where a queue is filled. What else changes from one update to the next
+    is in tensors, which are set before a replay: the samples and the number of the update, from which the crops' random
+    numbers follow, or the crops themselves; where rows go in the bank; the learning rates.
+
+    As a context it lets the graphs go when the run ends: a process group whose exchanges they hold waits for that
+    before it is destroyed.
 
     Args:
-        compute: the step to capture: loss, gradients and the optimiser's update on crops.
-        views: what makes the crops; given the number of the update as a tensor.
+        compute: the step to capture: loss, gradients and the optimiser's update on crops, as a plan says.
+        views: what makes the crops.
         optimizer: that of the step.
-        freeze_updates: first updates, which leave the prototypes untrained.
+        inside: the same where they can be made in the graph, as the images of all batches are one tensor on the device;
+            else None.
+        refuse: told why where the step turns out to wait for the device, which no graph can. Such a run stays ordinary.
     """
 
     def __init__(
         self,
-        compute: Callable[[list[Tensor]], Step],
-        views: CropViews,
+        compute: Callable[[list[Tensor], Plan], Step],
+        views: Views,
         optimizer: torch.optim.Optimizer,
-        freeze_updates: int,
+        *,
+        inside: CropViews | None,
+        refuse: Callable[[str], None],
     ) -> None:
         self.compute, self.views, self.optimizer = compute, views, optimizer
-        self.freeze_updates = freeze_updates
-        self.ordinary = 0  # steps to make: a run that goes on is warm in none of its libraries
-        self.frozen: bool | None = None  # what the steps so far were
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inside, self.refuse = inside, refuse
+        self.refused = False
+        self.made: Counter[frozenset[str]] = Counter()  # ordinary steps of each form, in this process
+        self.ready: set[frozenset[str]] = set()  # forms that are to be captured at their next step
+        self.graphs: dict[frozenset[str], Recorded] = {}
+        self.pool: Any = None
+        self.inputs: list[Tensor] = []  # what the graphs read
 
-    def __call__(self, batch: Batch, update: int) -> Step:
+    def __call__(self, batch: Batch, update: int, plan: Plan) -> Step:
         """The update with this number; the tensors of a replayed step are overwritten by the next."""
-        frozen = update < self.freeze_updates
-        if frozen != self.frozen:
-            self.ordinary = WARM_UP if self.frozen is None else max(self.ordinary, FURTHER)
-            self.frozen, self.graph = frozen, None
-        if self.ordinary > 0:
-            self.ordinary -= 1
-            return self.compute(self.views(batch, update))
-        if self.graph is None:
-            positions = batch.positions.clone()
-            self._batch = batch._replace(positions=positions, samples=positions)
-            self._update = torch.full((), update, dtype=torch.int64, device=positions.device)
-            self._capture()
-        self._batch.positions.copy_(batch.positions)
-        self._update.fill_(update)
-        assert self.graph is not None
-        self.graph.replay()
-        return self._step
+        form = plan.form
+        if form not in self.ready:
+            return self._ordinary(batch, update, plan)
+        self._set_inputs(batch, update, plan)
+        if form not in self.graphs:
+            self.optimizer.zero_grad()
+            self.graphs[form] = self.record(form, lambda: self._on_inputs(batch, plan))
+        graph = self.graphs[form]
+        graph.replay()
+        return graph.step
 
-    def _capture(self) -> None:
-        self.optimizer.zero_grad()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._step = self.compute(self.views(self._batch, self._update))
+    def __enter__(self) -> GraphedStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.graphs.clear()
+
+    def _ordinary(self, batch: Batch, update: int, plan: Plan) -> Step:
+        crops, form = self.views(batch, update), plan.form
+        self.made[form] += 1
+        if self.refused or self.made.total() < WARM_UP or self.made[form] < FURTHER:
+            return self.compute(crops, plan)
+        step, waited = watched(lambda: self.compute(crops, plan), crops[0].device)
+        if waited:
+            self.refused = True
+            self.refuse("cannot hold a step that waits for the device, as this one does")
+        else:
+            self.ready.add(form)
+        return step
+
+    def _set_inputs(self, batch: Batch, update: int, plan: Plan) -> None:
+        """Put what this step has of its own where the graphs read it."""
+        own = self.views(batch, update) if self.inside is None else [batch.positions]
+        own = own if plan.slots is None else [*own, plan.slots]
+        if not self.inputs:
+            self.inputs = [x.clone() for x in own]
+            self.number = torch.full((), update, dtype=torch.int64, device=own[0].device)
+        for kept, new in zip(self.inputs, own, strict=True):
+            kept.copy_(new)
+        self.number.fill_(update)
+
+    def _on_inputs(self, batch: Batch, plan: Plan) -> Step:
+        """The step as it is captured."""
+        crops = self.inputs
+        if plan.slots is not None:
+            *crops, slots = self.inputs
+            plan = plan._replace(slots=slots)
+        if self.inside is not None:
+            (positions,) = crops
+            crops = self.inside(batch._replace(positions=positions, samples=positions), self.number)
+        step = self.compute(crops, plan)
+        return step._replace(loss=step.loss.detach())  # what led to it would stay, with the streams of the capture
+
+    def record(self, form: frozenset[str], work: Callable[[], Step]) -> Recorded:
+        """Capture a step of this form. The graphs of a run share their memory: none needs what another left there."""
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads pin memory, and ask after exchanges between ranks.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            step = work()
+        return Recorded(graph.replay, step)
 
 
-def obstacle(*, device: torch.device, world: int, model: Method, views: Views, pixels: object) -> str | None:
+def watched(work: Callable[[], Step], device: torch.device) -> tuple[Step, bool]:
+    """What a step gives, and whether it waited for the device."""
+    if device.type != "cuda":
+        return work(), False
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step = work()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if WAITS not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return step, any(WAITS in str(warning.message) for warning in caught)
+
+
+def obstacle(device: torch.device, group: ProcessGroup | None, encoder: nn.Module) -> str | None:
     """Why a run's step cannot be a CUDA graph, or None.
 
     Args:
         device: of the run.
-        world: number of its ranks.
-        model: what it trains.
-        views, pixels: what makes the run's views, and what holds its images.
+        group: the ranks that share it; None for one.
+        encoder: that it trains, or has.
     """
-    for there, reason in (
-        (device.type != "cuda", "needs a CUDA device, and this run is on the CPU"),
-        (world > 1, "works on one rank only"),
-        (model.remembers, "cannot hold the bank or the queue, which change from step to step"),
-        (not isinstance(views, CropViews), "needs --augmentation crops"),
-        (not isinstance(pixels, ResidentPixels), "needs the data set on the device: --device-data on"),
-        (isinstance(model.encoder, CustomEncoder), "is not for an encoder of one's own, which may wait for the device"),
-    ):
-        if there:
-            return reason
+    if device.type != "cuda":
+        return "needs a CUDA device, and this run is on the CPU"
+    if isinstance(encoder, CustomEncoder):
+        return "is not for an encoder of one's own, which may change what it does from step to step"
+    if group is None:
+        return None
+    exchange = torch.distributed.get_backend(group)
+    if exchange != "nccl":
+        return f"holds what NCCL exchanges between ranks, and those of this run have {exchange}"
+    if torch.version.hip is not None:
+        return "works on one rank only on AMD's GPUs, where the thread that watches the ranks' exchanges ends a capture"
     return None

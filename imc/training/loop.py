@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from imc.command_line.terminal import progress, warn
-from imc.data.pixels import Source, open_pixels
+from imc.data.pixels import ResidentPixels, Source, open_pixels
 from imc.data.views import Batch, CropViews, Views, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
 from imc.files.json import append_json_line, keep_json_lines
 from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
-from imc.methods.method import LabelledRows, Method, Step
+from imc.methods.method import FROZEN, Method, Plan, Step
 from imc.models.batch_norm import counted_together
 from imc.text import counted, shell_word
 from imc.training.checkpoint import random_state, restore_random_state, unfit, write_checkpoint
@@ -98,8 +98,9 @@ class Loop:
         self.optimizer = build_optimizer(model, options, self.device, graphed)
         self.graph: GraphedStep | None = None
         if graphed:
-            assert isinstance(self.views, CropViews)
-            self.graph = GraphedStep(self.compute, self.views, self.optimizer, options.freeze_updates)
+            views, resident = self.views, isinstance(self.pixels, ResidentPixels)
+            inside = views if resident and isinstance(views, CropViews) else None
+            self.graph = GraphedStep(self.compute, views, self.optimizer, inside=inside, refuse=self._no_graph)
         self.update = 0
         self.seconds = 0.0
         self.monitor = self._new_monitor()
@@ -119,14 +120,15 @@ class Loop:
         start, begun = self.update, False
         pace = None if self.tell is None else Pace(self.device, self.tell)
         bar = progress(total, "train", "step", done=start, delay=0, shown=self.ranks.first)
-        with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events:
+        released = contextlib.nullcontext() if self.graph is None else self.graph
+        with StopSignals(self.ranks.first, listen=self.signals) as signals, bar, events, released:
             if start == total:
                 self._begin(events, start)
             while self.update < total:
                 stop = False
                 with contextlib.closing(self._rest_of_epoch()) as batches:
-                    for batch, labelled in batches:
-                        self.train_step(batch, labelled)
+                    for batch, plan in batches:
+                        self.train_step(batch, plan)
                         if not begun:
                             self._begin(events, start)
                             begun = True
@@ -168,23 +170,24 @@ class Loop:
         """Where metrics and checkpoints go."""
         return self.record.folder
 
-    def train_step(self, batch: Batch, labelled: LabelledRows | None) -> None:
+    def train_step(self, batch: Batch, plan: Plan) -> None:
         """One update. Does not wait for the device."""
         set_learning_rates(self.optimizer, self.update, self.options, self.steps)
         if self.graph is not None:
-            step = self.graph(batch, self.update)
+            step = self.graph(batch, self.update, plan)
         else:
-            step = self.compute(self.views(batch, self.update), labelled)
+            step = self.compute(self.views(batch, self.update), plan)
         self.monitor.update(step, self.update)
         self.update += 1
 
-    def compute(self, crops: list[Tensor], labelled: LabelledRows | None = None) -> Step:
-        """Loss, gradients and the optimiser's step on these crops."""
+    def compute(self, crops: list[Tensor], plan: Plan | None = None) -> Step:
+        """Loss, gradients and the optimiser's step on these crops. What changes from one update to the next is in the
+        tensors and the plan alone."""
         with counted_together():
-            step: Step = self.model(crops, labelled)
+            step: Step = self.model(crops, plan)
         self.optimizer.zero_grad()
         step.loss.backward()
-        if self.update < self.options.freeze_updates:
+        if plan is not None and FROZEN in plan.form:
             self.model.freeze_prototypes()
         average_gradients(self.parameters, self.ranks.group)
         self.optimizer.step()
@@ -195,18 +198,21 @@ class Loop:
         asked = self.options.cuda_graph
         if asked is False:
             return False
-        model, world = self.model, self.ranks.world
-        reason = obstacle(device=self.device, world=world, model=model, views=self.views, pixels=self.pixels)
-        if reason is None:
-            return True
-        if asked:
+        reason = obstacle(self.device, self.ranks.group, self.model.encoder)
+        if reason is not None:
+            self._no_graph(reason)
+        return reason is None
+
+    def _no_graph(self, reason: str) -> None:
+        """Say why the step is none, or refuse to go on where one was asked for."""
+        if self.options.cuda_graph:
             raise UserError(f"--cuda-graph {reason}")
         if self.device.type == "cuda" and self.ranks.first:
             warn(f"the step is no CUDA graph, which is faster: that {reason}")
-        return False
 
-    def _rest_of_epoch(self) -> Generator[tuple[Batch, LabelledRows | None]]:
-        """The batches of the epoch that are still to come. Closing it ends the thread that fetches them."""
+    def _rest_of_epoch(self) -> Generator[tuple[Batch, Plan]]:
+        """The batches of the epoch that are still to come, each to be trained on before the next is asked for. Closing
+        it ends the thread that fetches them."""
         epoch, done = divmod(self.update, self.steps)
         if done == 0:
             self.model.begin_epoch(epoch)
@@ -218,13 +224,14 @@ class Loop:
         rows = [batch[start : start + self.per_rank] for batch in batches]
         with contextlib.closing(self.pixels.batches(rows, start, self.options.batch_size)) as loaded:
             for batch, all_samples in zip(loaded, batches, strict=True):
-                yield batch, self._labelled(all_samples) if self.model.takes_labelled_rows else None
+                yield batch, self._plan(all_samples)
 
-    def _labelled(self, samples: Tensor) -> LabelledRows:
-        """Which of a batch's samples, int64 [B] on the host, belong to the clustered split."""
-        parts = (samples < self.labelled).split(self.per_rank)
-        local = parts[self.ranks.rank].nonzero()[:, 0].to(self.device, non_blocking=True)
-        return LabelledRows(local, tuple(int(part.sum()) for part in parts))
+    def _plan(self, samples: Tensor) -> Plan:
+        """What the next step is to do, on a batch of these samples: int64 [B] on the host."""
+        plan = self.model.prepare(samples < self.labelled)
+        if self.update < self.options.freeze_updates:
+            plan = plan._replace(form=plan.form | {FROZEN})
+        return plan if plan.slots is None else plan._replace(slots=plan.slots.to(self.device, non_blocking=True))
 
     def _new_monitor(self) -> EpochMonitor:
         return EpochMonitor(self.model.num_prototypes, self.model.clusters, self.device, self.ranks)

@@ -11,7 +11,7 @@ from imc.config import Config
 from imc.data import Images
 from imc.methods import build_model, imc_swav
 from imc.methods.imc_swav import ImcSwav
-from imc.methods.method import LabelledRows, Method
+from imc.methods.method import Method, Step
 from imc.train import plan
 from imc_kernels import backends
 
@@ -94,7 +94,7 @@ def test_batching_of_views_equals_one_pass_per_view(model: ImcSwav, crops: list[
 
 def test_known_values_of_the_specification(model: Method) -> None:
     scores = torch.tensor([[0.9, 0.1, -0.3, 0], [0.8, 0.2, 0.1, -0.5], [-0.2, 0.7, 0.3, 0.1]])
-    assignments = model._assign(torch.zeros(1, 3, 2), scores.unsqueeze(0))[0]
+    assignments = model._assign(torch.zeros(1, 3, 2), scores.unsqueeze(0), frozenset())[0]
     expected = torch.tensor(
         [
             [0.47773201, 0.00005223, 0.00002375, 0.52219201],
@@ -113,35 +113,38 @@ def banked(tiny: Config, digits: Images, **changes: object) -> Method:
     return build_model(plan(dataclasses.replace(tiny, **changes), digits))
 
 
-def rows(*positions: int) -> LabelledRows:
-    return LabelledRows(torch.tensor(positions, dtype=torch.int64), (len(positions),))
+def step(model: Method, crops: list[Tensor], *labelled: int) -> Step:
+    """One on crops of which these rows belong to the clustered split."""
+    wanted = torch.zeros(crops[0].shape[1], dtype=torch.bool)
+    wanted[list(labelled)] = True
+    return model(crops, model.prepare(wanted))  # type: ignore[no-any-return]
 
 
 def test_the_bank_trains_the_classifier_when_a_batch_of_labelled_rows_is_there(
     tiny: Config, digits: Images, crops: list[Tensor]
 ) -> None:
     model = banked(tiny, digits, bank=True, batch_size=4)
-    assert "mutual_information" not in model(crops, rows(3, 5)).terms
-    assert "mutual_information" not in model(crops, rows()).terms
-    step = model(crops, rows(1, 2, 9))  # the fifth row is one too many
-    assert step.terms.keys() == {"swapped_prediction", "mutual_information"}
-    step.loss.backward()
+    assert "mutual_information" not in step(model, crops, 3, 5).terms
+    assert "mutual_information" not in step(model, crops).terms
+    made = step(model, crops, 1, 2, 9)  # the fifth row is one too many
+    assert made.terms.keys() == {"swapped_prediction", "mutual_information"}
+    made.loss.backward()
     assert "classifier" in with_gradient(model)
-    assert "mutual_information" not in model(crops, rows(0, 1, 2)).terms  # empty again after the flush
+    assert "mutual_information" not in step(model, crops, 0, 1, 2).terms  # empty again after the flush
     model.begin_epoch(1)
-    assert "mutual_information" not in model(crops, rows(0)).terms  # and at each epoch
+    assert "mutual_information" not in step(model, crops, 0).terms  # and at each epoch
 
 
 def test_a_bank_filled_at_once_is_the_step_on_those_rows(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
     plain, model = banked(tiny, digits), banked(tiny, digits, bank=True, batch_size=16)
     expected = plain(crops).terms["mutual_information"]
-    torch.testing.assert_close(model(crops, rows(*range(16))).terms["mutual_information"], expected)
+    torch.testing.assert_close(step(model, crops, *range(16)).terms["mutual_information"], expected)
 
 
 def test_waiting_for_the_bank_leaves_the_classifier_as_it_is(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
     model = banked(tiny, digits, bank=True)
     before = {name: x.clone() for name, x in model.classifier.state_dict().items()}
-    model(crops, rows(0, 1)).loss.backward()
+    step(model, crops, 0, 1).loss.backward()
     assert "classifier" not in with_gradient(model)
     assert all(torch.equal(x, before[name]) for name, x in model.classifier.state_dict().items())
 
@@ -149,20 +152,22 @@ def test_waiting_for_the_bank_leaves_the_classifier_as_it_is(tiny: Config, digit
 def test_the_queue_joins_once_it_is_full(tiny: Config, digits: Images, crops: list[Tensor]) -> None:
     plain, model = (banked(tiny, digits, queue=queue, queue_start_epoch=1) for queue in (0, 32))
     first = plain(crops).loss.detach()
-    torch.testing.assert_close(model(crops).loss.detach(), first)  # epoch 0: the queue is not filled yet
+    torch.testing.assert_close(step(model, crops).loss.detach(), first)  # epoch 0: the queue is not filled yet
     model.begin_epoch(1)
     for _ in range(2):  # 16 rows each
         assert not model.queue.full
-        torch.testing.assert_close(model(crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"])
+        torch.testing.assert_close(
+            step(model, crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"]
+        )
     assert model.queue.full
     assert model.queue.rows.shape == (2, 32, tiny.embedding_dim)
     # The same rows three times over: what is queued changes the share of a row, not its assignment.
     torch.testing.assert_close(
-        model(crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"], rtol=1e-3, atol=0
+        step(model, crops).terms["swapped_prediction"], plain(crops).terms["swapped_prediction"], rtol=1e-3, atol=0
     )
     other = [size.flip(1) for size in crops]
     other[0] = other[0] ** 2
-    difference = model(other).terms["swapped_prediction"] - plain(other).terms["swapped_prediction"]
+    difference = step(model, other).terms["swapped_prediction"] - plain(other).terms["swapped_prediction"]
     assert difference.abs() > 1e-5
 
 

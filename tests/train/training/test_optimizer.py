@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from imc.config import Config
-from imc.data.views import Batch
-from imc.training.cuda_graph import FURTHER, WARM_UP, GraphedStep
 from imc.training.optimizer import build_optimizer, load_optimizer, set_learning_rates
 
 RATES = {"warmup_updates": 4, "lr": 0.01, "classifier_lr": 0.1, "schedule": "constant"}
@@ -116,53 +114,3 @@ def test_a_state_of_other_parameters_is_refused() -> None:
     state["param_groups"].pop()
     with pytest.raises(ValueError, match="its optimiser has 1 groups of parameters, this run's 2"):
         load_optimizer(built(Model(), CONFIG), state)
-
-
-class Views:
-    """Stands for CropViews: keeps the updates that it was called for."""
-
-    def __init__(self) -> None:
-        self.updates: list[int] = []
-
-    def __call__(self, batch: Batch, update: int) -> list[Tensor]:
-        self.updates.append(update)
-        return []
-
-
-@pytest.mark.parametrize(
-    ("start", "freeze", "expected"),
-    [
-        (0, 0, "o" * WARM_UP + "rrr"),
-        (1000, 0, "o" * WARM_UP + "rrr"),
-        (0, WARM_UP + 3, "o" * WARM_UP + "rrr" + "o" * FURTHER + "rrr"),
-        (5, 40, "o" * WARM_UP + "r" * 25 + "o" * FURTHER + "rrr"),
-        (0, 4, "o" * 4 + "o" * (WARM_UP - 4) + "rrr"),  # not warm yet when the step changes
-        (0, WARM_UP - 1, "o" * (WARM_UP - 1) + "o" * FURTHER + "rrr"),
-    ],
-)
-def test_a_process_makes_ordinary_steps_before_it_captures_one(
-    start: int, freeze: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many updates the run has made before in other processes; and anew where the prototypes come in."""
-    captured = []
-
-    class Graph:
-        def replay(self) -> None:
-            pass
-
-    def capture(self: GraphedStep) -> None:
-        self.graph, self._step = Graph(), "r"  # type: ignore[assignment]
-        captured.append(self.frozen)
-
-    monkeypatch.setattr(GraphedStep, "_capture", capture)
-    views = Views()
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
-    step = GraphedStep(lambda crops: "o", views, optimizer, freeze)  # type: ignore[arg-type,return-value]
-    images = torch.zeros(1)
-    updates = range(start, start + len(expected))
-    made = [step(Batch(images, torch.full((2,), n), torch.full((2,), n), 0, 2), n) for n in updates]
-    assert "".join(map(str, made)) == expected
-    assert views.updates == [n for n, kind in zip(updates, expected, strict=True) if kind == "o"]
-    assert captured == [True, False][int("ro" not in expected) :]
-    assert int(step._update) == updates[-1]
-    assert step._batch.positions.tolist() == step._batch.samples.tolist() == [updates[-1]] * 2

@@ -20,12 +20,14 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from processes import running
 from train.conftest import crlc_config, tiny_config
+from train.training.replayed import emulated
 
 import imc.train
 from imc import ImageClusterer
 from imc.config import Config
 from imc.data import Dataset, Images, load
 from imc.errors import StoppedError, UserError
+from imc.methods.imc_swav import FILLS, QUEUED
 from imc.training.checkpoint import read_checkpoint
 from imc.training.loop import Loop
 
@@ -35,7 +37,7 @@ PLAIN = {"batch_size": 60, "sync_bn": True, "optimizer": "sgd", "lr": 0.05, "cla
 CASES = {
     "plain": PLAIN,
     "bank-and-queue": {**PLAIN, "bank": True, "queue": 120, "queue_start_epoch": 0},
-    "crops": {**PLAIN, "augmentation": "crops"},
+    "crops": {**PLAIN, "augmentation": "crops", "queue": 60, "queue_start_epoch": 0, "epochs": 6},
     "crlc": {**PLAIN, "sub_heads": 2},
 }
 
@@ -86,6 +88,9 @@ def process(rank: int, world: int, folder: str, port: int) -> None:
         np.save(Path(folder) / f"{world}-estimator.npy", fitted_probabilities())
     for case in CASES:
         run(configure(Path(folder) / str(world), case))
+    with emulated(1) as replays:  # as NCCL's exchanges are in a CUDA graph
+        run(configure(Path(folder) / f"{world}-replayed", "crops"))
+    assert replays[frozenset({FILLS, QUEUED})] == 1
     # One process's checkpoint in the middle of the last epoch, continued by these.
     run(
         dataclasses.replace(
@@ -131,6 +136,7 @@ def test_equals_one_process(
         assert time.monotonic() < deadline, "the processes did not end"
     np.testing.assert_array_equal(np.load(tmp_path / f"{world}-estimator.npy"), fitted_alone)
     pairs = [(tmp_path / "1" / case, tmp_path / str(world) / case) for case in CASES]
+    pairs.append((tmp_path / "1" / "crops", tmp_path / f"{world}-replayed" / "crops"))
     for one, many in [*pairs, (tmp_path / "1" / "bank-and-queue", tmp_path / f"{world}-half")]:
         for expected, line in zip(losses(one), losses(many), strict=True):
             assert line.keys() == expected.keys()
