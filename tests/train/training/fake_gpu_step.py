@@ -1,5 +1,5 @@
-"""Makes a step of each method on tensors of a device that is not there, and prints what it launched: {case: [names] or
-what went wrong}.
+"""Makes a step of each method on tensors of a device that is not there, and prints what it launched, and what two
+updates of a captured step do not launch alike: {case: [[names], [differences]] or what went wrong}.
 
 The device is that of tests/kernels/fake_gpu.py, which says what fails on it. Here the encoder runs in bfloat16, whose
 casts torch has for devices that it knows: they are registered for this one as it makes them on a GPU, where a weight is
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from imc.config import Config
 from imc.data import Dataset, Images
 from imc.data.views import Batch
 from imc.methods import build_model
-from imc.methods.method import Method
+from imc.methods.method import Method, Plan
 from imc.train import plan
 from imc.training.loop import Loop
 from imc.training.ranks import Ranks
@@ -45,6 +46,49 @@ class StepLaunches(Launches):
         if name == "convolution":
             return channels_last(result)
         return tuple(map(channels_last, result)) if name == "convolution_backward" else result
+
+
+class Arguments(StepLaunches):
+    """Says too what each launch takes: its numbers, and of a tensor which operation of the step made its memory, or
+    which memory it is that was there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+        self.names_of: dict[int, str] = {}  # of memory
+        self.kept: list[Tensor] = []  # so that no memory takes another's place
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "profiler":
+            return function(*args, **(kwargs or {}))
+        self.take(str(function), (args, kwargs))
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.name_of(x, f"made by {len(self.taken)}")
+        return result
+
+    def name_of(self, x: Tensor, otherwise: str) -> str:
+        place = int(x.untyped_storage()._cdata)
+        if place not in self.names_of:
+            self.names_of[place] = otherwise or str(place)
+            self.kept.append(x)
+        return self.names_of[place]
+
+    def execute(self, kernel: Any, *rest: Any) -> None:
+        self.take(kernel.fn.__name__, rest)
+        super().execute(kernel, *rest)
+
+    def call(self, module: str, operation: str, *arguments: Any) -> None:
+        self.take(f"{module}.{operation}", arguments)
+        super().call(module, operation, *arguments)
+
+    def take(self, name: str, arguments: Any) -> None:
+        words = [name]
+        for x in torch.utils._pytree.tree_leaves(arguments):
+            known = isinstance(x, Tensor)
+            words.append(f"{x.dtype} {list(x.shape)} {x.stride()} {self.name_of(x, '')}" if known else repr(x))
+        self.taken.append(" ".join(words))
 
 
 def channels_last(x: Any) -> Any:
@@ -98,10 +142,8 @@ def moved(model: Method) -> Method:
     return model.train()  # type: ignore[return-value]
 
 
-def step(method: str, backend: str | None) -> list[str]:
-    """The launches of a step at the settings for CIFAR-10."""
-    from imc_kernels.triton import launch
-
+def step(method: str, backend: str | None) -> tuple[list[str], list[str]]:
+    """The launches of a step at the settings for CIFAR-10, and for the automatic choice of backends :func:`changing`."""
     images = torch.zeros(512, 32, 32, 3, dtype=torch.uint8)
     train = Images("cifar10", images, torch.arange(512) % 10, tuple("0123456789"))
     data = Dataset("cifar10", train, None, None, mean=(0.5,) * 3, std=(0.25,) * 3, note="")
@@ -112,13 +154,31 @@ def step(method: str, backend: str | None) -> list[str]:
         batch = Batch(loop.pixels.images, positions, positions, 0, config.batch_size)  # type: ignore[attr-defined]
         for _ in range(2):  # the first makes the optimiser's moments
             counter = StepLaunches()
-            launch.execute, native.call = counter.execute, counter.call  # type: ignore[assignment]
-            with counter:
-                loop.train_step(batch, None)
-    return counter.names
+            launches(counter, lambda: loop.train_step(batch, Plan()))
+        return counter.names, [] if backend else changing(loop, batch)
 
 
-def outcome(method: str, backend: str | None) -> list[str] | str:
+def changing(loop: Loop, batch: Batch) -> list[str]:
+    """What two updates, as a graph holds them, do not launch alike."""
+    views: Any = loop.views
+    number, taken = torch.empty((), dtype=torch.int64, device=DEVICE), []
+    for _ in range(2):
+        loop.update += 1
+        arguments = Arguments()
+        launches(arguments, lambda: loop.compute(views(batch, number), Plan()))
+        taken.append(arguments.taken)
+    return [f"{a}, then {b}" for a, b in itertools.zip_longest(*taken) if a != b]
+
+
+def launches(counter: StepLaunches, work: Callable[[], Any]) -> None:
+    from imc_kernels.triton import launch
+
+    launch.execute, native.call = counter.execute, counter.call  # type: ignore[assignment]
+    with counter:
+        work()
+
+
+def outcome(method: str, backend: str | None) -> tuple[list[str], list[str]] | str:
     try:
         return step(method, backend)
     except Exception as error:

@@ -51,7 +51,16 @@ def test_a_step_waits_for_nothing_and_its_launches_are_counted(
     method: str, backend: str | None, results: dict[str, Any]
 ) -> None:
     """An exception of the device's is in the place of the launches."""
-    names = results[f"{method} {backend}"]
-    assert isinstance(names, list), names
+    result = results[f"{method} {backend}"]
+    assert isinstance(result, list), result
+    names, _ = result
     assert len(names) <= MOST[method]
     assert by_kind(names) == written(f"{method}{', Triton alone' if backend else ''}")
+
+
+@pytest.mark.parametrize("method", MOST)
+def test_the_next_update_launches_the_same_on_the_same_memory(method: str, results: dict[str, Any]) -> None:
+    """So a graph of one is right for the next: what differs between them is in the tensors."""
+    result = results[f"{method} None"]
+    assert isinstance(result, list), result
+    assert result[1] == []
