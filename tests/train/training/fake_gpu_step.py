@@ -143,7 +143,7 @@ def moved(model: Method) -> Method:
 
 
 def step(method: str, backend: str | None) -> tuple[list[str], list[str]]:
-    """The launches of a step at the settings for CIFAR-10, and for the automatic choice of backends :func:`changing`."""
+    """The launches of a step at the settings for CIFAR-10, and :func:`changing` where no backend is named."""
     images = torch.zeros(512, 32, 32, 3, dtype=torch.uint8)
     train = Images("cifar10", images, torch.arange(512) % 10, tuple("0123456789"))
     data = Dataset("cifar10", train, None, None, mean=(0.5,) * 3, std=(0.25,) * 3, note="")
