@@ -36,7 +36,7 @@ test: .venv/installed
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 # The tests of the values that the CPU kernels give.
-KERNEL_TESTS = $(patsubst %,tests/kernels/test_%.py,contract extremes half_precision info_nce_loss instruction_sets log_dot_product_loss \
+KERNEL_TESTS = $(patsubst %,tests/kernels/test_%.py,contract extremes half_precision info_nce_loss instruction_sets linear_swapped_prediction_loss log_dot_product_loss \
     multi_crop multi_crop_libraries mutual_information_loss per_view_batch_norm prototype_scores \
     self_distillation_loss sinkhorn swapped_prediction_loss)
 LOWER_INSTRUCTION_SETS = $$($(BIN)/python -c 'from imc_kernels import native; print(*native.module("_cpu").instruction_sets()[:-1])')

@@ -265,6 +265,12 @@ def quadratic_log_dot_product(logits: Tensor) -> Tensor:
     return contrast.mean(dim=-1) + _unpaired(p, logits)
 
 
+def batched_linear_swapped_prediction(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Embeddings [V, B, D] and prototypes [K, D]: the three steps, on a matrix of scores."""
+    scores = batched_prototype_scores(embeddings, prototypes)
+    return batched_swapped_prediction(scores, batched_sinkhorn(scores[:2].detach()))
+
+
 # Of each operation at the options of the papers' steps (OPTIONS): its forms by name. "batched" is compiled, too.
 RIVALS: dict[str, dict[str, Form]] = {
     "sinkhorn": {
@@ -274,6 +280,7 @@ RIVALS: dict[str, dict[str, Form]] = {
     "prototype_scores": {"released": released_prototype_scores, "batched": batched_prototype_scores},
     "per_view_batch_norm": {"released": released_batch_norm, "batched": batched_batch_norm},
     "swapped_prediction_loss": {"released": released_swapped_prediction, "batched": batched_swapped_prediction},
+    "linear_swapped_prediction_loss": {"batched": batched_linear_swapped_prediction},
     "mutual_information_loss": {"released": released_mutual_information, "batched": batched_mutual_information},
     "log_dot_product_loss": {
         "released": released_log_dot_product,

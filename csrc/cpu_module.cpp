@@ -150,6 +150,11 @@ PYBIND11_MODULE(_cpu, module) {
                        "residual_gradient[v n c]?, v, n, c, eps, relu; 2 <= n");
   IMC_DEFINE_WITH_HALF(swapped_prediction_loss,
              "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, v, a, b, k, temperature; a <= v; 2 <= v");
+  IMC_DEFINE_WITH_HALF(linear_swapped_prediction_loss,
+             "embeddings[v b d], prototypes[k d], teacher_embeddings[a b e]?, teacher_prototypes[k e]?teacher_embeddings, "
+             "marginals[k]?, columns[a k]?, weights[v b]?, loss[], embeddings_gradient[v b d]?, "
+             "prototypes_gradient[k d]?, v, assigned a, b, k, d, teacher_dim e, epsilon, iterations i, temperature, "
+             "normalize_prototypes, all_pairs; a <= v; 1 <= i");
   IMC_DEFINE_WITH_HALF(mutual_information_loss,
              "logits[v b c], scores[v b k], loss[], logits_gradient[v b c]?, scores_gradient[v b k]?, v, b, c, k, "
              "temperature, entropy_weight, logit_limit, symmetric s; c = k if s");

@@ -13,6 +13,7 @@ __path__ = extend_path(__path__, __name__)
 from imc_kernels import backends
 from imc_kernels.ops.crop_parameters import CropDraw, draw_crop_parameters
 from imc_kernels.ops.info_nce_loss import info_nce_loss
+from imc_kernels.ops.linear_swapped_prediction_loss import linear_swapped_prediction_loss
 from imc_kernels.ops.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.ops.multi_crop import multi_crop
 from imc_kernels.ops.mutual_information_loss import mutual_information_loss
@@ -29,6 +30,7 @@ __all__ = [
     "backends",
     "draw_crop_parameters",
     "info_nce_loss",
+    "linear_swapped_prediction_loss",
     "log_dot_product_loss",
     "multi_crop",
     "mutual_information_loss",

@@ -63,7 +63,8 @@ class Operation:
     """A public function, float64 inputs for given sizes, and which of them a gradient can reach.
 
     A loss returns float32 for half-precision inputs, every other operation the dtype of its inputs. The last inputs are
-    passed by the names in ``keywords``, where there are any.
+    passed by the names in ``keywords``, where there are any; those of one name as a tuple. ``constant`` says that the
+    function holds something constant that its inputs determine, so that its gradient is no limit of its differences.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Operation:
     label: str = ""
     is_loss: bool = False
     keywords: tuple[str, ...] = ()
+    constant: bool = False
 
     @property
     def backends(self) -> list[str]:
@@ -85,7 +87,11 @@ class Operation:
 
         def call(*inputs: Tensor, **options: Any) -> Tensor:
             first = len(inputs) - len(keywords)
-            return function(*inputs[:first], **dict(zip(keywords, inputs[first:], strict=True)), **options)
+            named: dict[str, list[Tensor]] = {}
+            for name, tensor in zip(keywords, inputs[first:], strict=True):
+                named.setdefault(name, []).append(tensor)
+            given = {name: tensors[0] if len(tensors) == 1 else tuple(tensors) for name, tensors in named.items()}
+            return function(*inputs[:first], **given, **options)
 
         return call if keywords else function
 
@@ -125,6 +131,12 @@ def maps_and_affine(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, .
     maps = normal(2 * sizes.batch, sizes.dim, 3, 3, generator=generator)
     weight, bias, means = normal(3, sizes.dim, generator=generator)
     return (maps + 3 * means[:, None, None]).contiguous(memory_format=torch.channels_last), weight, bias
+
+
+def embedded(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Embeddings [V, B, D] and prototypes [K, D]."""
+    embeddings = normal(sizes.views, sizes.batch, sizes.dim, generator=generator)
+    return embeddings, normal(sizes.prototypes, sizes.dim, generator=generator) / sizes.dim**0.5
 
 
 def distilled(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -177,6 +189,21 @@ OPERATIONS = [
         keywords=("residual",),
     ),
     Operation("swapped_prediction_loss", lambda s, g: (cosines(s, g), assignments(s, g)), (True, False), is_loss=True),
+    Operation("linear_swapped_prediction_loss", embedded, (True, True), is_loss=True, constant=True),
+    Operation(
+        "linear_swapped_prediction_loss",
+        lambda s, g: (
+            *embedded(s, g),
+            normal(2, s.batch, s.dim + 1, generator=g),
+            normal(s.prototypes, s.dim + 1, generator=g),
+            torch.rand(s.views, s.batch, generator=g, dtype=torch.float64) + 0.5,
+        ),
+        (True, True, False, False, False),
+        {"pairs": "all", "epsilon": 0.1, "iterations": 1},
+        label="linear_swapped_prediction_loss-teacher",
+        is_loss=True,
+        keywords=("teacher", "teacher", "weights"),
+    ),
     Operation(
         "mutual_information_loss",
         lambda s, g: (2 * normal(s.views, s.batch, s.clusters, generator=g), cosines(s, g)),

@@ -198,9 +198,11 @@ void multiply_block(const Source& a, int64_t first_row, int64_t rows, const T* p
   }
 }
 
-// c[rows][columns] = A[rows][depth] B[depth][columns], B packed. c has the row stride `columns`.
+// c[rows][columns] (+)= A[rows][depth] B[depth][columns], B packed. c has the row stride `columns`; what is added to is not
+// of half precision.
 template <typename T, typename Source, typename Out>
-void gemm(const Source& a, const T* packed_b, Out* c, int64_t rows, int64_t columns, int64_t depth, int threads) {
+void gemm(const Source& a, const T* packed_b, Out* c, int64_t rows, int64_t columns, int64_t depth, int threads,
+          bool accumulate = false) {
   constexpr int64_t block_columns = kBlockPanels * kPanel<T>;
   // Few rows are cut into smaller blocks, so that threads share the work evenly.
   int64_t height = kBlockRows;
@@ -217,7 +219,7 @@ void gemm(const Source& a, const T* packed_b, Out* c, int64_t rows, int64_t colu
     Out* out = c + row * columns + column;
     T* numbers = numbers_for(out, &blocks[worker * height * block_columns]);
     const int64_t stride = kIsHalf<Out> ? block_columns : columns;
-    multiply_block(a, row, high, packed_b + column * depth, depth, wide, depth, numbers, stride, false,
+    multiply_block(a, row, high, packed_b + column * depth, depth, wide, depth, numbers, stride, accumulate,
                    &tiles[worker * kTileSize]);
     for (int64_t r = 0; r < high; ++r) finish_row(numbers + r * stride, out + r * columns, wide);
   });

@@ -110,6 +110,24 @@ void swapped_prediction_loss(const S* scores,        // [views, batch, prototype
                              int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
                              int threads);
 
+// The loss above of the scores of embeddings and prototypes, and of assignments by Sinkhorn-Knopp, of which the matrices
+// never exist. Null teachers: the assignments are those of the first views of the embeddings. columns: the logarithms of
+// the scalings, where they are given; iterations and marginals are of no consequence then.
+template <typename S>
+void linear_swapped_prediction_loss(const S* embeddings,              // [views, batch, dim]
+                                    const S* prototypes,              // [prototype_count, dim]
+                                    const S* teacher_embeddings,      // [assigned, batch, teacher_dim]
+                                    const S* teacher_prototypes,      // [prototype_count, teacher_dim]
+                                    const Number<S>* marginals,       // [prototype_count] or null
+                                    const Number<S>* columns,         // [assigned, prototype_count] or null
+                                    const Number<S>* weights,         // [views, batch] or null
+                                    Number<S>* loss,                  // []
+                                    Gradient<S>* embeddings_gradient,  // [views, batch, dim]
+                                    Gradient<S>* prototypes_gradient,  // [prototype_count, dim]
+                                    int64_t views, int64_t assigned, int64_t batch, int64_t prototype_count, int64_t dim,
+                                    int64_t teacher_dim, double epsilon, int64_t iterations, double temperature,
+                                    bool normalize_prototypes, bool all_pairs, int threads);
+
 // logit_limit is infinite for no guard. symmetric: prototypes = clusters, each joint is averaged with its transpose.
 template <typename S>
 void mutual_information_loss(const S* logits,               // [views, batch, clusters]

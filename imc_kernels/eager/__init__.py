@@ -1,6 +1,7 @@
 """The specification: every operation in plain PyTorch, for any device and floating dtype, differentiable."""
 
 from imc_kernels.eager.info_nce_loss import info_nce_loss
+from imc_kernels.eager.linear_swapped_prediction_loss import linear_swapped_prediction_loss
 from imc_kernels.eager.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.eager.multi_crop import multi_crop
 from imc_kernels.eager.mutual_information_loss import mutual_information_loss
@@ -12,6 +13,7 @@ from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
 
 __all__ = [
     "info_nce_loss",
+    "linear_swapped_prediction_loss",
     "log_dot_product_loss",
     "multi_crop",
     "mutual_information_loss",

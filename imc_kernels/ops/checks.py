@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +94,37 @@ def group(operation: str, group: object) -> None:
     """
     if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
         raise TypeError(f"{operation}: group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
+
+
+def constant(operation: str, name: str, tensor: Tensor | None, layout: str, shape: Sequence[int]) -> Tensor | None:
+    """``tensor`` is None, or a floating one of this shape to which no gradient flows.
+
+    Raises:
+        TypeError: not a tensor, or not a floating dtype.
+        ValueError: another shape, or it requires a gradient.
+    """
+    if tensor is None:
+        return None
+    tensor = floating(operation, name, tensor, layout)
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{operation}: {name} {layout} must have the shape {list(shape)}, got {list(tensor.shape)}")
+    if tensor.requires_grad:
+        raise ValueError(f"{operation}: {name} must be constant; pass {name}.detach()")
+    return tensor
+
+
+PAIRS = ("others", "all")
+
+
+def all_pairs(operation: str, pairs: object) -> bool:
+    """Whether ``pairs`` is "all", and not "others".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(pairs, str) or pairs not in PAIRS:
+        raise ValueError(f'{operation}: pairs must be "others" or "all", got {pairs!r}')
+    return pairs == "all"
 
 
 class Range(NamedTuple):

@@ -135,6 +135,8 @@ def test_eager_has_second_derivatives(operation: Operation) -> None:
     leaves = leaves_of(operation, torch.float64)
     if operation.options.get("relu"):
         pytest.skip("relu has a kink, which finite differences may meet")
+    if operation.constant:
+        pytest.skip("finite differences would move what it holds constant; its form with a teacher is tried")
     assert torch.autograd.gradgradcheck(lambda *x: operation(*x, backend="eager"), leaves)
 
 

@@ -124,6 +124,71 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"backend 'cpu' cannot run log_dot_product_loss with critic='dot': .*eager",
     ),
+    "depth": (
+        lambda: k.linear_swapped_prediction_loss(S, torch.rand(5, 6)),
+        ValueError,
+        r"embeddings and prototypes must agree in their last dimension, got \[2, 3, 4\] and \[5, 6\]",
+    ),
+    "one view of all pairs": (
+        lambda: k.linear_swapped_prediction_loss(S[:1], S[0], assigned=1),
+        ValueError,
+        r'must hold at least the 1 assigned views, and 2 unless pairs="all", got \[1, 3, 4\]',
+    ),
+    "assigned views": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], assigned=3),
+        ValueError,
+        r"embeddings \[V, B, D\] must hold at least the 3 assigned views, .* got \[2, 3, 4\]",
+    ),
+    "teacher of one tensor": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], teacher=S),  # type: ignore[arg-type]
+        TypeError,
+        r"teacher must be its embeddings \[A, B, E\] and prototypes \[K, E\], two tensors, got Tensor",
+    ),
+    "teacher of three": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], teacher=(S, S[0], S)),  # type: ignore[arg-type]
+        TypeError,
+        r"two tensors, got 3 of them",
+    ),
+    "teacher's views": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], assigned=1, teacher=(S, S[0])),
+        ValueError,
+        r"must have A = assigned = 1, B = 3 and K = 3, got \[2, 3, 4\] and \[3, 4\]",
+    ),
+    "teacher's depth": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], teacher=(S, torch.rand(3, 5))),
+        ValueError,
+        r"teacher's embeddings and prototypes must agree in their last dimension, got \[2, 3, 4\] and \[3, 5\]",
+    ),
+    "teacher with gradient": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], teacher=(S, torch.rand(3, 4, requires_grad=True))),
+        ValueError,
+        r"teacher's prototypes are constants; pass them detached",
+    ),
+    "marginals and a center": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], marginals=torch.ones(3), center=torch.ones(3)),
+        ValueError,
+        r"a center stands in for Sinkhorn-Knopp, which has the marginals; pass one of them",
+    ),
+    "marginal of none": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], marginals=torch.tensor([1.0, -1, 1])),
+        ValueError,
+        r"marginals must all be above 0, got a smallest value of -1",
+    ),
+    "center's shape": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], center=torch.ones(4)),
+        ValueError,
+        r"center \[K\] must have the shape \[3\], got \[4\]",
+    ),
+    "weights of predictions": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], weights=torch.ones(2, 4)),
+        ValueError,
+        r"weights \[V, B\] must have the shape \[2, 3\], got \[2, 4\]",
+    ),
+    "weights with gradient": (
+        lambda: k.linear_swapped_prediction_loss(S, S[0], weights=torch.ones(2, 3, requires_grad=True)),
+        ValueError,
+        r"weights must be constant; pass weights.detach\(\)",
+    ),
     "teachers": (
         lambda: k.self_distillation_loss(S[None], S[None, :, :2]),
         ValueError,

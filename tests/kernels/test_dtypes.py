@@ -12,7 +12,7 @@ from operations import all_backends, device_of
 from torch import Tensor
 
 import imc_kernels
-from imc_kernels import backends, self_distillation_loss, sinkhorn
+from imc_kernels import backends, linear_swapped_prediction_loss, self_distillation_loss, sinkhorn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -38,6 +38,21 @@ FORMS = {
     "prototype_scores": Form(imc_kernels.prototype_scores, ((2, 5, 6), (7, 6))),
     "swapped_prediction_loss": Form(
         imc_kernels.swapped_prediction_loss, ((3, 5, 7), (2, 5, 7)), (True, False), of_loss
+    ),
+    "linear_swapped_prediction_loss": Form(
+        imc_kernels.linear_swapped_prediction_loss, ((2, 5, 6), (7, 6)), result=of_loss
+    ),
+    "linear_swapped_prediction_loss center": Form(
+        lambda z, c, **where: linear_swapped_prediction_loss(z, z.detach()[0], center=c, **where),
+        ((2, 5, 6), (5,)),
+        (True, False),
+        of_loss,
+    ),
+    "linear_swapped_prediction_loss teacher": Form(
+        lambda z, t, **where: linear_swapped_prediction_loss(z, z.detach()[0], teacher=(t, t[0]), **where),
+        ((2, 5, 6), (2, 5, 6)),
+        (True, False),
+        of_loss,
     ),
     "self_distillation_loss": Form(
         imc_kernels.self_distillation_loss, ((3, 2, 5, 7), (3, 2, 5, 7)), (True, False), of_loss

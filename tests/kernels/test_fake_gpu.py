@@ -13,8 +13,8 @@ from imc_kernels import backends
 
 SCRIPT = Path(__file__).with_name("fake_gpu.py")
 LACKS: dict[str, set[str]] = {  # what the GPU backends have no form of, as README.md says
-    "cuda": {"prototype_scores", "info_nce_loss", "self_distillation_loss"},
-    "triton": set(),
+    "cuda": {"prototype_scores", "info_nce_loss", "self_distillation_loss", "linear_swapped_prediction_loss"},
+    "triton": {"linear_swapped_prediction_loss"},
     "eager": set(),
 }
 pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not None, reason="triton does not run here")

@@ -59,6 +59,16 @@ def swapped_prediction_loss(batch: int, prototypes: int) -> tuple[Callable[[], A
     return lambda: with_gradients(imc_kernels.swapped_prediction_loss(scores, assignments, **CPU), scores), said
 
 
+def linear_swapped_prediction_loss(batch: int, prototypes: int, dim: int) -> tuple[Callable[[], Any], int]:
+    z, w = torch.randn(2, batch, dim, requires_grad=True), torch.randn(prototypes, dim, requires_grad=True)
+    rows, width = 2 * batch, min(prototypes // 32, 2048)
+    said = 4 * (rows * width + 4 * width * torch.get_num_threads() + 2 * width * dim + rows * dim) + 16 * prototypes
+    assert width < 2048 or said < 0.05 * 4 * rows * prototypes  # of the scores
+    return lambda: with_gradients(
+        imc_kernels.linear_swapped_prediction_loss(z, w, iterations=1, epsilon=0.3, **CPU), z, w
+    ), said
+
+
 def mutual_information_loss(batch: int, clusters: int, prototypes: int, *needs: bool) -> tuple[Callable[[], Any], int]:
     views = 2
     logits = torch.ones(views, batch, clusters, requires_grad=needs[0])
@@ -113,6 +123,7 @@ CASES: list[tuple[Callable[..., tuple[Callable[[], Any], int]], tuple[Any, ...]]
     (prototype_scores, (200_000, 16, 64, True, True)),
     (per_view_batch_norm, (2**17, 512)),
     (swapped_prediction_loss, (4, 2**21)),
+    (linear_swapped_prediction_loss, (512, 2**16, 8)),
     (mutual_information_loss, (64, 16, 2**17, False, False)),
     (mutual_information_loss, (64, 16, 2**17, True, True)),
     (mutual_information_loss, (2**18, 16, 16, True, False)),

@@ -26,7 +26,22 @@ from imc_kernels import native
 MODULES = [name for name in ("_cpu", "_cuda") if native.missing(name) is None]
 EMULATED = [name for name in MODULES if name == "_cpu" or native.module(name).emulated()]
 EXAMPLES = 60
-SIZES = {"p": 2, "b": 3, "k": 3, "i": 2, "n": 3, "d": 5, "v": 2, "a": 2, "c": 3, "h": 2, "s": 4, "m": 3, "w": 12}
+SIZES = {
+    "p": 2,
+    "b": 3,
+    "k": 3,
+    "i": 2,
+    "n": 3,
+    "d": 5,
+    "v": 2,
+    "a": 2,
+    "c": 3,
+    "h": 2,
+    "s": 4,
+    "m": 3,
+    "w": 12,
+    "e": 4,
+}
 DOUBLE = {  # tensors of float64 beside float32 scores
     "sinkhorn": "rows|columns", "sinkhorn_backward": "rows|columns", "sinkhorn_sweep": "rows|columns|log_sums",
     "sinkhorn_backward_sweep": "columns|earlier_rows|earlier_columns", "info_nce_loss_rows": "loss",
@@ -89,7 +104,17 @@ def fitting(function: Any, parameter: str) -> Any:
         double = re.fullmatch(DOUBLE.get(function.__name__, "affine"), name)
         return torch.ones(shape, dtype=torch.float64 if double else torch.float32)
     name, _, letter = parameter.partition(" ")
-    if name in ("symmetric", "agreement", "last", "relu", "normalise", "normalize_prototypes", "channels_last"):
+    flags = (
+        "symmetric",
+        "agreement",
+        "last",
+        "relu",
+        "normalise",
+        "normalize_prototypes",
+        "channels_last",
+        "all_pairs",
+    )
+    if name in flags:
         return False
     integer = letter or name in ("iteration", "threads")
     return SIZES.get(letter, int(name == "threads")) if integer else 0.5

@@ -41,6 +41,7 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "prototype_scores": lambda **o: k.prototype_scores(SCORES, SCORES[0], **o),
     "per_view_batch_norm": lambda **o: k.per_view_batch_norm(SCORES.flatten(0, 1), **{"views": 2, **o}),
     "swapped_prediction_loss": lambda **o: k.swapped_prediction_loss(SCORES, SCORES, **o),
+    "linear_swapped_prediction_loss": lambda **o: k.linear_swapped_prediction_loss(SCORES, SCORES[0], **o),
     "mutual_information_loss": lambda **o: k.mutual_information_loss(SCORES, SCORES, **o),
     "log_dot_product_loss": lambda **o: k.log_dot_product_loss(SCORES[None], **o),
     "self_distillation_loss": lambda **o: k.self_distillation_loss(SCORES[None], SCORES[None].flip(2), **o),
@@ -66,6 +67,8 @@ NAN, INF = float("nan"), float("inf")
 NUMBERS = [
     Option("sinkhorn", "epsilon", 0.5, (0, -1.0, NAN, INF)),
     Option("swapped_prediction_loss", "temperature", 0.5, (0, -1.0, NAN, INF)),
+    Option("linear_swapped_prediction_loss", "epsilon", 0.5, (0, -1.0, NAN, INF)),
+    Option("linear_swapped_prediction_loss", "temperature", 0.5, (0, -1.0, NAN, INF)),
     Option("mutual_information_loss", "temperature", 0.5, (0, -1.0, NAN, INF)),
     Option("mutual_information_loss", "entropy_weight", 2.0, (NAN, INF, -INF)),
     Option("mutual_information_loss", "logit_limit", 0.5, (0, -1.0, NAN, INF)),
@@ -89,6 +92,8 @@ NUMBERS = [
 ]
 INTEGERS = [
     Option("sinkhorn", "iterations", 2, (0, -1, 2**20 + 1, 2**62)),
+    Option("linear_swapped_prediction_loss", "iterations", 2, (0, -1, 2**20 + 1, 2**62)),
+    Option("linear_swapped_prediction_loss", "assigned", 1, (0, -1)),
     Option("multi_crop", "size", 5, (0, -1)),
     Option("draw_crop_parameters", "views", 5, (0, -1, 2**16 + 1, 2**62)),
     *(Option("draw_crop_parameters", n, 5, (0, -1, 2**24 + 1, 2**62)) for n in ("height", "width")),
@@ -96,6 +101,7 @@ INTEGERS = [
 ]
 FLAGS = [
     Option("prototype_scores", "normalize_prototypes", False, ()),
+    Option("linear_swapped_prediction_loss", "normalize_prototypes", False, ()),
     Option("mutual_information_loss", "symmetric", True, ()),
     Option("info_nce_loss", "normalise", True, ()),
 ]
@@ -292,6 +298,9 @@ def test_text() -> None:
     for text in ("Agreement", "", "none"):
         with pytest.raises(ValueError, match=r'weights must be a tensor \[B\], "agreement" or None, got '):
             k.self_distillation_loss(SCORES[None], SCORES[None], weights=text)
+    for value in (None, 1, "both", "All", ["all"]):
+        with pytest.raises(ValueError, match='pairs must be "others" or "all", got '):
+            k.linear_swapped_prediction_loss(SCORES, SCORES[0], pairs=value)  # type: ignore[arg-type]
     for name in CALLS:
         if name != "draw_crop_parameters":
             for value in (["cpu"], 1, torch.ones(2), b"cpu"):
@@ -341,6 +350,7 @@ def test_a_number_that_changes_from_step_to_step_does_not_compile_again(
 def operation(x: Tensor, option: Option, backend: str, value: Any) -> Tensor:
     inputs = {
         "swapped_prediction_loss": (x, SCORES),
+        "linear_swapped_prediction_loss": (x, SCORES[0]),
         "mutual_information_loss": (x, SCORES),
         "log_dot_product_loss": (x[None],),
         "self_distillation_loss": (x[None], SCORES[None].flip(2)),

@@ -75,6 +75,10 @@ def test_opcheck(backend: str, dtype: torch.dtype, layout: str) -> None:
         operators.sinkhorn: (scores, None, 0.05, 3, None, True, False, backend),
         operators.prototype_scores: (embeddings, prototypes, True, backend),
         operators.swapped_prediction_loss: (scores, targets, 0.1, None, True, False, backend),
+        operators.linear_swapped_prediction_loss: (
+            *(embeddings, prototypes, embeddings.detach()[:2], prototypes.detach(), None, None, None),
+            *(0.05, 0.1, 2, 3, True, False, None, True, True, *[False] * 5, backend),
+        ),
         operators.mutual_information_loss: (logits, scores, 0.1, 4.0, 5.0, False, None, True, True, backend),
     }
     for operator, arguments in calls.items():
