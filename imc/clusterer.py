@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,20 @@ OF_COMMANDS = {
 }
 
 
+class Seen(NamedTuple):
+    """What the model of a run takes of the samples that a user gave.
+
+    Attributes:
+        samples: images uint8 [M, H, W, C], or rows [M, D].
+        files: [M] their names, where they were given as files; some may be left out.
+        pixel_bits: of those, the bits of the pixels of over 8, where there were such.
+    """
+
+    samples: Tensor
+    files: tuple[str, ...] | None = None
+    pixel_bits: int | None = None
+
+
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """A run whose samples are given. Subclasses have the parameters that :meth:`_config` reads, and ``_samples``."""
 
@@ -57,13 +71,13 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     device: str
     verbose: bool
 
-    def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+    def _samples(self, X: ArrayLike, *, reset: bool) -> Any:  # noqa: N803
         """The samples that training takes, of what a user gave; with ``reset`` their kind is learned from it."""
         raise NotImplementedError
 
-    def _seen(self, samples: Tensor, options: ReadOptions) -> Tensor:
-        """What the model of a run takes, of :meth:`_samples`."""
-        return samples
+    def _seen(self, samples: Any, options: ReadOptions, *, reset: bool) -> Seen:
+        """What the model of a run takes, of :meth:`_samples`; with ``reset`` the options are not resolved."""
+        return Seen(samples)
 
     def _module(self) -> nn.Module | None:
         """The encoder, where it is a module."""
@@ -91,7 +105,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def _fit(self, X: ArrayLike) -> list[str]:  # noqa: N803
         """Train, and set the fitted attributes; what the run warned of, where it was not shown."""
-        samples = self._samples(X, reset=True)
+        with _as_value_error():
+            samples = self._samples(X, reset=True)
         if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be an integer of at least 2, got {self.n_clusters!r}")
         if len(samples) < self.n_clusters:
@@ -101,13 +116,17 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             config = self._config(Path(folder) / "run")
             said: AbstractContextManager[list[str]] = contextlib.nullcontext([]) if self.verbose else silence()
             with said as warned:
-                seen = self._seen(samples, config)
-                data = Images(SOURCE, seen, None, ())
+                seen = self._seen(samples, config, reset=True)
+                config = replace(config, pixel_bits=config.pixel_bits or seen.pixel_bits)
+                data = Images(SOURCE, seen.samples, None, ())
                 out = train(config, data, copy.deepcopy(module), report=False, embedded=True)
             assert out is not None
             run = load_run(out["out"], "cpu", copy.deepcopy(module))
         self.config_, self.model_ = run.config, run.model
-        self.labels_ = self._outputs(seen).clusters
+        self.labels_ = self._outputs(seen.samples).clusters
+        self.__dict__.pop("files_", None)
+        if seen.files is not None:
+            self.files_ = seen.files
         return warned
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
@@ -183,9 +202,9 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def _new(self, X: ArrayLike) -> Tensor:  # noqa: N803
         check_is_fitted(self)
-        samples = self._samples(X, reset=False)
         with _as_value_error(), silence():
-            return self._seen(samples, replace(self.config_, device=self.device))
+            samples = self._samples(X, reset=False)
+            return self._seen(samples, replace(self.config_, device=self.device), reset=False).samples
 
     def _outputs(self, samples: Tensor) -> Outputs:
         with as_in_a_new_process():

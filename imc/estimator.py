@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
-from imc.clusterer import Clusterer
+from imc.clusterer import Clusterer, Seen
 from imc.data.cache import tensor_over
 from imc.features.embedding import embed_pixels
 from imc.features.options import ReadOptions
 from imc.machine.torch_state import turn
-from imc.runs.data import kept_encoder
+from imc.models.frozen import CHANNELS
+from imc.runs.data import kept_encoder, side_of_files
+from imc.runs.given_files import GivenFiles, given_files, read_first, read_new
 from imc.text import counted
 
 PAD = "pad"
@@ -31,8 +33,10 @@ class ImageClusterer(Clusterer):
     ``imc train`` with the conventions of scikit-learn.
 
     ``X`` is an array of images [M, H, W] or [M, H, W, C], C 1 or 3, or of flattened ones [M, features], as in
-    scikit-learn's data sets. Pixels of dtype uint8 are taken as they are; of other dtypes, ``value_range`` is mapped to
-    0..255 and rounded. A prediction warns of images that lie outside of that range, or in a small part of it.
+    scikit-learn's data sets; or images in files: the path of a folder, whose images at any depth are taken in natural
+    order, or a sequence of the paths of pictures. Pixels of dtype uint8 are taken as they are; of other dtypes,
+    ``value_range`` is mapped to 0..255 and rounded. A prediction warns of images that lie outside of that range, or in
+    a small part of it.
 
     Args:
         n_clusters: number of clusters, at least 2.
@@ -41,7 +45,9 @@ class ImageClusterer(Clusterer):
             features [B, F]; or a pretrained one that is kept, such as "efficientnet-lite0" (see ``imc train --help``),
             whose features are clustered; None: trained, and chosen by the size of the images.
         epochs, batch_size: None: chosen by the size and number of the images.
-        image_shape: (height, width) or (height, width, channels) of flattened images; None: a grey square; "pad": any
+        image_shape: (height, width) or (height, width, channels) of flattened images; of images in files whose pixels
+            are clustered (side, side), at which they are read; None: a grey square, and of files as ``imc train`` reads
+            a folder; "pad": any
             number of features is laid out row by row in the smallest grey square that holds them, the rest being 0.
             Views are crops and rotations: features whose places mean nothing are better clustered by other methods.
         value_range: smallest and largest value of a pixel; None: those that ``fit`` finds. Not for uint8.
@@ -52,6 +58,8 @@ class ImageClusterer(Clusterer):
 
     Attributes:
         labels_: int64 [M], the cluster of each image of ``fit``. A cluster may be empty.
+        files_: the names of those images, where they were given as files. What cannot be read of a folder is left out
+            by ``fit``, with a warning; of a list, and after ``fit``, it is an error.
         n_features_in_: H * W * C.
         feature_names_in_: the names of the columns, where ``X`` is a data frame.
         image_shape_: (H, W, C).
@@ -109,14 +117,40 @@ class ImageClusterer(Clusterer):
             return {"encoder": None}
         return {"encoder": self.encoder}
 
-    def _seen(self, samples: Tensor, options: ReadOptions) -> Tensor:
+    def _seen(self, samples: Tensor | GivenFiles, options: ReadOptions, *, reset: bool) -> Seen:
+        if isinstance(samples, GivenFiles):
+            with turn():
+                read = read_first(samples, options, self._side(options)) if reset else read_new(samples, options)
+            if read.skipped.count and not (reset and samples.from_folder):
+                raise ValueError(f"a cluster for each image needs all of them: {read.skipped}")
+            if read.skipped.count:
+                warnings.warn(str(read.skipped), UserWarning, stacklevel=4)
+            if reset:
+                side = None if read.samples.dim() == 4 else kept_encoder(options).side
+                self.image_shape_ = tuple(read.samples.shape[1:]) if side is None else (side, side, CHANNELS)
+                self.value_range_, self.n_features_in_ = (0.0, 255.0), math.prod(self.image_shape_)
+                self.__dict__.pop("feature_names_in_", None)
+            return Seen(read.samples, read.names, read.pixel_bits)
         if not options.encodes:
-            return samples
+            return Seen(samples)
         with turn():
-            return embed_pixels(samples, kept_encoder(options))
+            return Seen(embed_pixels(samples, kept_encoder(options)))
 
-    def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+    def _side(self, options: ReadOptions) -> int | None:
+        """At which images in files are read for a new run on their pixels."""
+        if self.image_shape is None:
+            return side_of_files(options)
+        shape = () if isinstance(self.image_shape, str) else tuple(self.image_shape)
+        if options.encodes or len(shape) != 2 or shape[0] != shape[1] or not isinstance(shape[0], int):
+            whose = "the encoder's" if options.encodes else "a square, (side, side)"
+            raise ValueError(f"image_shape of images in files is {whose}, got {self.image_shape!r}")
+        return int(shape[0])
+
+    def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor | GivenFiles:  # noqa: N803
         """uint8 [M, H, W, C] of what a user gave; with ``reset`` the shape and the range are learned from it."""
+        files = given_files(X)
+        if files is not None:
+            return files
         shape = None
         array = X if hasattr(X, "ndim") else np.asarray(X)
         if array.ndim > 2:

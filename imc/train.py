@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -44,26 +45,29 @@ from imc.command_line import arguments
 from imc.command_line.options import only
 from imc.command_line.terminal import say, show, warn
 from imc.config import Config, StartOptions
+from imc.config.kept import kept_config
 from imc.config.resolve import resolve
 from imc.data import Dataset, Images
-from imc.data.pixels import Source
+from imc.data.options import CropOptions
+from imc.data.pixels import Source, open_pixels
 from imc.data.views import Views
 from imc.features.options import RowViewOptions
-from imc.features.source import find_neighbours, row_source
+from imc.features.source import find_neighbours, row_source, stored_neighbours
+from imc.features.views import NeighbourCrops
 from imc.files.paths import user_path
 from imc.files.run_places import MODEL
 from imc.machine.arithmetic import arithmetic, change
 from imc.machine.backend import choose_backend
 from imc.machine.device import choose_device
 from imc.machine.torch_state import seed_generators, turn
-from imc.methods import build_model, require_memory
+from imc.methods import build_model, require_memory, take_over
 from imc.methods.method import Method
 from imc.models.further import FurtherEncoder, load_weights
 from imc.models.pretrained import load_pretrained
 from imc.models.standardise import Standardise
 from imc.pages.results import table, write_results
 from imc.runs.data import run_data, sourced
-from imc.runs.model import LoadedRun, save_model
+from imc.runs.model import LoadedRun, load_run, save_model
 from imc.runs.plan import announced, teller
 from imc.runs.preview import preview
 from imc.runs.resume import Begun, begun
@@ -76,11 +80,11 @@ from imc.training.loop import Loop
 from imc.training.monitor import scarcity_warnings
 from imc.training.options import InitialOptions, LoopOptions, PlacementOptions
 from imc.training.placement import place
-from imc.training.ranks import Ranks, ranks
+from imc.training.ranks import Ranks, ranks, same_start
 from imc_kernels import backends
 
 FLAGS = Config  # the dataclass of the command's options, where it is not Options
-CALIBRATED = 10_000  # rows that decide how sure the answers on features are
+CALIBRATED = 10_000  # samples that decide how sure the answers on features are
 
 
 def main(argv: Sequence[str]) -> None:
@@ -157,8 +161,12 @@ def train(
         neighbours = _neighbours(rows, images, model.encoder, run, device, processes)
         place(model, only(config, PlacementOptions), device, processes)
         with _kernels(config.backend, processes):
+            further = config.train_encoder and config.neighbours is not None  # an earlier version's run has no such
+            if further:
+                neighbours = _kept_first(model, config, images, run, processes)
             record = partial(begin, config, asked.overwrite, run, images, neighbours, processes)
-            source = _source(rows, images, neighbours, device)
+            crops = only(config, CropOptions) if further else None
+            source = _source(rows, crops, images, neighbours, device)
             steps = only(config, LoopOptions)
             loop = Loop(model, images.parts, steps, processes, record, source, signals=not embedded)
             _go_on(loop, run)
@@ -209,13 +217,19 @@ def _build(
         model.encoder.fit(images.parts[0])
         if model.encoder.is_flat and processes.first:
             warn(f"all rows are the same by --scaling {options.scaling}, so nothing tells one cluster from another")
-    if isinstance(model.encoder, FurtherEncoder) and checkpoint is None and options.init is None:
-        load_weights(model.encoder, options.encoder, options.weights)
-    if options.init is not None and checkpoint is None:
-        matched = load_pretrained(model.encoder, user_path(options.init), options.init_prefix, options)
+    if checkpoint is None:
+        _load_weights(model.encoder, options, processes)
+    return model
+
+
+def _load_weights(encoder: nn.Module, options: InitialOptions, processes: Ranks) -> None:
+    """Give an encoder the weights that a run begins with, where it comes with some."""
+    if isinstance(encoder, FurtherEncoder) and options.init is None:
+        load_weights(encoder, options.encoder, options.weights)
+    if options.init is not None:
+        matched = load_pretrained(encoder, user_path(options.init), options.init_prefix, options)
         if processes.first:
             say(f"--init {options.init}: {matched}")
-    return model
 
 
 def _neighbours(
@@ -243,10 +257,44 @@ def _neighbours(
     return processes.share(found)
 
 
+def _kept_first(model: Method, config: Config, images: Trained, run: Begun | None, processes: Ranks) -> Tensor:
+    """The neighbours of the images whose encoder is trained further, by what it saw before.
+
+    A new run's heads are trained on that too, by the run that keeps the encoder, and its encoder scales what it sees
+    as that one does. So the training further begins with the answer of the kept encoder, and not with heads that know
+    nothing, whose gradients would undo what the encoder knows.
+    """
+    neighbours, pixels = None, images.parts[0]
+    if processes.first:
+        resumed = run is not None and run.checkpoint is not None
+        if run is not None and resumed:
+            neighbours = stored_neighbours(run.folder, len(pixels), config.neighbours)
+        if neighbours is None:
+            if resumed:  # what was damaged is found again; the checkpoint's weights are loaded after this
+                _load_weights(model.encoder, only(config, InitialOptions), processes)
+            say("first the heads are trained, on what the encoder sees before it is trained further")
+            seen = outputs(LoadedRun(config, model), pixels, batch_size=config.batch_size).features
+            with tempfile.TemporaryDirectory() as folder:
+                kept = kept_config(config, str(Path(folder) / "run"))
+                out = train(kept, Images(images.clustered.name, seen, None, ()), report=False, embedded=True)
+                assert out is not None
+                neighbours = stored_neighbours(Path(out["out"]), len(pixels), config.neighbours)
+                take_over(model, load_run(out["out"]).model)
+    same_start(model, processes.group)
+    shared: Tensor = processes.share(neighbours)
+    return shared
+
+
 def _source(
-    options: RowViewOptions, images: Trained, neighbours: Tensor | None, device: torch.device
+    options: RowViewOptions,
+    crops: CropOptions | None,
+    images: Trained,
+    neighbours: Tensor | None,
+    device: torch.device,
 ) -> tuple[Source, Views] | None:
-    """Where batches of rows come from; None: the run is on images."""
+    """Where batches of rows come from, or with ``crops`` of images and neighbours; None: it is images alone."""
+    if crops is not None and neighbours is not None:
+        return open_pixels(images.parts, device, options.device_data), NeighbourCrops(crops, neighbours)
     if options.columns is None:
         return None
     return row_source(
@@ -265,6 +313,8 @@ def _go_on(loop: Loop, run: Begun | None) -> None:
     if run is not None and run.checkpoint is not None:
         loop.load(run.checkpoint, run.folder)
     elif loop.ranks.first:
+        if isinstance(loop.views, NeighbourCrops):  # said of the run that kept the encoder
+            return
         for sentence in scarcity_warnings(loop.count, loop.model.clusters, loop.options.epochs, loop.steps):
             warn(sentence)
 
@@ -296,8 +346,9 @@ def _finish(loop: Loop, images: Trained, device: torch.device, report: bool) -> 
     folder, config = loop.record.folder, Config.from_dict(loop.record.config)
     loop.model.merge()
     if loop.model.calibrated:
-        rows = images.clustered.images
-        loop.model.calibrate(rows[evenly_spaced(len(rows), CALIBRATED)])
+        samples = images.clustered.images
+        chosen = samples[evenly_spaced(len(samples), CALIBRATED)]
+        loop.model.calibrate(outputs(LoadedRun(config, loop.model), chosen).features)
     save_model(folder / MODEL, loop.model)
     reported = replace(config, backend=choose_backend(config.backend, device))
     result = _report(loop.model, reported, images.clustered, folder, loop.seconds) if report else {}

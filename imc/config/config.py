@@ -25,6 +25,7 @@ from imc.models.options import ENCODERS
 from imc.training.options import InitialOptions, LoopOptions, PlacementOptions, RankOptions
 
 OF_FEATURES = ("neighbours", "mutual", "views", "scaling", "columns", "head_clusters")
+OF_FURTHER = ("neighbours", "mutual", "scaling", "head_clusters")  # of those, what a further training has too
 OF_FILES_OF_IMAGES = ("download", "image_size", "pixel_bits", "labels_from_folders", "encoder", "train_encoder")
 OF_IMAGES = (
     *("init", "init_prefix", "freeze_encoder"),
@@ -172,7 +173,7 @@ class Config(
             if self.method == "temi":
                 raise UserError(f"--method temi is {kind}")
             for name in OF_FEATURES:
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None and not (self.train_encoder and name in OF_FURTHER):
                     raise UserError(f"{flag(name)} is {kind}")
             if self.augmentation in ROW_VIEWS:
                 raise UserError(f"--augmentation {self.augmentation} is for features; of images accepted are {VIEWS}")
@@ -197,6 +198,8 @@ class Config(
             raise UserError("--weights and --init both say what the encoder's weights begin with; give one of them")
         if self.augmentation == "affine":
             raise UserError("--train-encoder takes --augmentation crops, got affine")
+        if self.bank:
+            raise UserError("--bank is for an encoder that is trained from nothing, and --train-encoder is given")
         for name in ("sync_bn", "thread_independent"):
             if getattr(self, name):
                 raise UserError(f"{flag(name)} is for the encoders of this package, and --train-encoder trains another")

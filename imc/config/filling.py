@@ -44,8 +44,8 @@ def require_fit(config: Config, data: Outline) -> Config:
         raise UserError(f"--channels must be {data.channels}, those of {data.name}, got {config.channels}")
     if data.columns is not None and config.columns != data.columns:
         raise UserError(f"--columns must be {data.columns}, those of {data.name}, got {config.columns}")
-    if data.columns is not None and config.neighbours >= data.count:
-        others = f"{data.count - 1}, the other rows of {data.name}"
+    if config.neighbours is not None and config.neighbours >= data.count:
+        others = f"{data.count - 1}, the other {samples} of {data.name}"
         raise UserError(f"--neighbours must be at most {others}, got {config.neighbours}")
     return config.validate()
 
@@ -59,7 +59,7 @@ def _of_images(config: Config, data: Outline) -> Numbers:
     preset["stem"] = "cifar" if data.side < 48 else "cifar-pool"
     preset["channels"], preset["side"] = data.channels, data.side
     preset["batch_size"] = min(preset["batch_size"], data.count)
-    if data.name not in NAMES:
+    if data.name not in NAMES and not config.train_encoder:  # its heads are trained before
         steps = max(1, data.count // (config.batch_size or preset["batch_size"]))
         preset["epochs"] = max(preset["epochs"], math.ceil(presets.LEAST_UPDATES / steps))
     if config.encoder not in (None, preset["encoder"]) and config.encoder == "digits":

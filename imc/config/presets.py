@@ -7,7 +7,6 @@ most general to the most special, into METHODS (the method at its CIFAR-10 setti
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from imc.data import NAMES
@@ -309,23 +308,15 @@ def numbers_on_features(method: str, count: int, scaling: str) -> Numbers:
     return {**FEATURES, **METHODS_ON_FEATURES[method], **own, **sizes, "scaling": scaling}
 
 
-# Ours, for a pretrained encoder that is trained further. Its rate is small beside that of the heads, which know nothing
-# yet; crops are as large as the network was trained on, and two of them are what a CPU can pay for.
+# Ours, for a pretrained encoder that is trained further, behind heads that were trained on what it saw before. With a
+# rate of 1e-4 for the encoder the answer was lost and found again; docs/embeddings.md says what was tried. Crops are as
+# large as the network was trained on, and two of them are what a CPU can pay for.
 FURTHER: Numbers = {
     "optimizer": "adam",
-    "lr": 1e-4,
-    "classifier_lr": 3e-3,
-    "schedule": "cosine",
-    "warmup_updates": 30,
-    "freeze_updates": 0,
-    "beta1": 0.9,
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "decay_matrices_only": False,
+    "lr": 1e-5,
+    "classifier_lr": 3e-4,
     "augmentation": "crops",
-    "large_crops": 2,
     "large_area": (0.4, 1.0),
-    "small_crops": 0,
     "normalize": True,
 }
 FURTHER_BATCH, FURTHER_PASSES = 64, 10
@@ -333,9 +324,9 @@ FURTHER_BATCH, FURTHER_PASSES = 64, 10
 
 def numbers_further(method: str, side: int, count: int) -> Numbers:
     """What the presets say where a pretrained encoder is trained further, at images of this side, on so many."""
+    heads = numbers_on_features(method, count, "length")
     sizes = {"batch_size": FURTHER_BATCH, "large_size": side, "small_size": max(4, side // 2)}
-    epochs = max(FURTHER_PASSES, math.ceil(LEAST_UPDATES / max(1, count // FURTHER_BATCH)))
-    return {**METHODS[method], **FURTHER, **sizes, "epochs": epochs}
+    return {**METHODS[method], **heads, **FURTHER, **sizes, "epochs": FURTHER_PASSES}
 
 
 def numbers(method: str, data: str, side: int, count: int) -> Numbers:

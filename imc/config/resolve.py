@@ -76,8 +76,9 @@ def outline_for_presets(data: Dataset, *, with_test: bool) -> Outline:
 
 
 def _of_data(config: Config, data: Dataset) -> Config:
+    bits = config.pixel_bits or data.train.pixel_bits
     if data.train.are_features:
-        return config
+        return replace(config, pixel_bits=bits)
     images = data.train.images
     channels = images.shape[3]
     mean, std = (data.mean, data.std) if config.normalize else ((0.0,) * channels, (1.0,) * channels)
@@ -91,7 +92,7 @@ def _of_data(config: Config, data: Dataset) -> Config:
         pixel_scale=scale,
         mean=mean if config.mean is None else config.mean,
         std=std if config.std is None else config.std,
-        pixel_bits=config.pixel_bits or data.train.pixel_bits,
+        pixel_bits=bits,
     )
 
 

@@ -28,6 +28,7 @@ from imc.data.formats import SUFFIXES, reason_by_suffix
 from imc.data.ignored import HIDDEN, OUTPUT, is_hidden, is_output, is_output_figure
 from imc.data.in_order import Result, in_order
 from imc.data.pixel_bits import PixelBits
+from imc.errors import UserError
 from imc.files.run_places import CONFIG
 from imc.text import counted, printable
 
@@ -131,6 +132,28 @@ def read_folder(
     return FolderImages(images[: len(files)], files, sizes, skipped, content["pixel_bits"])
 
 
+def read_pictures(
+    names: Sequence[str], image_size: int | None, pixel_bits: int | None, skipped: Skipped
+) -> FolderImages:
+    """As :func:`read_folder`, of files by their paths and in their order, into memory.
+
+    Args:
+        names: of the files.
+        image_size, pixel_bits: see :func:`read_folder`.
+        skipped: takes the files that cannot be read.
+    """
+    own = Skipped()
+    shape, batches, content = _build(Path(), names, image_size, pixel_bits, own)
+    images = np.empty(shape, np.uint8)
+    count = 0
+    for batch in batches:
+        images[count : count + len(batch)] = batch
+        count += len(batch)
+    skipped.add_all(content["skipped"])
+    found = torch.from_numpy(images[:count])
+    return FolderImages(found, tuple(content["files"]), content["shown"], skipped, content["pixel_bits"])
+
+
 def decode_folder(
     folder: Path,
     size: int,
@@ -210,6 +233,9 @@ def _number(digits: str) -> tuple[int, str]:
 
 
 def nothing(folder: Path, skipped: Skipped) -> Exception:
+    """The refusal of a folder, or of files by their paths, without an image."""
+    if folder == Path():
+        return UserError(f"none of the files is an image that can be read; {skipped.details}")
     return refusal(folder, f"it holds no image that can be read; {skipped.details}")
 
 

@@ -38,9 +38,12 @@ class Undecoded:
         self._wide: set[int] = set()
 
     def __call__(self, folder: Path, within: Sequence[str]) -> FolderImages:
-        self.folder = folder
         skipped = Skipped()
-        found = [name for name, _ in listing(folder, within, skipped)]
+        return self.read(folder, [name for name, _ in listing(folder, within, skipped)], skipped)
+
+    def read(self, folder: Path, found: Sequence[str], skipped: Skipped) -> FolderImages:
+        """The same of these files in the folder; ``skipped`` takes those that cannot be read."""
+        self.folder = folder
         for name, header in read_in_threads(lambda name: read_header(folder / name), found, "read sizes", skipped):
             self._meet(name, header)
         if not self.names:

@@ -9,6 +9,7 @@ image draws its own numbers. There are two kinds:
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -81,40 +82,42 @@ class CropViews:
 
     def draws(self, batch: Batch, update: int | Tensor) -> list[CropDraw]:
         """The random numbers of each size's crops; the update may be an int64 tensor [] on the device."""
-        options, drawn, first = self.options, [], 0
-        for crops in self.crops:
-            drawn.append(
-                CropDraw(
-                    options.seed,
-                    update,
-                    batch.samples,
-                    views=crops.count,
-                    first_view=first,
-                    height=batch.images.shape[1],
-                    width=batch.images.shape[2],
-                    scale=crops.area,
-                    flip=options.flip,
-                    jitter_probability=options.jitter_probability,
-                    brightness=options.brightness,
-                    contrast=options.contrast,
-                    saturation=options.saturation,
-                    hue=options.hue,
-                    grayscale=options.grayscale,
-                    blur_probability=options.blur_probability,
-                    blur_sigma=options.blur_sigma,
-                )
-            )
-            first += crops.count
-        return drawn
+        firsts = itertools.accumulate((crops.count for crops in self.crops), initial=0)
+        return [self._draw(batch, update, crops, first) for crops, first in zip(self.crops, firsts, strict=False)]
 
     def __call__(self, batch: Batch, update: int | Tensor) -> list[Tensor]:
+        return [
+            self._cut(batch, crops, draw) for crops, draw in zip(self.crops, self.draws(batch, update), strict=True)
+        ]
+
+    def _draw(self, batch: Batch, update: int | Tensor, crops: Crops, first: int) -> CropDraw:
+        """The random numbers of crops, of which the first has this number among all views of a sample."""
+        options = self.options
+        return CropDraw(
+            options.seed,
+            update,
+            batch.samples,
+            views=crops.count,
+            first_view=first,
+            height=batch.images.shape[1],
+            width=batch.images.shape[2],
+            scale=crops.area,
+            flip=options.flip,
+            jitter_probability=options.jitter_probability,
+            brightness=options.brightness,
+            contrast=options.contrast,
+            saturation=options.saturation,
+            hue=options.hue,
+            grayscale=options.grayscale,
+            blur_probability=options.blur_probability,
+            blur_sigma=options.blur_sigma,
+        )
+
+    def _cut(self, batch: Batch, crops: Crops, draw: CropDraw) -> Tensor:
         mean, std = self.options.mean, self.options.std
         # bfloat16 crops would save the encoder's first cast, and cost what 8 bits of mantissa cannot hold of a pixel.
         order = torch.contiguous_format if self.options.channels_last == "off" else torch.channels_last
-        return [
-            multi_crop(batch.images, batch.positions, draw, size=crops.size, mean=mean, std=std, memory_format=order)
-            for crops, draw in zip(self.crops, self.draws(batch, update), strict=True)
-        ]
+        return multi_crop(batch.images, batch.positions, draw, size=crops.size, mean=mean, std=std, memory_format=order)
 
 
 class AffineViews:

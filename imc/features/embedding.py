@@ -52,6 +52,8 @@ class Embedded:
         computed: how many rows were not in the cache.
         note: what was read, left out and enlarged.
         in_files: whether each image lay in a file of its own.
+        skipped: the files that were left out.
+        pixel_bits: the bits of the pixels of over 8, where there were such.
         pictures: uint8 [N, side, side, 3], where they were asked for and the images lie in files.
     """
 
@@ -64,6 +66,8 @@ class Embedded:
     computed: int
     note: str
     in_files: bool
+    skipped: Skipped
+    pixel_bits: int | None = None
     pictures: Tensor | None = None
 
 
@@ -81,6 +85,7 @@ def embed_images(
     seed: int = 0,
     batch_size: int | None = None,
     picture_side: int | None = None,
+    files: Sequence[str] | None = None,
 ) -> Embedded:
     """The features of every image of a data set, of all splits.
 
@@ -99,6 +104,7 @@ def embed_images(
         batch_size: images at a time in each thread.
         picture_side: of images in files, give small pictures of this side too, from the same reading, where they do not
             take more than an eighth of the memory.
+        files: paths of images, which are embedded instead of a data set; the source is then their name.
 
     Raises:
         UserError: the images are not there or cannot be read, the features do not fit into memory, or the cache cannot
@@ -112,6 +118,7 @@ def embed_images(
         labels_from_folders=labels_from_folders,
         download=download,
         pixel_bits=pixel_bits,
+        files=files,
     )
     shape = (encoder.feature_dim,) if views is None else (views, encoder.feature_dim)
     libraries = {**decoders(), "torch": torch.__version__}
@@ -119,7 +126,7 @@ def embed_images(
     if out is None:
         _require_memory(len(images) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
     size = batch_size or (CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH)
-    skipped = Skipped()
+    skipped = images.skipped
     kept: list[int] = []
     held: list[NDArray[Any]] = []
     shown: list[NDArray[np.uint8]] = []
@@ -318,7 +325,19 @@ def _described(
         labels = torch.tensor([images.label(row) for row in kept])
     note = "; ".join(filter(None, [images.note, str(skipped)]))
     files = tuple(images.file(row) for row in kept)
-    return Embedded(images.name, features, files, splits, labels, images.class_names, computed, note, images.in_files)
+    return Embedded(
+        images.name,
+        features,
+        files,
+        splits,
+        labels,
+        images.class_names,
+        computed,
+        note,
+        images.in_files,
+        skipped,
+        images.pixel_bits,
+    )
 
 
 def _require_memory(size: int) -> None:

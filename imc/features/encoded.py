@@ -82,7 +82,9 @@ def _split(found: Embedded, rows: slice, shown: Tensor | None) -> Images:
     labels = None if found.labels is None else found.labels[rows]
     first_view, views = split_views(torch.from_numpy(found.features[rows]))
     known = files if found.in_files else None
-    return Images(found.name, first_view, labels, found.class_names, known, pictures=shown, views=views)
+    return Images(
+        found.name, first_view, labels, found.class_names, known, found.pixel_bits, pictures=shown, views=views
+    )
 
 
 def _in_order(pictures: Images, files: tuple[str, ...]) -> Tensor | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imc.data import Images, load
+from imc.data import Dataset, Images, load
 from imc.data.decode import UnreadableError
+from imc.data.folders import Skipped
 from imc.data.resize import resized
 from imc.data.undecoded import Undecoded
 from imc.text import counted
@@ -22,12 +24,14 @@ class SourceImages:
     Attributes:
         name: of the data set.
         splits: the split of that name.
-        note: what was read, in words.
+        note: what was read, in words; of a data set also what was left out.
+        skipped: of files by their paths, those that were left out.
 
     Args:
         source, root, labels_from_folders, download, pixel_bits: see :func:`imc.data.load`.
         side: at which they are used, pixels.
         interpolation: how they become that size.
+        files: paths of images, which are read instead of a data set; the source is then their name.
     """
 
     def __init__(
@@ -40,16 +44,21 @@ class SourceImages:
         labels_from_folders: bool = False,
         download: bool = False,
         pixel_bits: int | None = None,
+        files: Sequence[str] | None = None,
     ) -> None:
         self.side, self.interpolation = side, interpolation
-        self._files = Undecoded(side, pixel_bits)
-        data = load(
-            source,
-            root=root,
-            labels_from_folders=labels_from_folders,
-            download=download,
-            pixel_bits=pixel_bits,
-            read=self._files,
+        self._files, self.skipped = Undecoded(side, pixel_bits), Skipped()
+        data = (
+            load(
+                source,
+                root=root,
+                labels_from_folders=labels_from_folders,
+                download=download,
+                pixel_bits=pixel_bits,
+                read=self._files,
+            )
+            if files is None
+            else self._given(source, files)
         )
         small = self._files.small
         enlarged = counted(small, "image{s} {is|are} smaller than the encoder's, and enlarged")
@@ -57,6 +66,16 @@ class SourceImages:
         splits = {"train": data.train, "test": data.test, "unlabeled": data.unlabeled}
         self.splits = {name: images for name, images in splits.items() if images is not None}
         self._starts = list(itertools.accumulate((len(images.images) for images in self.splits.values()), initial=0))
+
+    def _given(self, name: str, files: Sequence[str]) -> Dataset:
+        found = self._files.read(Path(), files, self.skipped)
+        train = Images(name, found.images, None, (), found.files, found.pixel_bits)
+        return Dataset(name, train, None, None, (), (), "")
+
+    @property
+    def pixel_bits(self) -> int | None:
+        """The bits of the pixels of over 8, where there are such."""
+        return self.splits["train"].pixel_bits
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -33,14 +33,21 @@ def find_neighbours(
 
     What is found again could differ in a tie, by another number of threads, and a resumed run with it.
     """
-    if folder is not None:
-        with contextlib.suppress(Exception):  # a file that is damaged, in whatever way, is found again
-            stored = torch.from_numpy(np.load(folder / NEIGHBOURS, allow_pickle=False))
-            whole = stored.dtype == torch.int32 and stored.shape == (len(rows), count)
-            if whole and int(stored.min()) >= 0 and int(stored.max()) < len(rows):
-                return stored
+    stored = None if folder is None else stored_neighbours(folder, len(rows), count)
+    if stored is not None:
+        return stored
     found = nearest_neighbours(rows, count, transform=transform, seed=seed, device=device)
     return mutual_neighbours(found) if mutual else found
+
+
+def stored_neighbours(folder: Path, samples: int, count: int) -> Tensor | None:
+    """The neighbours int32 [M, k] of so many samples in the folder of a run; None: they are not there, or damaged."""
+    with contextlib.suppress(Exception):  # in whatever way
+        stored = torch.from_numpy(np.load(folder / NEIGHBOURS, allow_pickle=False))
+        whole = stored.dtype == torch.int32 and stored.shape == (samples, count)
+        if whole and int(stored.min()) >= 0 and int(stored.max()) < samples:
+            return stored
+    return None
 
 
 def write_neighbours(folder: Path, neighbours: Tensor) -> None:

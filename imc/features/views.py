@@ -1,17 +1,21 @@
-"""Views of a sample that is a row of features: itself and its neighbours, itself with noise, or stored views of it.
+"""Views of a sample that is a row of features: itself and its neighbours, itself with noise, or stored views of it; and
+views of an image whose neighbours are known: crops of itself and of them.
 
-As of images (:mod:`imc.data.views`), they are a pure function of the seed, the number of the update and the samples.
+As of other images (:mod:`imc.data.views`), they are a pure function of the seed, the number of the update and the
+samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from imc.data.options import CropOptions
 from imc.data.pixels import FREE_SHARE, ResidentPixels
-from imc.data.views import VIEWS, Batch, derived_seed
+from imc.data.views import VIEWS, Batch, CropViews, derived_seed
 
 
 class HostRows:
@@ -87,3 +91,42 @@ class RowViews:
             noise = torch.randn(every, generator=self.generator, dtype=torch.float32, device=device)[:, part]
             views = views + self.noise * views.square().mean(dim=2, keepdim=True).sqrt() * noise
         return [size for size in views.split(list(self.views)) if len(size)]
+
+
+class NeighbourCrops(CropViews):
+    """Crops of images and of their neighbours: the first view is of the image itself, every further one of a neighbour,
+    drawn evenly.
+
+    Args:
+        options: resolved.
+        neighbours: int32 [M, k], on the host.
+    """
+
+    def __init__(self, options: CropOptions, neighbours: Tensor) -> None:
+        super().__init__(options)
+        self.neighbours = neighbours.cpu()
+        self.count = sum(crops.count for crops in self.crops)
+
+    def with_neighbours(self, samples: Tensor, start: int, total: int, update: int) -> Tensor:
+        """The samples int64 [B] of one rank, then a neighbour of each for every further view: int64 [V*B], on the host.
+
+        What is drawn is drawn for all ``total`` samples of the update, of which these begin at ``start``.
+        """
+        generator = torch.Generator().manual_seed(derived_seed(self.options.seed, VIEWS, update))
+        drawn = torch.randint(self.neighbours.shape[1], (self.count - 1, total), generator=generator)
+        chosen = drawn[:, start : start + len(samples)]
+        return torch.cat([samples, self.neighbours[samples.expand_as(chosen), chosen].long().flatten()])
+
+    def __call__(self, batch: Batch, update: int | Tensor) -> list[Tensor]:
+        """Of a batch of :meth:`with_neighbours`."""
+        parts = zip(batch.positions.chunk(self.count), batch.samples.chunk(self.count), strict=True)
+        views = [batch._replace(positions=positions, samples=samples) for positions, samples in parts]
+        sizes, first = [], 0
+        for crops in self.crops:
+            own = range(first, first + crops.count)
+            one = replace(crops, count=1)
+            cut = [self._cut(views[view], one, self._draw(views[view], update, one, view)) for view in own]
+            together = torch.cat([view[0] for view in cut])  # of four dimensions, which keeps their order in memory
+            sizes.append(together.unflatten(0, (crops.count, -1)))
+            first += crops.count
+        return sizes

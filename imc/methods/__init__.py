@@ -73,6 +73,17 @@ def load_model(options: ModelOptions, encoder: nn.Module | None, state: Mapping[
     return model
 
 
+def take_over(model: Method, kept: Method) -> None:
+    """Give a model that trains its encoder further all but the encoder of one that was trained on what that saw, and
+    how this one scales it. The confidence is not taken over, which is found at the end."""
+    state = {
+        name.replace("encoder.", "encoder.standardise.", 1) if name.startswith("encoder.") else name: x
+        for name, x in kept.state_dict().items()
+        if name != "answer_temperature"
+    }
+    model.load_state_dict({**model.state_dict(), **state})
+
+
 def _planned_state(options: ModelOptions, encoder: nn.Module | None) -> dict[str, Tensor]:
     """The state dict of :func:`_planned`."""
     return _planned(options, encoder).state_dict()

@@ -25,7 +25,7 @@ from imc.errors import UserError
 from imc.methods.heads import ClusterHeads, HeadsMethod, he_uniform
 from imc.methods.jury import Jury
 from imc.methods.method import Plan, Step
-from imc.models.standardise import Standardise
+from imc.models.standardise import Standardise, standardise_of
 from imc_kernels import info_nce_loss, log_dot_product_loss
 
 
@@ -64,7 +64,9 @@ class Crlc(HeadsMethod):
         super().__init__(encoder, sub_heads, clusters, head_clusters=head_clusters)
         feature_dim = int(encoder.feature_dim)  # type: ignore[arg-type]
         self.projection: nn.Module | None = None
-        if not isinstance(encoder, Standardise):
+        # Nor where an encoder is trained further, unless a contrast is asked for.
+        is_kept, goes_on = isinstance(encoder, Standardise), standardise_of(encoder) is not None
+        if not (is_kept or (goes_on and not contrast_weight)):
             self.projection = nn.Sequential(
                 he_uniform(nn.Linear(feature_dim, projection_hidden, dtype=torch.float32)),
                 nn.ReLU(inplace=True),

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from imc.methods.merging import merged_clusters
 from imc.methods.method import Method
+from imc.models.standardise import Standardise, standardise_of
 
 SMALL = 0.3  # bound of the first weights times the root of their number, where a head is one layer
 
@@ -49,6 +50,10 @@ class ClusterHeads(nn.Module):
 class HeadsMethod(Method):
     """A method with several cluster heads. Subclasses have the heads as ``heads``, and note their losses.
 
+    Attributes:
+        is_chosen: whether the head that answers is known from before: where an encoder is trained further, the heads
+            were trained on what it saw before that, and the losses of small batches of crops tell them apart less well.
+
     Args:
         encoder: see :class:`imc.methods.method.Method`.
         sub_heads: number H of cluster heads.
@@ -77,6 +82,7 @@ class HeadsMethod(Method):
         merges = head_clusters > clusters
         super().__init__(encoder, clusters=clusters, temperature=1.0 if merges else temperature)
         self.merges, self.head_temperature = merges, temperature
+        self.is_chosen = standardise_of(encoder) is not None and not isinstance(encoder, Standardise)
         if merges:
             self.register_buffer("pair_sum", torch.zeros(sub_heads, head_clusters, head_clusters, dtype=torch.float32))
             first = torch.arange(head_clusters) % clusters
@@ -87,7 +93,7 @@ class HeadsMethod(Method):
 
     def note_head_losses(self, losses: Tensor) -> None:
         """Add the losses [H] of a step of training to those of its epoch."""
-        if self.training:
+        if self.training and not self.is_chosen:
             self.head_loss_sum.add_(losses.detach())
             self.head_loss_steps.add_(1)
 
@@ -115,8 +121,9 @@ class HeadsMethod(Method):
     def begin_epoch(self, epoch: int) -> None:
         if self.merges:
             self.pair_sum.zero_()
-        self.head_loss_sum.zero_()
-        self.head_loss_steps.zero_()
+        if not self.is_chosen:
+            self.head_loss_sum.zero_()
+            self.head_loss_steps.zero_()
 
     @property
     def head_losses(self) -> Tensor:

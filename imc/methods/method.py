@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imc.methods.calibration import answer_temperature
-from imc.models.standardise import Standardise
+from imc.models.standardise import standardise_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,7 +55,7 @@ class Method(nn.Module):
         encoder: ``encoder(images [V*B, C, H, W], views)`` -> [V*B, F].
         clusters: number C of clusters.
         num_prototypes: number K of prototypes; 0 for a method without.
-        calibrated: whether the confidence of the answer is; that of a method on features.
+        calibrated: whether the confidence of the answer is; that of a method on features, or that began on such.
         jury: heads that tell how sure the answer may be, for a method on features whose own do not.
         group: where set, the batch is spread over its processes.
         amp: whether the encoder runs in bfloat16 where autocast does so. The heads and losses do not.
@@ -80,7 +80,7 @@ class Method(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.jury: Jury | None = None
-        self.calibrated = isinstance(encoder, Standardise)
+        self.calibrated = standardise_of(encoder) is not None
         if self.calibrated:
             self.register_buffer("answer_temperature", torch.tensor(temperature, dtype=torch.float32))
         self.clusters, self.num_prototypes = clusters, num_prototypes
@@ -121,9 +121,9 @@ class Method(nn.Module):
         return logits / self.answer_temperature if self.calibrated else logits
 
     @torch.no_grad()
-    def calibrate(self, rows: Tensor) -> None:
-        """Make the answer on features as sure as other heads agree; see :mod:`imc.methods.calibration`. Rows [N, D]."""
-        features = self.features(rows.to(self.answer_temperature.device))
+    def calibrate(self, features: Tensor) -> None:
+        """Make the answer on features [N, F] as sure as other heads agree; see :mod:`imc.methods.calibration`."""
+        features = features.to(self.answer_temperature.device)
         answer = self.classify(features)[0] * self.answer_temperature
         temperature = answer_temperature(answer.cpu(), self._others(features).cpu(), float(self.answer_temperature))
         self.answer_temperature.fill_(temperature)

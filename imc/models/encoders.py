@@ -125,7 +125,7 @@ def build_encoder(options: AnyEncoderOptions, custom: nn.Module | None = None, *
     if custom is not None:
         return CustomEncoder(custom, options.channels, side)
     if options.train_encoder:
-        return FurtherEncoder(architecture(options.encoder), side)
+        return FurtherEncoder(architecture(options.encoder), side, options.scaling)
     if options.encoder == "custom":
         raise UserError("--encoder custom is a module given from Python: train(config, encoder=module)")
     if options.encoder == "digits":

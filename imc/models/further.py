@@ -13,31 +13,36 @@ from torch.nn import functional
 from imc.models.batch_norm import view_by_view
 from imc.models.frozen import CHANNELS, Pretrained, vectors
 from imc.models.named import load_network
+from imc.models.standardise import Standardise
 
 
 class FurtherEncoder(nn.Module):
     """A pretrained network from images [B, 3, S, S] to features [B, F], whose weights are trained.
 
-    Images of another size are resized, and grey ones repeated. The views pass it one after the other.
+    Images of another size are resized, and grey ones repeated. The network stays in evaluation mode: the statistics of
+    its batch normalisation are those of all that it has seen, which a batch of some dozen images cannot replace.
 
     Attributes:
         feature_dim: number of features F.
+        standardise: scales the features as those of an encoder that is kept; None: nothing does.
 
     Args:
         pretrained: whose network is taken, not copied.
         side: S, pixels.
+        scaling: see :class:`imc.models.standardise.Standardise`; None: the features are not scaled.
 
     Raises:
         UserError: the network does not take such images, or gives no vectors.
     """
 
-    def __init__(self, pretrained: Pretrained, side: int) -> None:
+    def __init__(self, pretrained: Pretrained, side: int, scaling: str | None = None) -> None:
         super().__init__()
         self.module, self.side = pretrained.network.eval(), side
         example = next(iter(self.module.parameters()), torch.empty(0, device="cpu"))
         images = torch.zeros(2, CHANNELS, side, side, dtype=torch.float32, device=example.device)
         with torch.no_grad():
             self.feature_dim = vectors(self.module, images, pretrained.name).shape[1]
+        self.standardise = None if scaling is None else Standardise([self.feature_dim], scaling)
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         """Features float32 [V*B, F] of images [V*B, C, H, W], the ``views`` one after the other."""
@@ -45,7 +50,13 @@ class FurtherEncoder(nn.Module):
             smaller = min(images.shape[2:]) > self.side
             size = (self.side, self.side)
             images = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=smaller)
-        return view_by_view(self.module, images.expand(-1, CHANNELS, -1, -1), views)
+        features = view_by_view(self.module, images.expand(-1, CHANNELS, -1, -1), views)
+        return features if self.standardise is None else self.standardise(features)
+
+    def train(self, mode: bool = True) -> FurtherEncoder:
+        super().train(mode)
+        self.module.eval()
+        return self
 
 
 @lru_cache(maxsize=1)

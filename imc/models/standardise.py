@@ -22,6 +22,12 @@ def directions(rows: Tensor) -> Tensor:
     return functional.normalize(rows * factor, dim=1)
 
 
+def standardise_of(encoder: nn.Module) -> Standardise | None:
+    """What scales the features of an encoder that is kept, or trained further: itself, or its last part."""
+    found = encoder if isinstance(encoder, Standardise) else getattr(encoder, "standardise", None)
+    return found if isinstance(found, Standardise) else None
+
+
 class Standardise(nn.Module):
     """Rows [N, D] of any real dtype -> float32 [N, D], of mean 0 and mean square 1 over the rows of :meth:`fit`.
 

@@ -15,7 +15,7 @@ from imc.config import Config
 from imc.data import NAMES, Dataset, Images, absolute, is_folder, load
 from imc.data.fingerprint import difference, fingerprint, read_record
 from imc.data.model_images import bits_of_files, fit_for_model
-from imc.data.options import DataOptions, TrainedOptions
+from imc.data.options import TrainedOptions
 from imc.data.statistics import channel_statistics
 from imc.errors import UserError
 from imc.features.encoded import encoded, frozen_encoder
@@ -150,12 +150,17 @@ def _labelled(images: Images) -> Images:
     return replace(images, labels=labels.long() if highest >= 0 else None)
 
 
-def image_size(options: DataOptions) -> int | None:
+def image_size(options: ReadOptions) -> int | None:
     """The side asked for. A folder of one's own is read small where there is no GPU: larger would take days."""
     if options.image_size is not None or not is_folder(options.data):
         return options.image_size
     if options.side is not None:  # of the run that goes on or is looked at, perhaps on another kind of device
         return options.side
+    return side_of_files(options)
+
+
+def side_of_files(options: ReadOptions) -> int | None:
+    """The side at which images in files are read where nobody says it; None: by their own."""
     if options.train_encoder:
         return architecture(options.encoder).side
     return SIDE_WITHOUT_GPU if choose_device(options.device).type == "cpu" else None

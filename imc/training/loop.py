@@ -15,6 +15,7 @@ from imc.command_line.terminal import progress, warn
 from imc.data.pixels import ResidentPixels, Source, open_pixels
 from imc.data.views import Batch, CropViews, Views, epoch_order, make_views
 from imc.errors import RunError, StoppedError, UserError
+from imc.features.views import NeighbourCrops
 from imc.files.json import append_json_line, keep_json_lines
 from imc.files.run_places import METRICS
 from imc.machine.arithmetic import arithmetic
@@ -222,6 +223,9 @@ class Loop:
         batches = whole.split(self.options.batch_size)[done:]
         start = self.ranks.rank * self.per_rank
         rows = [batch[start : start + self.per_rank] for batch in batches]
+        if isinstance(self.views, NeighbourCrops):  # whose images are to be loaded too
+            paired = self.views.with_neighbours
+            rows = [paired(own, start, self.options.batch_size, self.update + i) for i, own in enumerate(rows)]
         with contextlib.closing(self.pixels.batches(rows, start, self.options.batch_size)) as loaded:
             for batch, all_samples in zip(loaded, batches, strict=True):
                 yield batch, self._plan(all_samples)
