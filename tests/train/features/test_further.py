@@ -31,6 +31,7 @@ from imc.report import Options as ReportOptions
 from imc.report import report
 from imc.runs.data import run_data, sourced
 from imc.runs.model import load_run
+from imc.runs.plan import announced
 from imc.scores.evaluation import outputs
 from imc.train import plan, train
 
@@ -176,6 +177,7 @@ def test_the_size_asked_for_is_that_of_images_and_views(photos: Path) -> None:
     assert lite.encoder == "efficientnet-lite0"
     config = plan(lite)
     assert (config.side, config.large_size, config.feature_dim, config.encodes) == (32, 32, 1280, False)
+    assert "no better than keeping it" in announced(config, load(str(photos), image_size=32), 60, 1, 0)
 
 
 @pytest.mark.parametrize(
