@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import imc_kernels
@@ -136,6 +137,20 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         # A large crop is 9 tiles, twice, of about a second each in the interpreter.
         made.append(crops(1 if size > 32 else max(1, batch // 64), size, channels))
     return made
+
+
+def group_calls() -> list[Call]:
+    """The operations that take a group, in one of this process alone: the same kernels as in many."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    k, group = imc_kernels, dist.group.WORLD
+    logits, scores = tensor(2, 256, 10, gradient=True), tensor(2, 256, 100, gradient=True)
+    forms = (
+        differentiated(k.sinkhorn, tensor(2, 256, 1000, gradient=True), group=group),
+        differentiated(k.mutual_information_loss, logits, scores, logit_limit=5.0, group=group),
+        differentiated(k.log_dot_product_loss, tensor(10, 2, 512, 10, gradient=True), entropy_weight=2.0, group=group),
+    )
+    return [Call("with a group", form, 0, counted=False) for form in forms]
 
 
 def per_view_batch_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, **options: Any) -> Tensor:
@@ -253,7 +268,7 @@ def _usage_amd(made: Any) -> tuple[int, int, int]:
     return registers, made.metadata.shared, private
 
 
-def variants(target: Target) -> dict[str, tuple[str, Launch]]:
+def variants(target: Target, calls: Callable[[], list[Call]] = calls) -> dict[str, tuple[str, Launch]]:
     """Each different compilation: what Triton looks it up by -> the first call that needs it, and the launch."""
     found: dict[str, tuple[str, Launch]] = {}
     for call in calls():
@@ -270,6 +285,13 @@ def resources(name: str) -> None:
         usage = target.compile(launch)
         warps = launch.constants.get("num_warps", 4)
         print(json.dumps([launch.kernel.__name__, call, warps, *usage, time.perf_counter() - start]), flush=True)
+
+
+def of_groups(name: str) -> None:
+    """Prints a line [kernel, spilled] for each compilation of the calls with a group."""
+    target = Target(name)
+    for _, launch in variants(target, group_calls).values():
+        print(json.dumps([launch.kernel.__name__, target.compile(launch)[2]]), flush=True)
 
 
 def without_tf32(name: str) -> None:
@@ -383,12 +405,15 @@ def page() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resources", choices=TARGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--groups", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("--without-tf32", choices=WITHOUT_TF32, help=argparse.SUPPRESS)
     parser.add_argument("--bytes", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--specialisations", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.resources:
         resources(chosen.resources)
+    elif chosen.groups:
+        of_groups(chosen.groups)
     elif chosen.without_tf32:
         without_tf32(chosen.without_tf32)
     elif chosen.bytes:

@@ -26,7 +26,7 @@ def sum_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def samples_over(x: Tensor, group: ProcessGroup | None, dim: int) -> int:
     """How many samples ``x`` has along ``dim``, over all processes."""
-    return x.shape[dim] if group is None else sum(_sizes(x, group, dim))
+    return x.shape[dim] if group is None else sum(_sizes(x.shape[dim], group))
 
 
 def logsumexp_over(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -38,15 +38,17 @@ def rows_of(x: Tensor, group: ProcessGroup | None, dim: int) -> Tensor:
     """The rows of all processes along ``dim``, in the order of their ranks; ``x`` itself without a group."""
     if group is None:
         return x
-    sizes = _sizes(x, group, dim)
+    sizes = _sizes(x.shape[dim], group)
     rows = x.movedim(dim, 0)
     padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
     parts = [part[:size] for part, size in zip(_gather(padded, group), sizes, strict=True)]
     return torch.cat(parts).movedim(0, dim)
 
 
-def _sizes(x: Tensor, group: ProcessGroup, dim: int) -> list[int]:
-    return torch.stack(_gather(torch.tensor(x.shape[dim], device=x.device), group)).tolist()
+def _sizes(size: int, group: ProcessGroup) -> list[int]:
+    from imc_kernels.ops.distributed.collectives import gather_sizes
+
+    return gather_sizes(size, group)
 
 
 def _gather(x: Tensor, group: ProcessGroup) -> tuple[Tensor, ...]:

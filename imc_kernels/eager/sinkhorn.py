@@ -26,7 +26,10 @@ def sinkhorn(
     The samples are scaled to 1 each, not to 1/B: the next scaling of the prototypes makes up for the difference.
     """
     log_mass = -math.log(scores.shape[-1]) if marginals is None else marginals.log()
-    log_q = scores / epsilon + 0 * scores.amin(dim=(-2, -1), keepdim=True)  # -inf gives NaN, not an excluded entry
+    low = (
+        scores.amin(dim=(-2, -1), keepdim=True) if scores.shape[-2] else scores.sum()
+    )  # none: a process without samples
+    log_q = scores / epsilon + 0 * low  # -inf gives NaN, not an excluded entry
     for _ in range(iterations):
         log_q = log_q - logsumexp_over(torch.logsumexp(log_q, dim=-2, keepdim=True), group) + log_mass
         log_q = log_q - torch.logsumexp(log_q, dim=-1, keepdim=True)

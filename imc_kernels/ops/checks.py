@@ -14,8 +14,10 @@ from imc_kernels.backends import FLOATING
 from imc_kernels.ops.autograd import has_tangent, is_transformed
 
 
-def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
+def floating(operation: str, name: str, tensor: Tensor, layout: str, group: object = None) -> Tensor:
     """``tensor`` is a non-empty floating tensor whose rank is that of ``layout``, such as "[V, B, K]" or "[..., D]".
+    Where a group is given, over which the batch is spread, the second last dimension may be 0: a process without
+    samples.
 
     Returns:
         The tensor, whose memory holds what it says: a lazily negated view (of a conjugate's imaginary part, say) is
@@ -31,7 +33,7 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str) -> Tensor:
     rank = layout.count(",") + 1
     if tensor.dim() != rank and not ("..." in layout and tensor.dim() >= rank - 1):
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 and (group is None or 0 in (*tensor.shape[:-2], tensor.shape[-1])):
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
     return tensor.resolve_neg()
 

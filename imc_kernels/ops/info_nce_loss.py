@@ -56,7 +56,7 @@ def info_nce_loss(
         ValueError: a wrong shape, an empty input, or a bad temperature.
         NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
-    embeddings = checks.floating(NAME, "embeddings", embeddings, "[2, B, D]")
+    embeddings = checks.floating(NAME, "embeddings", embeddings, "[2, B, D]", group)
     temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)
     normalise = checks.flag(NAME, "normalise", normalise)
     if embeddings.shape[0] != 2:

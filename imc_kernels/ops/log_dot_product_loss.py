@@ -67,7 +67,7 @@ def log_dot_product_loss(
         ValueError: a wrong shape, an empty input, or a bad option.
         NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
-    logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]")
+    logits = checks.floating(NAME, "logits", logits, "[H, 2, B, C]", group)
     if logits.shape[1] != 2:
         raise ValueError(f"{NAME}: logits [H, 2, B, C] must hold 2 views, got {list(logits.shape)}")
     smoothing = checks.number(NAME, "smoothing", smoothing, checks.FRACTION)

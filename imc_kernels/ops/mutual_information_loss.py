@@ -68,8 +68,8 @@ def mutual_information_loss(
         ValueError: shapes or devices that do not fit, an empty input, or a bad option.
         NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
-    logits = checks.floating(NAME, "logits", logits, "[V, B, C]")
-    scores = checks.floating(NAME, "scores", scores, "[V, B, K]")
+    logits = checks.floating(NAME, "logits", logits, "[V, B, C]", group)
+    scores = checks.floating(NAME, "scores", scores, "[V, B, K]", group)
     dtype = checks.together(NAME, logits=logits, scores=scores)
     logits, scores = cast(logits, dtype), cast(scores, dtype)
     temperature = checks.number(NAME, "temperature", temperature, checks.POSITIVE)

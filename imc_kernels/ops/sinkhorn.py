@@ -69,7 +69,7 @@ def sinkhorn(
         ValueError: wrong rank, an empty dimension, or a bad option.
         NotImplementedError: a kernel is asked for a derivative that only ``backend="eager"`` has.
     """
-    scores = checks.floating(NAME, "scores", scores, "[..., B, K]")
+    scores = checks.floating(NAME, "scores", scores, "[..., B, K]", group)
     epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)
     iterations = checks.integer(NAME, "iterations", iterations, 1, MOST_ITERATIONS)
     checks.dtype(NAME, dtype)

@@ -60,15 +60,30 @@ def apart(first_row, first_column, batch, block_rows: tl.constexpr, block_column
     return (first_column + block_columns <= 2 * batch) & ~(own | above | below)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit
+def own_rows(batch, first, samples, block_rows: tl.constexpr):
+    """The rows of a program, which are of one view: the first one, them all, their pairs, where they stand among the
+    rows of these samples alone, and whether they are some."""
+    blocks = tl.cdiv(samples, block_rows)
+    view = tl.program_id(0) // blocks
+    start = tl.program_id(0) % blocks * block_rows
+    first_row = view * batch + first + start
+    at = start + tl.arange(0, block_rows)
+    i = first_row + tl.arange(0, block_rows)
+    return first_row, i, i + tl.where(view == 0, batch, -batch), view * samples + at, at < samples
+
+
+@triton.jit(do_not_specialize=["batch", "first", "samples"])
 def info_nce_kernel(
     z,  # [2 batch, dim]
     inverse_norms,  # [2 batch] float32, or None where rows are taken as they are
-    log_sums,  # [2 batch] float32, to base 2
+    log_sums,  # [2 samples] float32, to base 2
     partials,  # [blocks of rows] float32
     batch,
+    first,  # sample of a view whose rows are to be computed
+    samples,  # that many of each view
     scale,  # log2(e) / temperature
-    weight,  # ln(2) / count
+    weight,  # of a row's loss, which is to base 2
     dim: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
@@ -76,9 +91,7 @@ def info_nce_kernel(
     precision: tl.constexpr,
 ):
     count = 2 * batch
-    first_row = tl.program_id(0) * block_rows
-    i = first_row + tl.arange(0, block_rows)
-    pair = tl.where(i < batch, i + batch, i - batch)
+    first_row, i, pair, at, own = own_rows(batch, first, samples, block_rows)
     kept = load_rows(z, i, count, tl.arange(0, block_depth), dim)
     if inverse_norms is not None:
         scale_i = scale * tl.load(inverse_norms + i, mask=i < count, other=0.0)
@@ -99,18 +112,20 @@ def info_nce_kernel(
         total = total * tl.exp2(high - highest) + tl.sum(tl.exp2(s - highest[:, None]), axis=1)
         high = highest
     log_sum = high + tl.log2(total)
-    tl.store(log_sums + i, log_sum, mask=i < count)
-    loss = tl.sum(tl.where(i < count, log_sum - positive, 0.0), axis=0)
+    tl.store(log_sums + at, log_sum, mask=own)
+    loss = tl.sum(tl.where(own, log_sum - positive, 0.0), axis=0)
     tl.store(partials + tl.program_id(0), loss * weight)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "first", "samples"])
 def info_nce_gradient_kernel(
     z,  # [2 batch, dim]
     inverse_norms,  # [2 batch] float32 or None
     log_sums,  # [2 batch] float32
-    gradient,  # [2 batch, dim]
+    gradient,  # [2 samples, dim]
     batch,
+    first,
+    samples,
     scale,  # log2(e) / temperature
     weight,  # 1 / (temperature count)
     dim: tl.constexpr,
@@ -123,10 +138,8 @@ def info_nce_gradient_kernel(
     weights_precision: tl.constexpr,
 ):
     count = 2 * batch
-    first_row = tl.program_id(0) * block_rows
-    i = first_row + tl.arange(0, block_rows)
+    first_row, i, pair, at, own = own_rows(batch, first, samples, block_rows)
     d = tl.program_id(1) * block_dim + tl.arange(0, block_dim)
-    pair = tl.where(i < batch, i + batch, i - batch)
     kept = load_rows(z, i, count, tl.arange(0, block_depth), dim)
     log_sum_i = tl.load(log_sums + i, mask=i < count, other=0.0)
     if inverse_norms is not None:
@@ -167,64 +180,84 @@ def info_nce_gradient_kernel(
         along = tl.where(inverse_i < HELD, along * inverse_i * inverse_i, 0.0)
         x = load_rows(z, i, count, d, dim).to(tl.float32)
         received = (received - x * along[:, None]) * inverse_i[:, None]
-    inside = (i < count)[:, None] & (d < dim)[None, :]
-    at = i.to(tl.int64)[:, None] * dim + d[None, :]
-    tl.store(gradient + at, rounded(received * weight, gradient.dtype.element_ty), mask=inside)
+    to = gradient + at.to(tl.int64)[:, None] * dim + d[None, :]
+    inside = own[:, None] & (d < dim)[None, :]
+    tl.store(to, rounded(received * weight, gradient.dtype.element_ty), mask=inside)
 
 
 def info_nce_loss(
     inputs: Sequence[Tensor], options: Sequence[Any], needs: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     z = inputs[0].contiguous()
-    (_, batch, dim), (temperature, normalise) = z.shape, options
-    count = 2 * batch
-    tile = tile_of(count, dim, z.dtype, z.device)
-    blocks = triton.cdiv(count, tile["block_rows"])
-    log_sums, norms, partials = workspace(z, count, count if normalise else 0, blocks)
-    inverse_norms = norms if normalise else None
+    temperature, normalise = options
+    samples, count = range(z.shape[1]), z.shape[:2].numel()
+    inverse_norms = norms_of(z) if normalise else None
+    loss, log_sums = rows_loss(z, inverse_norms, samples, temperature, 1 / count)
+    gradient = rows_gradient(z, inverse_norms, log_sums, samples, temperature) if needs[0] else None
+    return loss, (gradient,)
+
+
+def group_forward(z: Tensor, samples: range, temperature: float, normalise: bool) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of these samples' rows, float64, and the rows' log-sums [1, 2, samples]."""
+    loss, log_sums = rows_loss(z, norms_of(z) if normalise else None, samples, temperature, 1.0)
+    return loss.double(), log_sums[: 2 * len(samples)].view(1, 2, -1)  # padded
+
+
+def group_backward(z: Tensor, log_sums: Tensor, samples: range, temperature: float, normalise: bool) -> Tensor:
+    """The gradient of these samples [2, samples, D], from the log-sums of all."""
+    return rows_gradient(z, norms_of(z) if normalise else None, log_sums, samples, temperature)
+
+
+def norms_of(z: Tensor) -> Tensor:
+    """1 / max(norm, 1e-12) of the rows of both views."""
+    count, dim = z.shape[:2].numel(), z.shape[-1]
+    (norms,) = workspace(z, count)
+    block_dim = block_of(dim, MOST_DIM)
+    launch(inverse_norms_kernel, (triton.cdiv(count, 32),), z, norms, count, dim, block_rows=32, block_dim=block_dim)
+    return norms
+
+
+def rows_loss(
+    z: Tensor, inverse_norms: Tensor | None, samples: range, temperature: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of the rows of these samples of z [2, B, D], times a weight, and their log-sums."""
+    _, batch, dim = z.shape
+    tile = tile_of(2 * len(samples), dim, z.dtype, z.device)
+    blocks = 2 * triton.cdiv(len(samples), tile["block_rows"])
+    log_sums, partials = workspace(z, 2 * len(samples), blocks)
     loss = loss_buffer(z)
-    gradient = gradient_buffer(z) if needs[0] else None
-    scale = math.log2(math.e) / temperature
-    if normalise:
-        block_dim = block_of(dim, MOST_DIM)
-        launch(
-            inverse_norms_kernel, (triton.cdiv(count, 32),), z, norms, count, dim, block_rows=32, block_dim=block_dim
-        )
+    rows = (batch, samples.start, len(samples))
+    given = (z, inverse_norms, log_sums, partials, *rows, math.log2(math.e) / temperature, math.log(2) * weight)
+    launch(info_nce_kernel, (blocks,), *given, dim=dim, **tile)
+    launch(total_kernel, (1,), partials, loss, blocks, block=1024)
+    return loss, log_sums
+
+
+def rows_gradient(
+    z: Tensor, inverse_norms: Tensor | None, log_sums: Tensor, samples: range, temperature: float
+) -> Tensor:
+    """Of the mean loss of all rows, by the rows of these samples; from the log-sums of all rows."""
+    _, batch, dim = z.shape
+    gradient = gradient_buffer(z[:, samples.start : samples.stop])
+    tile = tile_of(2 * len(samples), dim, z.dtype, z.device)
+    # The tiles of the forward, or smaller ones where registers would spill.
+    if inverse_norms is not None or dim > MOST_DIM:
+        tile["block_columns"] = 32 if inverse_norms is None else 16
+    if dim > MOST_DIM:
+        tile["block_depth"] = 32
     launch(
-        info_nce_kernel,
-        (blocks,),
-        z,
-        inverse_norms,
-        log_sums,
-        partials,
-        batch,
-        scale,
-        math.log(2) / count,
+        info_nce_gradient_kernel,
+        (2 * triton.cdiv(len(samples), tile["block_rows"]), triton.cdiv(dim, MOST_DIM)),
+        *(z, inverse_norms, log_sums, gradient, batch, samples.start, len(samples)),
+        math.log2(math.e) / temperature,
+        1 / (temperature * 2 * batch),
         dim=dim,
+        block_dim=block_of(dim, MOST_DIM, 16),
+        weights_dtype=tl.bfloat16 if z.dtype == torch.bfloat16 else tl.float32,
+        weights_precision=(tf32_precision if z.dtype == torch.float16 else float32_precision)(z.device),
         **tile,
     )
-    if gradient is not None:
-        # The tiles of the forward, or smaller ones where registers would spill.
-        narrower = tile | ({"block_columns": 16 if normalise else 32} if normalise or dim > MOST_DIM else {})
-        narrower |= {"block_depth": 32} if dim > MOST_DIM else {}
-        launch(
-            info_nce_gradient_kernel,
-            (blocks, triton.cdiv(dim, MOST_DIM)),
-            z,
-            inverse_norms,
-            log_sums,
-            gradient,
-            batch,
-            scale,
-            1 / (temperature * count),
-            dim=dim,
-            block_dim=block_of(dim, MOST_DIM, 16),
-            weights_dtype=tl.bfloat16 if z.dtype == torch.bfloat16 else tl.float32,
-            weights_precision=(tf32_precision if z.dtype == torch.float16 else float32_precision)(z.device),
-            **narrower,
-        )
-    launch(total_kernel, (1,), partials, loss, blocks, block=1024)
-    return loss, (gradient,)
+    return gradient
 
 
 def tile_of(count: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -7,270 +7,31 @@ all rows but i,
 Launches: each program's part of S and of the mean predictions; d, r, the loss's parts and those of sum q / d; the loss
 of each head; the gradient. Each takes the softmax again, from the logits. A sum is kept as its largest term and the
 rest: without one term x it is (peak - x) + rest, with no cancellation. Moved: the logits two or three times, the
-gradient once, and the parts, which are 1 / rows of a program of that.
+gradient once, and the parts, which are 1 / rows of a program of that. Where the batch is spread over processes, the
+sums that the second and the fourth launch read are those of all samples, in one part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import triton
-import triton.language as tl
+import torch
 from torch import Tensor
 
 from imc_kernels.ops.precision import gradient_buffer, loss_buffer
 from imc_kernels.triton.launch import block_of, launch, workspace
-from imc_kernels.triton.primitives import SMALLEST_NORMAL, rounded, safe_log
+from imc_kernels.triton.log_dot_product_kernels import (
+    compare_kernel,
+    gradient_kernel,
+    loss_kernel,
+    process_sums_kernel,
+    sums_kernel,
+)
 
 GUARD_WEIGHT = 0.01
 TILE = 1024  # elements of one view that a program holds
 GROUPS = 16  # parts added at a time
-
-
-@triton.jit
-def predict(logits, head, view, b, c, batch, clusters: tl.constexpr):
-    """The logits of these samples of a view, 0 outside, and their softmax; NaN for a row with an infinity."""
-    inside = (b[:, None] < batch) & (c[None, :] < clusters)
-    at = ((2 * head + view) * batch + b[:, None]) * clusters + c[None, :]
-    x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
-    high = tl.max(tl.where(c[None, :] < clusters, x, -float("inf")), axis=1)
-    e = tl.where(inside, tl.exp(x - high[:, None]), 0.0)
-    poison = tl.sum(x * 0.0, axis=1)
-    total = tl.where(b < batch, tl.sum(e, axis=1) + poison, 1.0)
-    return x, e / total[:, None]
-
-
-@triton.jit
-def smooth(p, b, c, batch, clusters: tl.constexpr, smoothing):
-    inside = (b[:, None] < batch) & (c[None, :] < clusters)
-    return tl.where(inside, (1.0 - smoothing) * p + smoothing / clusters, 0.0)
-
-
-@triton.jit
-def peak_of(x):
-    """Columns of numbers >= 0 as their largest, and the sum of the others."""
-    peak = tl.max(x, axis=0)
-    is_peak = x == peak[None, :]
-    count = tl.sum(is_peak.to(tl.float32), axis=0)
-    # A column of NaN has no peak.
-    return peak, tl.sum(tl.where(is_peak, 0.0, x), axis=0) + tl.maximum(count - 1.0, 0.0) * peak
-
-
-@triton.jit
-def add_peaks(peak, rest, other_peak, other_rest):
-    return tl.maximum(peak, other_peak), (rest + other_rest) + tl.minimum(peak, other_peak)
-
-
-@triton.jit
-def load_parts(parts, first, c, groups, clusters: tl.constexpr, group_block: tl.constexpr):
-    g = first + tl.arange(0, group_block)
-    inside = (g[:, None] < groups) & (c[None, :] < clusters)
-    return tl.load(parts + g[:, None].to(tl.int64) * clusters + c[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def head_peak(peaks, rests, c, groups, clusters: tl.constexpr, group_block: tl.constexpr):
-    """A head's sums, from those of its programs."""
-    peak = tl.zeros(c.shape, tl.float32)
-    rest = tl.zeros(c.shape, tl.float32)
-    for first in range(0, groups, group_block):
-        own, below = peak_of(load_parts(peaks, first, c, groups, clusters, group_block))
-        below += tl.sum(load_parts(rests, first, c, groups, clusters, group_block), axis=0)
-        peak, rest = add_peaks(peak, rest, own, below)
-    return peak, rest
-
-
-@triton.jit
-def head_log_mean(means, c, batch, groups, clusters: tl.constexpr, group_block: tl.constexpr):
-    """The mean prediction of one view of a head, and its logarithm."""
-    mean = tl.zeros(c.shape, tl.float32)
-    for first in range(0, groups, group_block):
-        mean += tl.sum(load_parts(means, first, c, groups, clusters, group_block), axis=0)
-    mean /= batch.to(tl.float32)
-    return mean, safe_log(mean)
-
-
-@triton.jit
-def compare(x, y, peak, rest):
-    """d of the rows of both views, and r."""
-    d_x = tl.sum(x * ((peak[None, :] - x) + rest[None, :]), axis=1)
-    d_y = tl.sum(y * ((peak[None, :] - y) + rest[None, :]), axis=1)
-    return d_x, d_y, tl.sum(x * y, axis=1)
-
-
-@triton.jit
-def inverse(x, numerator):
-    """numerator / x, or 0 where the logarithm of x is taken of the smallest normal number, and has no gradient."""
-    return tl.where(x < SMALLEST_NORMAL, 0.0, numerator / x)
-
-
-@triton.jit
-def excess(x, limit):
-    """What a logit has beyond +-limit."""
-    return tl.where(x > limit, x - limit, tl.where(x < -limit, x + limit, 0.0))
-
-
-@triton.jit(do_not_specialize=["batch", "groups"])
-def sums_kernel(
-    logits,  # [heads, 2, batch, clusters]
-    peaks,  # [heads, groups, clusters] float32: the largest q of a program's rows
-    rests,  # [heads, groups, clusters] float32: the sum of the others
-    means,  # [2, heads, groups, clusters] float32: the sum of p of each view
-    batch,
-    groups,  # programs of a head
-    smoothing,
-    heads: tl.constexpr,
-    clusters: tl.constexpr,
-    rows: tl.constexpr,
-    block: tl.constexpr,
-):
-    part = tl.program_id(0).to(tl.int64) * clusters
-    head = (tl.program_id(0) // groups).to(tl.int64)
-    b = tl.program_id(0) % groups * rows + tl.arange(0, rows)
-    c = tl.arange(0, block)
-    _, p_x = predict(logits, head, 0, b, c, batch, clusters)
-    _, p_y = predict(logits, head, 1, b, c, batch, clusters)
-    peak_x, rest_x = peak_of(smooth(p_x, b, c, batch, clusters, smoothing))
-    peak_y, rest_y = peak_of(smooth(p_y, b, c, batch, clusters, smoothing))
-    peak, rest = add_peaks(peak_x, rest_x, peak_y, rest_y)
-    tl.store(peaks + part + c, peak, mask=c < clusters)
-    tl.store(rests + part + c, rest, mask=c < clusters)
-    tl.store(means + part + c, tl.sum(p_x, axis=0), mask=c < clusters)
-    tl.store(means + groups.to(tl.int64) * (heads * clusters) + part + c, tl.sum(p_y, axis=0), mask=c < clusters)
-
-
-@triton.jit(do_not_specialize=["batch", "groups"])
-def compare_kernel(
-    logits,  # [heads, 2, batch, clusters]
-    peaks,  # [heads, groups, clusters] float32
-    rests,  # [heads, groups, clusters] float32
-    over_peaks,  # [heads, groups, clusters] float32: the same of q / N d, or None
-    over_rests,  # [heads, groups, clusters] float32
-    losses,  # [heads, groups] float32: a program's part of a head's loss
-    batch,
-    groups,
-    smoothing,
-    limit,
-    guard_weight,
-    clusters: tl.constexpr,
-    rows: tl.constexpr,
-    block: tl.constexpr,
-    group_block: tl.constexpr,
-):
-    part = tl.program_id(0).to(tl.int64) * clusters
-    head = (tl.program_id(0) // groups).to(tl.int64)
-    b = tl.program_id(0) % groups * rows + tl.arange(0, rows)
-    c = tl.arange(0, block)
-    start = head * groups * clusters
-    peak, rest = head_peak(peaks + start, rests + start, c, groups, clusters, group_block)
-    x, p_x = predict(logits, head, 0, b, c, batch, clusters)
-    y, p_y = predict(logits, head, 1, b, c, batch, clusters)
-    q_x = smooth(p_x, b, c, batch, clusters, smoothing)
-    q_y = smooth(p_y, b, c, batch, clusters, smoothing)
-    d_x, d_y, r = compare(q_x, q_y, peak, rest)
-    log_r = safe_log(r)
-    terms = tl.where(b < batch, (safe_log(d_x) - log_r) + (safe_log(d_y) - log_r), 0.0)
-    beyond_x, beyond_y = excess(x, limit), excess(y, limit)
-    guard = tl.sum(tl.sum(beyond_x * beyond_x + beyond_y * beyond_y, axis=1), axis=0) * (0.5 * guard_weight)
-    tl.store(losses + tl.program_id(0), (tl.sum(terms, axis=0) + guard) / (2.0 * batch))
-    if over_peaks is not None:
-        inverse_rows = 1.0 / (2.0 * batch)
-        peak_x, rest_x = peak_of(q_x * inverse(d_x, inverse_rows)[:, None])
-        peak_y, rest_y = peak_of(q_y * inverse(d_y, inverse_rows)[:, None])
-        over_peak, over_rest = add_peaks(peak_x, rest_x, peak_y, rest_y)
-        tl.store(over_peaks + part + c, over_peak, mask=c < clusters)
-        tl.store(over_rests + part + c, over_rest, mask=c < clusters)
-
-
-@triton.jit(do_not_specialize=["batch", "groups"])
-def loss_kernel(
-    losses,  # [heads, groups] float32
-    means,  # [2, heads, groups, clusters] float32
-    loss,  # [heads] float32
-    batch,
-    groups,
-    entropy_weight,
-    heads: tl.constexpr,
-    clusters: tl.constexpr,
-    block: tl.constexpr,
-    group_block: tl.constexpr,
-    loss_block: tl.constexpr,
-):
-    head = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, block)
-    g = tl.arange(0, loss_block)
-    sums = tl.zeros((loss_block,), tl.float32)
-    for first in range(0, groups, loss_block):
-        sums += tl.load(losses + head * groups + first + g, mask=first + g < groups, other=0.0)
-    entropy = 0.0
-    for view in range(2):
-        start = (view * heads + head) * groups * clusters
-        mean, log_mean = head_log_mean(means + start, c, batch, groups, clusters, group_block)
-        entropy -= 0.5 * tl.sum(mean * log_mean, axis=0)
-    tl.store(loss + head, tl.sum(sums, axis=0) - entropy_weight * entropy)
-
-
-@triton.jit
-def differentiate(x, p, q, pair, w, w_r, peak, rest, over_peak, over_rest, entropy, smoothing, limit, guard_weight):
-    """The gradient of the logits x of one view."""
-    over = q * w[:, None]
-    # Compared, not only subtracted: where the compiler fuses the product, it would not cancel against its own peak.
-    others = tl.where(over < over_peak[None, :], over_peak[None, :] - over, 0.0) + over_rest[None, :]
-    contrast = ((peak[None, :] - q) + rest[None, :]) * w[:, None] + others - pair * w_r[:, None]
-    d = (1.0 - smoothing) * contrast + entropy[None, :]
-    return p * (d - tl.sum(p * d, axis=1)[:, None]) + guard_weight * excess(x, limit)
-
-
-@triton.jit(do_not_specialize=["batch", "groups"])
-def gradient_kernel(
-    logits,  # [heads, 2, batch, clusters]
-    peaks,  # [heads, groups, clusters] float32
-    rests,  # [heads, groups, clusters] float32
-    over_peaks,  # [heads, groups, clusters] float32
-    over_rests,  # [heads, groups, clusters] float32
-    means,  # [2, heads, groups, clusters] float32
-    gradient,  # [heads, 2, batch, clusters]
-    batch,
-    groups,
-    smoothing,
-    entropy_weight,
-    limit,
-    guard_weight,
-    heads: tl.constexpr,
-    clusters: tl.constexpr,
-    rows: tl.constexpr,
-    block: tl.constexpr,
-    group_block: tl.constexpr,
-):
-    head = (tl.program_id(0) // groups).to(tl.int64)
-    b = tl.program_id(0) % groups * rows + tl.arange(0, rows)
-    c = tl.arange(0, block)
-    start = head * groups * clusters
-    peak, rest = head_peak(peaks + start, rests + start, c, groups, clusters, group_block)
-    over_peak, over_rest = head_peak(over_peaks + start, over_rests + start, c, groups, clusters, group_block)
-    other_means = means + groups.to(tl.int64) * (heads * clusters)
-    _, log_x = head_log_mean(means + start, c, batch, groups, clusters, group_block)
-    _, log_y = head_log_mean(other_means + start, c, batch, groups, clusters, group_block)
-    x, p_x = predict(logits, head, 0, b, c, batch, clusters)
-    y, p_y = predict(logits, head, 1, b, c, batch, clusters)
-    q_x = smooth(p_x, b, c, batch, clusters, smoothing)
-    q_y = smooth(p_y, b, c, batch, clusters, smoothing)
-    d_x, d_y, r = compare(q_x, q_y, peak, rest)
-    inverse_rows = 1.0 / (2.0 * batch)
-    w_x, w_y, w_r = inverse(d_x, inverse_rows), inverse(d_y, inverse_rows), inverse(r, 2.0 * inverse_rows)
-    weight = entropy_weight * inverse_rows
-    guard = guard_weight * inverse_rows
-    d_x = differentiate(
-        x, p_x, q_x, q_y, w_x, w_r, peak, rest, over_peak, over_rest, weight * log_x, smoothing, limit, guard
-    )
-    d_y = differentiate(
-        y, p_y, q_y, q_x, w_y, w_r, peak, rest, over_peak, over_rest, weight * log_y, smoothing, limit, guard
-    )
-    inside = (b[:, None] < batch) & (c[None, :] < clusters)
-    at = gradient + (2 * head * batch + b[:, None]) * clusters + c[None, :]
-    tl.store(at, rounded(d_x, gradient.dtype.element_ty), mask=inside)
-    at += batch.to(tl.int64) * clusters
-    tl.store(at, rounded(d_y, gradient.dtype.element_ty), mask=inside)
 
 
 def log_dot_product_loss(
@@ -278,40 +39,138 @@ def log_dot_product_loss(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     logits = inputs[0].contiguous()
     smoothing, entropy_weight, limit = options
-    heads, _, batch, clusters = logits.shape
-    loss = loss_buffer(logits, heads)
-    gradient = gradient_buffer(logits) if needs[0] else None
-    block = block_of(clusters, 1 << 20)
-    rows = block_of(TILE // block, 64)
-    groups = -(-batch // rows)
-    cells = heads * groups * clusters
-    over = cells if needs[0] else 0
-    peaks, rests, means, losses, over_peaks, over_rests = workspace(
-        logits, cells, cells, 2 * cells, heads * groups, over, over
-    )
-    grid = (heads * groups,)
-    tile = {"clusters": clusters, "rows": rows, "block": block}
-    parts = {"group_block": GROUPS}
+    sweep = Sweep(logits)
+    sums = sweep.sums(smoothing)
+    loss, over = sweep.compare(sums, None, smoothing, entropy_weight, limit, needs[0])
+    if over is None:
+        return loss, (None,)
+    return loss, (sweep.gradient(sums, over, None, smoothing, entropy_weight, limit),)
 
-    launch(sums_kernel, grid, logits, peaks, rests, means, batch, groups, smoothing, heads=heads, **tile)
-    launch(
-        compare_kernel,
-        grid,
-        *(logits, peaks, rests, over_peaks if needs[0] else None, over_rests if needs[0] else None, losses),
-        *(batch, groups, smoothing, limit, GUARD_WEIGHT),
-        **tile,
-        **parts,
-    )
-    arguments = (losses, means, loss, batch, groups, entropy_weight)
-    launch(loss_kernel, (heads,), *arguments, heads=heads, clusters=clusters, block=block, **parts, loss_block=64)
-    if gradient is not None:
+
+class Sums(NamedTuple):
+    """Of the rows of each head, in parts: peaks and rests of q [H, parts, C], the sums of p of each view
+    [2, H, parts, C]."""
+
+    peaks: Tensor
+    rests: Tensor
+    means: Tensor
+    parts: int
+
+
+class Over(NamedTuple):
+    """Peaks and rests [H, parts, C] of q / N d."""
+
+    peaks: Tensor
+    rests: Tensor
+
+
+class Sweep:
+    """Launches over the rows of logits [H, 2, B, C], all by one plan. The samples of all processes are a tensor [], or
+    None where there is one process."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.heads, _, self.batch, self.clusters = logits.shape
+        block = block_of(self.clusters, 1 << 20)
+        rows = block_of(TILE // block, 64)
+        self.groups = -(-self.batch // rows)
+        self.cells = self.heads * self.groups * self.clusters
+        self.grid = (self.heads * self.groups,)
+        self.tile = {"clusters": self.clusters, "rows": rows, "block": block}
+
+    def sums(self, smoothing: float) -> Sums:
+        peaks, rests, means = workspace(self.logits, self.cells, self.cells, 2 * self.cells)
+        spread = (self.batch, self.groups, smoothing)
+        launch(sums_kernel, self.grid, self.logits, peaks, rests, means, *spread, heads=self.heads, **self.tile)
+        return Sums(peaks, rests, means, self.groups)
+
+    def compare(
+        self, sums: Sums, samples: Tensor | None, smoothing: float, entropy_weight: float, limit: float, needed: bool
+    ) -> tuple[Tensor, Over | None]:
+        """The losses, or these samples' part of them, and where needed the sums that the gradient takes."""
+        loss = loss_buffer(self.logits, self.heads)
+        cells = self.cells if needed else 0
+        losses, *both = workspace(self.logits, self.heads * self.groups, cells, cells)
+        over = Over(*both) if needed else None
+        spread = (samples, self.batch, self.groups, sums.parts)
+        launch(
+            compare_kernel,
+            self.grid,
+            *(self.logits, sums.peaks, sums.rests, *(over or (None, None)), losses),
+            *(*spread, smoothing, limit, GUARD_WEIGHT),
+            **self.tile,
+            group_block=GROUPS,
+        )
+        launch(
+            loss_kernel,
+            (self.heads,),
+            *(losses, sums.means, loss, *spread, entropy_weight),
+            **self.of_heads(),
+            loss_block=64,
+        )
+        return loss, over
+
+    def gradient(
+        self, sums: Sums, over: Over, samples: Tensor | None, smoothing: float, entropy_weight: float, limit: float
+    ) -> Tensor:
+        gradient = gradient_buffer(self.logits)
         launch(
             gradient_kernel,
-            grid,
-            *(logits, peaks, rests, over_peaks, over_rests, means, gradient),
-            *(batch, groups, smoothing, entropy_weight, limit, GUARD_WEIGHT),
-            heads=heads,
-            **tile,
-            **parts,
+            self.grid,
+            *(self.logits, sums.peaks, sums.rests, *over, sums.means, gradient),
+            *(samples, self.batch, self.groups, sums.parts, smoothing, entropy_weight, limit, GUARD_WEIGHT),
+            heads=self.heads,
+            **self.tile,
+            group_block=GROUPS,
         )
-    return loss, (gradient,)
+        return gradient
+
+    def of_heads(self) -> dict[str, int]:
+        return {"heads": self.heads, "clusters": self.clusters, "block": self.tile["block"], "group_block": GROUPS}
+
+    def of_process(self, peaks: Tensor, rests: Tensor, means: Tensor | None) -> Tensor:
+        """The programs' sums added up: float64 [H, C, 4, or 2 without means]."""
+        sums = peaks.new_empty(self.heads, self.clusters, 2 if means is None else 4)
+        launch(process_sums_kernel, (self.heads,), peaks, rests, means, sums, self.groups, **self.of_heads())
+        return sums.double()
+
+
+def group_sums(logits: Tensor, smoothing: float) -> Tensor:
+    """These three: the phases of imc_kernels/ops/distributed/log_dot_product_loss.py."""
+    sweep = Sweep(logits)
+    return sweep.of_process(*sweep.sums(smoothing)[:3])
+
+
+def group_compare(
+    logits: Tensor, sums: Tensor, samples: Tensor, smoothing: float, entropy_weight: float, limit: float
+) -> tuple[Tensor, Tensor]:
+    sweep = Sweep(logits)
+    options = (smoothing, entropy_weight, limit)
+    loss, over = sweep.compare(_of_group(sums), samples.float(), *options, needed=True)
+    assert over is not None
+    return loss.double(), sweep.of_process(*over, None)
+
+
+def group_differentiate(
+    logits: Tensor,
+    sums: Tensor,
+    samples: Tensor,
+    quotients: Tensor,
+    smoothing: float,
+    entropy_weight: float,
+    limit: float,
+) -> Tensor:
+    over = Over(*_in_front(quotients))
+    options = (smoothing, entropy_weight, limit)
+    return Sweep(logits).gradient(_of_group(sums), over, samples.float(), *options)
+
+
+def _of_group(sums: Tensor) -> Sums:
+    """From what the processes added up, one part."""
+    in_front = _in_front(sums)
+    return Sums(in_front[0], in_front[1], in_front[2:], 1)
+
+
+def _in_front(sums: Tensor) -> Tensor:
+    """float64 [H, C, n] -> float32 [n, H, C]."""
+    return sums.movedim(-1, 0).to(torch.float32, memory_format=torch.contiguous_format)

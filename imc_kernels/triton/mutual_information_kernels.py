@@ -81,28 +81,41 @@ def predictions_at(b, jc, batch, clusters: tl.constexpr):
     return (jc // clusters * batch.to(tl.int64) + b) * clusters + jc % clusters
 
 
+@triton.jit
+def joint_tile(views: tl.constexpr, k: tl.constexpr, cluster_block: tl.constexpr, prototype_block: tl.constexpr):
+    """This program's view of U, its prototypes, and its clusters of all views."""
+    prototype_blocks: tl.constexpr = (k + prototype_block - 1) // prototype_block
+    column = tl.program_id(0) % (views * prototype_blocks)
+    kk = column % prototype_blocks * prototype_block + tl.arange(0, prototype_block)
+    jc = tl.program_id(0) // (views * prototype_blocks) * cluster_block + tl.arange(0, cluster_block)
+    return column // prototype_blocks, kk, jc
+
+
+@triton.jit
+def conditional_entropy(j, mean, inside, views: tl.constexpr):
+    """log(J / m) of a tile, and its part of the mean of H(Y|U)."""
+    log_j = safe_log(j) - safe_log(mean)[None, :]
+    return log_j, tl.sum(tl.sum(tl.where(inside, -j * log_j, 0.0), axis=1), axis=0) / (views * views)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def joint_kernel(
     predictions,  # P [views, batch, clusters] float32
     scores,  # [views, batch, k]
     log_sums,  # [views, batch, 2] float32
-    joint,  # [views clusters, views k] float32: log(J / m), or J itself where it is to be made symmetric
-    entropies,  # [programs] float32: a tile's part of the mean of H(Y|U)
+    joint,  # [views clusters, views k] float32: log(J / m), or J itself, or B J
+    entropies,  # [programs] float32: a tile's part of the mean of H(Y|U); None: J is asked for
     batch,
     inverse_temperature,
     views: tl.constexpr,
     clusters: tl.constexpr,
     k: tl.constexpr,
-    symmetric: tl.constexpr,
+    summed: tl.constexpr,  # B J is asked for
     cluster_block: tl.constexpr,
     prototype_block: tl.constexpr,
     sample_block: tl.constexpr,
 ):
-    prototype_blocks: tl.constexpr = (k + prototype_block - 1) // prototype_block
-    column = tl.program_id(0) % (views * prototype_blocks)
-    view = column // prototype_blocks
-    kk = column % prototype_blocks * prototype_block + tl.arange(0, prototype_block)
-    jc = tl.program_id(0) // (views * prototype_blocks) * cluster_block + tl.arange(0, cluster_block)
+    view, kk, jc = joint_tile(views, k, cluster_block, prototype_block)
     product = tl.zeros((cluster_block, prototype_block), tl.float32)
     mean = tl.zeros((prototype_block,), tl.float32)
     for first in range(0, batch, sample_block):
@@ -113,15 +126,35 @@ def joint_kernel(
         product = tl.dot(p, u, product, input_precision="ieee")
         mean += tl.sum(u, axis=0)
     size = batch.to(tl.float32)
-    j = product / size
+    j = product if summed else product / size
     inside = (jc[:, None] < views * clusters) & (kk[None, :] < k)
-    if not symmetric:
-        log_j = safe_log(j) - safe_log(mean / size)[None, :]
-        entropy = tl.sum(tl.sum(tl.where(inside, -j * log_j, 0.0), axis=1), axis=0)
-        tl.store(entropies + tl.program_id(0), entropy / (views * views))
-        j = log_j
+    if entropies is not None:
+        j, entropy = conditional_entropy(j, mean / size, inside, views)
+        tl.store(entropies + tl.program_id(0), entropy)
     at = joint + jc[:, None].to(tl.int64) * (views * k) + view * k + kk[None, :]
     tl.store(at, j, mask=inside)
+
+
+@triton.jit
+def entropies_kernel(
+    joint,  # N J of all processes [views clusters, views k] float32, which becomes log(J / m)
+    means,  # N m [views k] float32
+    entropies,  # [programs] float32: a tile's part of the mean of H(Y|U)
+    samples,  # N [] float32
+    views: tl.constexpr,
+    clusters: tl.constexpr,
+    k: tl.constexpr,
+    cluster_block: tl.constexpr,
+    prototype_block: tl.constexpr,
+):
+    view, kk, jc = joint_tile(views, k, cluster_block, prototype_block)
+    size = tl.load(samples)
+    inside = (jc[:, None] < views * clusters) & (kk[None, :] < k)
+    at = joint + jc[:, None].to(tl.int64) * (views * k) + view * k + kk[None, :]
+    mean = tl.load(means + view * k + kk, mask=kk < k, other=0.0) / size
+    log_j, entropy = conditional_entropy(tl.load(at, mask=inside, other=0.0) / size, mean, inside, views)
+    tl.store(entropies + tl.program_id(0), entropy)
+    tl.store(at, log_j, mask=inside)
 
 
 @triton.jit
@@ -171,8 +204,10 @@ def symmetric_kernel(
 @triton.jit(do_not_specialize=["batch"])
 def marginals_kernel(
     predictions,  # P [views, batch, clusters] float32
+    sums,  # N mean P of all processes [views clusters] float32, or None where there is one
     log_means,  # [views clusters] float32: log(mean P) times the weight of the entropy
     entropies,  # [programs] float32: minus the weighted entropy of a block of clusters
+    samples,  # N [] float32, or None
     batch,
     entropy_weight,
     views: tl.constexpr,
@@ -182,12 +217,15 @@ def marginals_kernel(
 ):
     jc = tl.program_id(0) * cluster_block + tl.arange(0, cluster_block)
     inside = jc < views * clusters
-    sums = tl.zeros((cluster_block,), tl.float32)
-    for first in range(0, batch, sample_block):
-        b = first + tl.arange(0, sample_block)
-        at = predictions_at(b[:, None], jc[None, :], batch, clusters)
-        sums += tl.sum(tl.load(predictions + at, mask=(b[:, None] < batch) & inside[None, :], other=0.0), axis=0)
-    mean = sums / batch.to(tl.float32)
+    if sums is not None:
+        mean = tl.load(sums + jc, mask=inside, other=0.0) / tl.load(samples)
+    else:
+        mean = tl.zeros((cluster_block,), tl.float32)
+        for first in range(0, batch, sample_block):
+            b = first + tl.arange(0, sample_block)
+            at = predictions_at(b[:, None], jc[None, :], batch, clusters)
+            mean += tl.sum(tl.load(predictions + at, mask=(b[:, None] < batch) & inside[None, :], other=0.0), axis=0)
+        mean /= batch.to(tl.float32)
     log_mean = safe_log(mean)
     tl.store(log_means + jc, log_mean * entropy_weight, mask=inside)
     entropy = tl.sum(tl.where(inside, mean * log_mean, 0.0), axis=0)
@@ -224,6 +262,12 @@ def predictions_gradient_kernel(
     tl.store(partials + at, product, mask=(b[:, None] < batch) & (jc[None, :] < views * clusters))
 
 
+@triton.jit
+def share(samples, batch):
+    """Of this process's samples in those of all."""
+    return 1.0 if samples is None else batch / tl.load(samples)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def logits_gradient_kernel(
     logits,  # [views, batch, clusters]
@@ -231,6 +275,7 @@ def logits_gradient_kernel(
     partials,  # [views, batch, views clusters] float32
     log_means,  # [views clusters] float32, or None in the symmetric form
     gradient,  # [views, batch, clusters]
+    samples,  # [] float32, those of all processes, or None where there is one
     batch,
     limit,
     pair_weight,  # -1 / V^2 B
@@ -260,6 +305,7 @@ def logits_gradient_kernel(
     d = p * (d - tl.sum(p * d, axis=1)[:, None])  # twice: where p is 1, d less its mean is below the last digit of both
     x = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
     d += tl.where(x > limit, guard_weight, tl.where(x < -limit, -guard_weight, 0.0))
+    d *= share(samples, batch)
     tl.store(gradient + at, rounded(d, gradient.dtype.element_ty), mask=inside)
 
 
@@ -295,6 +341,7 @@ def scores_gradient_kernel(
     log_sums,  # [views, batch, 2] float32
     logarithms,  # log(J / m) [views clusters, views k] float32
     gradient,  # [views, batch, k]
+    samples,  # [] float32 or None
     batch,
     inverse_temperature,
     weight,  # -1 / V^2 B temperature
@@ -307,6 +354,7 @@ def scores_gradient_kernel(
 ):
     view = tl.program_id(0) % views
     b = tl.program_id(0) // views * sample_block + tl.arange(0, sample_block)
+    weight *= share(samples, batch)
     # The mean of d under u, from d at the largest u: where that is 1, d less its mean is below the last digit of both.
     high = tl.zeros((sample_block,), tl.float32)
     centre, mass, rest = high, high, high  # rest: the sum of u (d - centre)

@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from imc_kernels.ops.precision import gradient_buffer, loss_buffer
+from imc_kernels.ops.precision import gradient_buffers, loss_buffer
 from imc_kernels.triton.launch import block_of, launch, warps_for, workspace
 from imc_kernels.triton.mutual_information_kernels import (
+    entropies_kernel,
     joint_kernel,
     logits_gradient_kernel,
     marginals_kernel,
@@ -43,106 +45,181 @@ PRODUCT = {"num_warps": 8, "num_stages": 1}
 def mutual_information_loss(
     inputs: Sequence[Tensor], options: Sequence[Any], needs: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    logits, scores = (tensor.contiguous() for tensor in inputs)
     temperature, entropy_weight, limit, symmetric = options
-    (views, batch, clusters), k = logits.shape, scores.shape[-1]
-    rows, all_clusters, inverse_temperature = views * batch, views * clusters, 1 / temperature
-    loss = loss_buffer(logits)
-    gradients = tuple(gradient_buffer(x) if needed else None for x, needed in zip((logits, scores), needs, strict=True))
+    sweep = Sweep(inputs[0], inputs[1], temperature, limit, symmetric)
+    sweep.rows(GUARD_WEIGHT / sweep.count)
+    sweep.launch_joint(sweep.joint, None if symmetric else sweep.entropies, summed=False)
+    loss = sweep.finish(entropy_weight)
+    return loss, sweep.gradients(needs)
 
-    # Products that read half precision do not compile for sm_100 (Triton 3.7.1: "parent layout must have at least rank
-    # >= 2"), or spill: one pass more.
-    scores = scores.float()
-    cluster_block = block_of(all_clusters, CLUSTERS, 16)
-    prototype_block = block_of(k, PROTOTYPES, 16)
-    cluster_blocks = -(-all_clusters // cluster_block)
-    tiles = cluster_blocks * views * -(-k // prototype_block)
-    cells = all_clusters * views * k
-    block = block_of(k, MOST_COLUMNS)
-    row_block = min(16, MOST_COLUMNS // block)
-    row_programs = -(-rows // row_block)
-    terms = (views * views if symmetric else tiles, 0 if symmetric else cluster_blocks, row_programs)
-    partial_sums, predictions, log_sums, log_means, joint, logarithms, partials = workspace(
-        logits,
-        sum(terms),
-        rows * clusters,
-        2 * rows,
-        all_clusters,
-        cells,
-        cells if symmetric else 0,
-        rows * all_clusters if needs[0] else 0,
-    )
-    entropies, marginals, guards = partial_sums[: sum(terms)].split(terms)
-    sizes = {"views": views, "clusters": clusters}
-    tile = {"cluster_block": cluster_block, "prototype_block": prototype_block}
 
-    launch(
-        rows_kernel,
-        (row_programs,),
-        *(logits, scores, predictions, log_sums, guards, rows, inverse_temperature, limit, GUARD_WEIGHT / rows),
-        clusters=clusters,
-        k=k,
-        row_block=row_block,
-        cluster_block=block_of(clusters, 256),
-        block=block,
-        num_warps=warps_for(row_block * block, 16),
-    )
-    launch(
-        joint_kernel,
-        (tiles,),
-        *(predictions, scores, log_sums, joint, entropies, batch, inverse_temperature),
-        **sizes,
-        k=k,
-        symmetric=symmetric,
-        **tile,
-        sample_block=SAMPLES,
-        **PRODUCT,
-    )
+class Sweep:
+    """Launches over logits [V, B, C] and scores [V, B, K], and what they leave for each other. Of a batch over
+    processes, ``cluster_sums`` [V C] and ``samples`` [] are those of all of them, None where there is one."""
+
+    def __init__(self, logits: Tensor, scores: Tensor, temperature: float, limit: float, symmetric: bool) -> None:
+        self.logits, self.given_scores = logits.contiguous(), scores
+        # Products that read half precision do not compile for sm_100 (Triton 3.7.1: "parent layout must have at least
+        # rank >= 2"), or spill: one pass more.
+        self.scores = scores.contiguous().float()
+        self.inverse_temperature, self.limit, self.symmetric = 1 / temperature, limit, symmetric
+        (self.views, self.batch, clusters), k = logits.shape, scores.shape[-1]
+        self.count, self.all_clusters = self.views * self.batch, self.views * clusters
+        self.sizes = {"views": self.views, "clusters": clusters}
+        cluster_block, prototype_block = block_of(self.all_clusters, CLUSTERS, 16), block_of(k, PROTOTYPES, 16)
+        self.tile = {"k": k, "cluster_block": cluster_block, "prototype_block": prototype_block}
+        self.cluster_blocks = -(-self.all_clusters // cluster_block)
+        self.tiles = self.cluster_blocks * self.views * -(-k // prototype_block)
+        block = block_of(k, MOST_COLUMNS)
+        row_block = min(16, MOST_COLUMNS // block)
+        self.row_programs = -(-self.count // row_block)
+        self.row_constants = {"row_block": row_block, "block": block, "num_warps": warps_for(row_block * block, 16)}
+        terms = (self.views**2 if symmetric else self.tiles, 0 if symmetric else self.cluster_blocks, self.row_programs)
+        self.cells = self.all_clusters * self.views * k
+        self.partial_sums, self.predictions, self.log_sums, self.log_means, self.joint, symmetrical = workspace(
+            logits,
+            sum(terms),
+            self.count * clusters,
+            2 * self.count,
+            self.all_clusters,
+            self.cells,
+            self.cells if symmetric else 0,
+        )
+        self.partial_sums = self.partial_sums[: sum(terms)]
+        self.entropies, self.marginals, self.guards = self.partial_sums.split(terms)
+        self.symmetrical = symmetrical
+        self.cluster_sums: Tensor | None = None
+        self.samples: Tensor | None = None
+
+    @property
+    def logarithms(self) -> Tensor:
+        """log(J / m), or what stands for it in the symmetric form."""
+        return self.symmetrical if self.symmetric else self.joint
+
+    def rows(self, guard_weight: float) -> None:
+        launch(
+            rows_kernel,
+            (self.row_programs,),
+            *(self.logits, self.scores, self.predictions, self.log_sums, self.guards, self.count),
+            *(self.inverse_temperature, self.limit, guard_weight),
+            clusters=self.sizes["clusters"],
+            k=self.tile["k"],
+            cluster_block=block_of(self.sizes["clusters"], 256),
+            **self.row_constants,
+        )
+
+    def launch_joint(self, joint: Tensor, entropies: Tensor | None, *, summed: bool) -> None:
+        launch(
+            joint_kernel,
+            (self.tiles,),
+            *(self.predictions, self.scores, self.log_sums, joint, entropies, self.batch, self.inverse_temperature),
+            **self.sizes,
+            **self.tile,
+            summed=summed,
+            sample_block=SAMPLES,
+            **PRODUCT,
+        )
+
+    def finish(self, entropy_weight: float) -> Tensor:
+        """The loss, from the joint distributions and, in the form that is not symmetric, their entropies."""
+        if self.symmetric:
+            launch(
+                symmetric_kernel,
+                (self.views**2,),
+                *(self.joint, self.logarithms, self.entropies, entropy_weight),
+                **self.sizes,
+                cluster_block=block_of(self.sizes["clusters"], self.sizes["clusters"] * 2, 16),
+                step=16,
+            )
+        else:
+            launch(
+                marginals_kernel,
+                (self.cluster_blocks,),
+                *(self.predictions, self.cluster_sums, self.log_means, self.marginals, self.samples),
+                *(self.batch, entropy_weight),
+                **self.sizes,
+                cluster_block=self.tile["cluster_block"],
+                sample_block=64,
+            )
+        loss = loss_buffer(self.logits)
+        launch(total_kernel, (1,), self.partial_sums, loss, len(self.partial_sums), block=1024)
+        return loss
+
+    def gradients(self, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        of_logits, of_scores = gradients = gradient_buffers((self.logits, self.given_scores), needs)
+        blocks = -(-self.batch // SAMPLES) * self.views
+        if of_logits is not None:
+            (partials,) = workspace(self.logits, self.count * self.all_clusters)
+            launch(
+                predictions_gradient_kernel,
+                (blocks * self.cluster_blocks,),
+                *(self.scores, self.log_sums, self.logarithms, partials, self.batch, self.inverse_temperature),
+                **self.sizes,
+                **self.tile,
+                sample_block=SAMPLES,
+                **PRODUCT,
+            )
+            clusters = self.sizes["clusters"]
+            samples = block_of(1024 // block_of(clusters, 1024), 64)
+            launch(
+                logits_gradient_kernel,
+                (self.views * -(-self.batch // samples),),
+                *(self.logits, self.predictions, partials, None if self.symmetric else self.log_means, of_logits),
+                *(self.samples, self.batch, self.limit),
+                *(-1 / (self.views * self.count), 1 / self.count, GUARD_WEIGHT / self.count),
+                **self.sizes,
+                cluster_block=block_of(clusters, 2 * clusters),
+                sample_block=samples,
+            )
+        if of_scores is not None:
+            launch(
+                scores_gradient_kernel,
+                (blocks,),
+                *(self.predictions, self.scores, self.log_sums, self.logarithms, of_scores, self.samples, self.batch),
+                *(self.inverse_temperature, -self.inverse_temperature / (self.views * self.count)),
+                **self.sizes,
+                **self.tile,
+                sample_block=SAMPLES,
+                **PRODUCT,
+            )
+        return gradients
+
+
+def group_sums(
+    logits: Tensor, scores: Tensor, temperature: float, limit: float, symmetric: bool
+) -> tuple[Tensor, tuple[Sweep, Tensor]]:
+    """These two: the phases of imc_kernels/ops/distributed/mutual_information_loss.py."""
+    sweep = Sweep(logits, scores, temperature, limit, symmetric)
+    added = sweep.joint.new_empty(sweep.cells + sweep.all_clusters + 2)
+    sweep.joint, sweep.cluster_sums = added[: sweep.cells], added[sweep.cells : -2]
+    sweep.rows(1.0)
+    sweep.launch_joint(sweep.joint, None, summed=True)
+    predictions = sweep.predictions[: logits.numel()].view(logits.shape)
+    torch.sum(predictions, dim=1, out=sweep.cluster_sums.view(sweep.views, -1))
+    torch.sum(sweep.guards, dim=0, out=added[-2])
+    added[-1:].fill_(sweep.batch)
+    return added, (sweep, added)
+
+
+def group_finish(
+    logits: Tensor,
+    scores: Tensor,
+    kept: tuple[Sweep, Tensor],
+    temperature: float,
+    entropy_weight: float,
+    limit: float,
+    symmetric: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    sweep, added = kept
+    excess, sweep.samples = added[-2:].unbind()
+    sweep.guards.zero_()
+    torch.div(excess, sweep.samples * (sweep.views / GUARD_WEIGHT), out=sweep.guards[0])
     if symmetric:
-        launch(
-            symmetric_kernel,
-            (views * views,),
-            *(joint, logarithms, entropies, entropy_weight),
-            **sizes,
-            cluster_block=block_of(clusters, clusters * 2, 16),
-            step=16,
-        )
+        sweep.joint /= sweep.samples
     else:
-        logarithms = joint
-        arguments = (predictions, log_means, marginals, batch, entropy_weight)
-        launch(marginals_kernel, (cluster_blocks,), *arguments, **sizes, cluster_block=cluster_block, sample_block=64)
-    launch(total_kernel, (1,), partial_sums, loss, sum(terms), block=1024)
-    if gradients[0] is not None:
-        samples = block_of(1024 // block_of(clusters, 1024), 64)
-        launch(
-            predictions_gradient_kernel,
-            (-(-batch // SAMPLES) * views * cluster_blocks,),
-            *(scores, log_sums, logarithms, partials, batch, inverse_temperature),
-            **sizes,
-            k=k,
-            **tile,
-            sample_block=SAMPLES,
-            **PRODUCT,
-        )
-        launch(
-            logits_gradient_kernel,
-            (views * -(-batch // samples),),
-            *(logits, predictions, partials, None if symmetric else log_means, gradients[0], batch, limit),
-            *(-1 / (views * rows), 1 / rows, GUARD_WEIGHT / rows),
-            **sizes,
-            cluster_block=block_of(clusters, 2 * clusters),
-            sample_block=samples,
-        )
-    if gradients[1] is not None:
-        launch(
-            scores_gradient_kernel,
-            (-(-batch // SAMPLES) * views,),
-            *(predictions, scores, log_sums, logarithms, gradients[1], batch, inverse_temperature),
-            -inverse_temperature / (views * rows),
-            **sizes,
-            k=k,
-            **tile,
-            sample_block=SAMPLES,
-            **PRODUCT,
-        )
-    return loss, gradients
+        # The clusters of any view add up to the prototypes' own sums.
+        means = sweep.joint.view(sweep.views, logits.shape[-1], -1)[0].sum(dim=0)
+        given = (sweep.joint, means, sweep.entropies, sweep.samples)
+        launch(entropies_kernel, (sweep.tiles,), *given, **sweep.sizes, **sweep.tile)
+    return sweep.finish(entropy_weight), sweep.gradients(needs)

@@ -233,6 +233,31 @@ def sweep_kernel(
         tl.store(partials + kk, sums_high + tl.log2(sums_total), mask=kk < k)
 
 
+@triton.jit
+def column_log_sums(
+    partials, partial_highs, problem, groups, kk, scale, k: tl.constexpr, group_block: tl.constexpr, block: tl.constexpr
+):
+    """The columns' highest scores, where each group had its own, and their log-sums from there on."""
+    partials += problem * groups * k
+    g = tl.arange(0, group_block).to(tl.int64)  # groups * k may pass 2^31
+    h = tl.full((block,), -float("inf"), tl.float32)
+    if partial_highs is not None:
+        partial_highs += problem * groups * k
+        for first in range(0, groups, group_block):
+            h = tl.maximum(h, tl.max(load_tile(partial_highs, first + g, kk, groups, k, -float("inf")), axis=0))
+    high = tl.full((block,), -float("inf"), tl.float32)
+    total = tl.zeros((block,), tl.float32)
+    for first in range(0, groups, group_block):
+        x = load_tile(partials, first + g, kk, groups, k, -float("inf"))
+        if partial_highs is not None:
+            # The outer where: outside the table nothing minus nothing would be NaN.
+            own = load_tile(partial_highs, first + g, kk, groups, k, 0.0)
+            x = tl.where(inside(first + g, kk, groups, k), x + (own - h[None, :]) * scale, x)
+        more_high, more_total = log_sum(x, axis=0)
+        high, total = add_log_sums(high, total, more_high, more_total)
+    return h, high + tl.log2(total)
+
+
 @triton.jit(do_not_specialize=["batch", "groups", "iteration"])
 def columns_kernel(
     partials,  # [problems, groups, k] float32
@@ -250,26 +275,11 @@ def columns_kernel(
 ):
     problem = (tl.program_id(0) // tl.cdiv(k, block)).to(tl.int64)
     kk = tl.program_id(0) % tl.cdiv(k, block) * block + tl.arange(0, block)
-    partials += problem * groups * k
     columns += problem * (iterations + 1) * k
-    g = tl.arange(0, group_block).to(tl.int64)  # groups * k may pass 2^31
-    h = tl.full((block,), -float("inf"), tl.float32)
+    h, sums = column_log_sums(partials, partial_highs, problem, groups, kk, scale, k, group_block, block)
     if partial_highs is not None:
-        partial_highs += problem * groups * k
-        for first in range(0, groups, group_block):
-            h = tl.maximum(h, tl.max(load_tile(partial_highs, first + g, kk, groups, k, -float("inf")), axis=0))
         tl.store(columns + iterations * k + kk, h, mask=kk < k)
-    high = tl.full((block,), -float("inf"), tl.float32)
-    total = tl.zeros((block,), tl.float32)
-    for first in range(0, groups, group_block):
-        x = load_tile(partials, first + g, kk, groups, k, -float("inf"))
-        if partial_highs is not None:
-            # The outer where: outside the table nothing minus nothing would be NaN.
-            own = load_tile(partial_highs, first + g, kk, groups, k, 0.0)
-            x = tl.where(inside(first + g, kk, groups, k), x + (own - h[None, :]) * scale, x)
-        more_high, more_total = log_sum(x, axis=0)
-        high, total = add_log_sums(high, total, more_high, more_total)
-    c = log_masses(marginals, kk, batch, k) - (high + tl.log2(total))
+    c = log_masses(marginals, kk, batch, k) - sums
     tl.store(columns + iteration.to(tl.int64) * k + kk, c, mask=kk < k)
 
 

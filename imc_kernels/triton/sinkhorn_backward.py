@@ -12,11 +12,14 @@ be 1e-12 of the terms. So R and P are scaled to a sum of 1 here, not by the save
 it is: what rounding leaves in it the next step takes out again. Moved, for each of 2 iterations steps: the scores and D
 up to three times, most of it in the L2 cache, and D written once. The gradient through the iterations is no part of a
 training step.
+
+On a batch over processes the columns' sums, of the exponentials and of D, are exchanged: 3 K numbers an iteration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,18 +113,65 @@ def column_exponents(scores, h, rows, b, kk, batch, k: tl.constexpr, scale):
     return s
 
 
-@triton.jit(do_not_specialize=["batch", "tiles", "iteration"])
+@triton.jit
+def column_sums(
+    scores, h, rows, d, kk, batch, tiles, k: tl.constexpr, scale, row_block: tl.constexpr, block: tl.constexpr
+):
+    """Of these columns: the log-sums of S + a_t-1, as (high, total), and the sums of D."""
+    high = tl.full((block,), -float("inf"), tl.float32)
+    total = tl.zeros((block,), tl.float32)
+    dc = tl.zeros((block,), tl.float32)
+    for tile in range(tiles):
+        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
+        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
+        more_high, more_total = log_sum(x, axis=0)
+        high, total = add_log_sums(high, total, more_high, more_total)
+        dc += tl.sum(load_tile(d, b, kk, batch, k, 0.0), axis=0)
+    return high, total, dc
+
+
+@triton.jit
+def leave_columns(
+    scores,
+    h,
+    rows,
+    d,
+    gradient,
+    high,
+    total,
+    dc,
+    kk,
+    batch,
+    tiles,
+    k: tl.constexpr,
+    scale,
+    factor,
+    row_block: tl.constexpr,
+):
+    """D -= P_t (columns of D)."""
+    for tile in range(tiles):
+        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
+        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
+        p = softmax_of(x, high[None, :], total[None, :])
+        new = load_tile(d, b, kk, batch, k, 0.0) - p * dc[None, :]
+        store_tile(gradient, new * factor, b, kk, batch, k)
+
+
+@triton.jit(do_not_specialize=["batch", "tiles", "iteration", "problems", "processes"])
 def column_step_kernel(
     scores,  # [problems, batch, k]
     rows,  # a_t [problems, iterations, batch] float32, or None in the last step
     columns,  # c_t, then h [problems, iterations + 1, k] float32
     d,  # D [problems, batch, k] float32
     gradient,  # [problems, batch, k]: D, or in the last step its part of the scores' gradient
+    sums,  # of all processes [processes, problems, 3, k] float32, or None where there is one
     batch,
     tiles,
     iteration,  # before the step
     scale,
     factor,  # of D in what is written
+    problems,
+    processes,
     iterations: tl.constexpr,
     k: tl.constexpr,
     row_block: tl.constexpr,
@@ -135,21 +185,50 @@ def column_step_kernel(
     if rows is not None:
         rows += (problem * iterations + iteration) * batch
     h = tl.load(columns + (problem * (iterations + 1) + iterations) * k + kk, mask=kk < k, other=0.0)
-    high = tl.full((block,), -float("inf"), tl.float32)
-    total = tl.zeros((block,), tl.float32)
-    dc = tl.zeros((block,), tl.float32)
-    for tile in range(tiles):
-        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
-        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
-        more_high, more_total = log_sum(x, axis=0)
-        high, total = add_log_sums(high, total, more_high, more_total)
-        dc += tl.sum(load_tile(d, b, kk, batch, k, 0.0), axis=0)
-    for tile in range(tiles):
-        b = (tl.zeros((row_block,), tl.int64) + tile) * row_block + tl.arange(0, row_block)
-        x = column_exponents(scores, h, rows, b, kk, batch, k, scale)
-        p = softmax_of(x, high[None, :], total[None, :])
-        new = load_tile(d, b, kk, batch, k, 0.0) - p * dc[None, :]
-        store_tile(gradient, new * factor, b, kk, batch, k)
+    if sums is None:
+        high, total, dc = column_sums(scores, h, rows, d, kk, batch, tiles, k, scale, row_block, block)
+    else:
+        high = tl.full((block,), -float("inf"), tl.float32)
+        total = tl.zeros((block,), tl.float32)
+        dc = tl.zeros((block,), tl.float32)
+        at = sums + problem * 3 * k + kk
+        for _ in range(processes):
+            more_high = tl.load(at, mask=kk < k, other=-float("inf"))
+            more_total = tl.load(at + k, mask=kk < k, other=0.0)
+            high, total = add_log_sums(high, total, more_high, more_total)
+            dc += tl.load(at + 2 * k, mask=kk < k, other=0.0)
+            at += problems * 3 * k
+    leave_columns(scores, h, rows, d, gradient, high, total, dc, kk, batch, tiles, k, scale, factor, row_block)
+
+
+@triton.jit(do_not_specialize=["batch", "tiles", "iteration"])
+def column_sums_kernel(
+    scores,  # [problems, batch, k]
+    rows,  # a_t [problems, iterations, batch] float32, or None in the last step
+    columns,  # c_t, then h [problems, iterations + 1, k] float32
+    d,  # D [problems, batch, k] float32
+    sums,  # [problems, 3, k] float32: log-sums of S + a_t-1 as (high, total), and the sums of D
+    batch,
+    tiles,
+    iteration,
+    scale,
+    iterations: tl.constexpr,
+    k: tl.constexpr,
+    row_block: tl.constexpr,
+    block: tl.constexpr,
+):
+    problem = (tl.program_id(0) // tl.cdiv(k, block)).to(tl.int64)
+    kk = tl.program_id(0) % tl.cdiv(k, block) * block + tl.arange(0, block)
+    if rows is not None:
+        rows += (problem * iterations + iteration) * batch
+    h = tl.load(columns + (problem * (iterations + 1) + iterations) * k + kk, mask=kk < k, other=0.0)
+    scores += problem * batch * k
+    d += problem * batch * k
+    high, total, dc = column_sums(scores, h, rows, d, kk, batch, tiles, k, scale, row_block, block)
+    to = sums + problem * 3 * k + kk
+    tl.store(to, high, mask=kk < k)
+    tl.store(to + k, total, mask=kk < k)
+    tl.store(to + 2 * k, dc, mask=kk < k)
 
 
 def sinkhorn_backward(
@@ -157,8 +236,21 @@ def sinkhorn_backward(
 ) -> tuple[Tensor, None]:
     """The gradient of the scores. The assignments are not read: in half precision they are rounded. Nor are the
     marginals, which scale columns whatever their mass."""
-    scores, grad_output = inputs[0].contiguous(), grad_output.contiguous()
-    (_, rows, columns), epsilon = saved, options[0]
+    _, rows, columns = saved
+    return gradient_of(inputs[0], rows, columns, grad_output, options[0]), None
+
+
+def gradient_of(
+    scores: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    grad_output: Tensor,
+    epsilon: float,
+    gather: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Of these scores; where ``gather`` is given, they are a part of a batch over processes, whose tensors it stacks.
+    A process may have no row."""
+    scores, grad_output = scores.contiguous(), grad_output.contiguous()
     batch, k = scores.shape[-2:]
     problems, iterations = rows.shape[:2]
     gradient = torch.empty_like(scores)
@@ -174,21 +266,34 @@ def sinkhorn_backward(
     by_columns["num_warps"] = warps_for(by_columns["row_block"] * by_columns["block"], 16)
     tiles, column_blocks = -(-batch // by_columns["row_block"]), -(-k // by_columns["block"])
     for iteration in range(iterations - 1, -1, -1):
-        launch(
-            row_step_kernel,
-            (problems * row_blocks,),
-            *(scores, grad_output if iteration == iterations - 1 else None, columns, d),
-            *(batch, row_blocks, iteration, scale),
-            **fixed,
-            **by_rows,
-        )
         last = iteration == 0
-        launch(
-            column_step_kernel,
-            (problems * column_blocks,),
-            *(scores, None if last else rows, columns, d, gradient if last else d),
-            *(batch, tiles, max(0, iteration - 1), scale, 1 / epsilon if last else 1.0),
-            **fixed,
-            **by_columns,
-        )
-    return gradient, None
+        if batch:
+            launch(
+                row_step_kernel,
+                (problems * row_blocks,),
+                *(scores, grad_output if iteration == iterations - 1 else None, columns, d),
+                *(batch, row_blocks, iteration, scale),
+                **fixed,
+                **by_rows,
+            )
+        grid, before, sums = (problems * column_blocks,), max(0, iteration - 1), None
+        given = (scores, None if last else rows, columns, d)
+        if gather is not None:
+            own = columns.new_empty(problems, 3, k)
+            if batch:
+                spread = (batch, tiles, before, scale)
+                launch(column_sums_kernel, grid, *given, own, *spread, **fixed, **by_columns)
+            else:
+                own[:, :1], own[:, 1:] = -math.inf, 0
+            sums = gather(own)
+        if batch:
+            launch(
+                column_step_kernel,
+                grid,
+                *(*given, gradient if last else d, sums),
+                *(batch, tiles, before, scale, 1 / epsilon if last else 1.0),
+                *(problems, 1 if sums is None else len(sums)),
+                **fixed,
+                **by_columns,
+            )
+    return gradient

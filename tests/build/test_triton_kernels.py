@@ -35,6 +35,15 @@ def test_no_kernel_spills() -> None:
         assert all(usage.endswith("/ 0") for usage in usages), (kernel, call, usages)
 
 
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_kernels_of_groups_compile_without_a_spill(target: str) -> None:
+    made = triton_kernels.worker("--groups", target)
+    assert {"own_columns_kernel", "column_sums_kernel", "entropies_kernel", "process_sums_kernel"} <= {
+        k for k, _ in made
+    }
+    assert all(spilled == 0 for _, spilled in made), made
+
+
 @pytest.mark.parametrize("target", triton_kernels.WITHOUT_TF32)
 def test_products_compile_where_there_is_no_tf32(target: str) -> None:
     """Of AMD's GPUs gfx942 alone has it: the others multiply in float32 what is meant for it."""

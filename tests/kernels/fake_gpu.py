@@ -10,15 +10,19 @@ registered.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives  # registers the exchanges of fake tensors
 from operations import OPERATIONS, Sizes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -27,6 +31,7 @@ from imc_kernels import backends, native
 
 DEVICE = "gpu"
 GPU_BACKENDS = ("cuda", "triton")
+GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "sinkhorn"}
 # Operations of torch that start nothing on a device.
 FREE = {
     "_unsafe_view",
@@ -91,6 +96,20 @@ def serve_the_device() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("imc_kernels.") and hasattr(module, "is_direct"):
             module.is_direct = lambda *_: True  # type: ignore[attr-defined]
+        if name.startswith("imc_kernels.") and hasattr(module, "refuse_recording"):
+            module.refuse_recording = lambda *_: None  # type: ignore[attr-defined]
+
+
+def join_processes() -> None:
+    """As the second of three, which exchange nothing. The first has more samples, the third none."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
+
+    def sizes(size: int, group: dist.ProcessGroup) -> list[int]:
+        assert type(size) is int
+        return [size + 2, size, 0]
+
+    module: Any = importlib.import_module("imc_kernels.ops.distributed.info_nce_loss")
+    module.gather_sizes = sizes  # between hosts, whose tensors have no values here either
 
 
 def leaves(make: Callable[[], tuple[Tensor, ...]], needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
@@ -104,15 +123,20 @@ def cases() -> dict[str, Callable[[], Any]]:
         for dtype in (torch.float32, torch.bfloat16):
             for backend in (*GPU_BACKENDS, "eager"):
 
-                def call(operation: Any = operation, dtype: torch.dtype = dtype, backend: str = backend) -> None:
+                def call(
+                    operation: Any = operation, dtype: torch.dtype = dtype, backend: str = backend, **options: Any
+                ) -> None:
                     inputs = leaves(
                         lambda: operation.make_inputs(Sizes(4, 24, 40, 10, 16), None), operation.differentiable
                     )
                     inputs = tuple(x.to(dtype).detach().requires_grad_(x.requires_grad) for x in inputs)
-                    result = operation.function(*inputs, **operation.options, backend=backend)
+                    result = operation.function(*inputs, **operation.options, **options, backend=backend)
                     torch.autograd.grad(result, [x for x in inputs if x.requires_grad], torch.ones_like(result))
 
-                made[f"{operation} {str(dtype)[6:]} {backend}"] = call
+                name = f"{operation} {str(dtype)[6:]} {backend}"
+                made[name] = call
+                if operation.name in GROUPED and backend != "eager":
+                    made[f"{name} with a group"] = lambda call=call: call(group=dist.group.WORLD)
 
     def draw(step: Any) -> Tensor:
         indices = torch.empty(256, dtype=torch.int64, device=DEVICE)
@@ -157,6 +181,7 @@ def main() -> None:
     from imc_kernels.triton import launch
 
     serve_the_device()
+    join_processes()
     results: dict[str, Any] = {}
     for name, call in (cases() | waiting()).items():
         counter = Launches()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from operations import Operation, Sizes
 from test_autograd import TRANSFORMS
-from test_distributed import forms
+from test_distributed import COMPILED, forms
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SIZES = Sizes(2, 3, 4, 3, 3)
-KERNELS = [(operation, backend) for operation, backend in forms() if backend != "eager"]
+KERNELS = [(operation, backend) for operation, backend in forms() if backend in COMPILED and backend != "eager"]
 each_form = pytest.mark.parametrize(("operation", "backend"), KERNELS, ids=str)
 
 

@@ -18,7 +18,7 @@ if not backends.BACKENDS["triton"].emulated() or backends.BACKENDS["triton"].mis
 import triton
 import triton.language as tl
 
-from imc_kernels.triton.log_dot_product_loss import load_parts
+from imc_kernels.triton.log_dot_product_kernels import load_parts
 from imc_kernels.triton.mutual_information_kernels import symmetric_tile
 from imc_kernels.triton.sinkhorn import columns_kernel
 from imc_kernels.triton.sinkhorn_backward import row_step_kernel

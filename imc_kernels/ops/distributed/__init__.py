@@ -2,10 +2,10 @@
 
 A backend's kernel is cut into phases; between them stands here what the processes exchange, once for all backends: K
 column sums an iteration (sinkhorn), the joint distributions (mutual information), a few floats a head and cluster
-(log-dot), the embeddings and two floats a row (InfoNCE). Phases are functions of the process's own samples and of what
+(log-dot), the embeddings and one or two floats a row (InfoNCE). Phases are functions of the process's own samples and of what
 was exchanged. To serve groups, a backend adds its phases to the table ``PHASES`` of an operation.
 
-Every process gets the result for the whole batch, in which parts may differ in size. Gradients are those of the sum
+Every process gets the result for the whole batch, in which parts may differ in size, and be empty. Gradients are those of the sum
 over processes of their (equal) losses: averaged, as by DistributedDataParallel, they are those of the whole batch.
 """
 

@@ -13,27 +13,34 @@ from torch import Tensor
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops.autograd import refuse_recording
-from imc_kernels.ops.distributed.collectives import gather, gather_samples, not_compiled, sum_over
+from imc_kernels.ops.distributed.collectives import gather_samples, gather_sizes, not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.operator import of_triton
+from imc_kernels.ops.precision import at_least_single, gradient_buffer, half_as_single, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class Phases(NamedTuple):
-    """A backend's form for the embeddings of all processes [2, N / 2, D], of which this one's ``samples`` are its own.
+    """A backend's form for the embeddings of all processes [2, N / 2, D], of which this one's ``samples`` are its own,
+    one at least.
 
     Attributes:
+        rows: n, what the backward pass needs to know of each row: so many floats of the backend's choice.
         forward: (embeddings, samples, temperature, normalise) -> float64 [], the sum of the losses of its rows, and
-            [n, 2, samples], what the backward pass needs to know of each row: n floats of the backend's choice.
+            [n, 2, samples].
         backward: (embeddings, statistics, samples, temperature, normalise) -> the gradient [2, samples, D] of the mean
-            over all rows. The statistics are those of all rows, [n, 2, N / 2].
+            over all rows, a :func:`imc_kernels.ops.precision.gradient_buffer`. The statistics are those of all rows,
+            [n, 2, N / 2].
+        reads_half: whether it reads half precision itself.
     """
 
+    rows: int
     forward: Callable[[Tensor, range, float, bool], tuple[Tensor, Tensor]]
     backward: Callable[[Tensor, Tensor, range, float, bool], Tensor]
+    reads_half: bool = False
 
 
 @not_compiled
@@ -50,18 +57,25 @@ def info_nce_loss(
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         own = inputs[0]
-        sizes = gather(torch.tensor(own.shape[1], device=own.device), group).tolist()
+        sizes = gather_sizes(own.shape[1], group)
         first = sum(sizes[: group.rank()])
         samples = range(first, first + own.shape[1])
         everybody = gather_samples(own, 1, sizes, group)
-        total, statistics = phases.forward(everybody, samples, temperature, normalise)
-        loss = (sum_over(total, group) / (2 * sum(sizes))).to(own.dtype)
-        statistics = gather_samples(statistics, 2, sizes, group)
+        if samples:
+            total, statistics = phases.forward(everybody, samples, temperature, normalise)
+        else:  # of the others alone
+            total = own.new_zeros((), dtype=torch.float64)
+            statistics = own.new_empty(phases.rows, 2, 0, dtype=half_as_single(own.dtype))
+        loss = (sum_over(total, group) / (2 * sum(sizes))).to(half_as_single(own.dtype))
         if not needs[0]:
             return loss, (None,)
+        statistics = gather_samples(statistics, 2, sizes, group)
+        if not samples:
+            return loss, (gradient_buffer(own),)
         return loss, (phases.backward(everybody, statistics, samples, temperature, normalise),)
 
-    return distributed_loss("info_nce_loss", run, group, at_least_single(embeddings))
+    given = embeddings if phases.reads_half else at_least_single(embeddings)
+    return distributed_loss("info_nce_loss", run, group, given)
 
 
 def _cpu_forward(embeddings: Tensor, samples: range, temperature: float, normalise: bool) -> tuple[Tensor, Tensor]:
@@ -82,4 +96,9 @@ def _cpu_backward(
     return gradient
 
 
-PHASES = {"cpu": Phases(_cpu_forward, _cpu_backward)}
+PHASES = {
+    "triton": Phases(
+        1, of_triton("info_nce_loss", "group_forward"), of_triton("info_nce_loss", "group_backward"), reads_half=True
+    ),
+    "cpu": Phases(2, _cpu_forward, _cpu_backward),
+}

@@ -15,14 +15,15 @@ from imc_kernels.ops.autograd import refuse_recording
 from imc_kernels.ops.distributed.collectives import gather, not_compiled
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
-from imc_kernels.ops.precision import at_least_single, specification
+from imc_kernels.ops.operator import of_triton
+from imc_kernels.ops.precision import at_least_single, gradient_buffer, half_as_single, specification
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class Phases(NamedTuple):
-    """A backend's sweeps over this process's logits [H, 2, B, C].
+    """A backend's sweeps over this process's logits [H, 2, B, C], of one sample at least.
 
     A sum over samples is a pair (peak, rest) whose sum it is: its largest term and the sum of the others. So the sum
     without a sample's own term, which may dwarf the others, loses no digits. A backend may leave the peak 0.
@@ -33,11 +34,13 @@ class Phases(NamedTuple):
             process's part of the losses, and the pair of its sum of q / (N d). ``sums`` and ``samples``, float64 [],
             are those of the whole batch; N is 2 ``samples``.
         differentiate: (logits, sums, samples, quotients, smoothing, entropy_weight, logit_limit) -> the gradient.
+        reads_half: whether they read half precision themselves.
     """
 
     sums: Callable[[Tensor, float], Tensor]
     compare: Callable[..., tuple[Tensor, Tensor]]
     differentiate: Callable[..., Tensor]
+    reads_half: bool = False
 
 
 @not_compiled
@@ -67,19 +70,25 @@ def log_dot_product_loss(
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         x = inputs[0].contiguous()
         heads, _, batch, clusters = x.shape
-        own = phases.sums(x, smoothing)
+        own = phases.sums(x, smoothing) if batch else x.new_zeros(heads, clusters, 4, dtype=torch.float64)
         everybody = gather(torch.cat([own.flatten(), own.new_full((1,), batch)]), group)
         parts, samples = everybody[:, :-1].unflatten(1, own.shape), everybody[:, -1].sum()
         sums = torch.cat([_add_pairs(parts[..., :2]), parts[..., 2:].sum(dim=0)], dim=-1)
-        losses, quotients = phases.compare(x, sums, samples, *options)
+        if batch:
+            losses, quotients = phases.compare(x, sums, samples, *options)
+        else:
+            losses, quotients = sums.new_zeros(heads), sums.new_zeros(heads, clusters, 2)
         everybody = gather(torch.cat([losses, quotients.flatten()]), group)
-        loss = everybody[:, :heads].sum(dim=0).to(x.dtype)
+        loss = everybody[:, :heads].sum(dim=0).to(half_as_single(x.dtype))
         if not needs[0]:
             return loss, (None,)
         quotients = _add_pairs(everybody[:, heads:].unflatten(1, (heads, clusters, 2)))
+        if not batch:
+            return loss, (gradient_buffer(x),)
         return loss, (phases.differentiate(x, sums, samples, quotients, *options),)
 
-    return distributed_loss("log_dot_product_loss", run, group, at_least_single(logits))
+    given = logits if phases.reads_half else at_least_single(logits)
+    return distributed_loss("log_dot_product_loss", run, group, given)
 
 
 def _add_pairs(parts: Tensor) -> Tensor:
@@ -118,9 +127,19 @@ def _differentiate(
     return gradient
 
 
+def _phases(module: str) -> Phases:
+    """Those of a compiled module."""
+    partial = functools.partial
+    return Phases(partial(_sums, module), partial(_compare, module), partial(_differentiate, module))
+
+
 PHASES = {
-    name: Phases(
-        functools.partial(_sums, module), functools.partial(_compare, module), functools.partial(_differentiate, module)
-    )
-    for name, module in (("cuda", "_cuda"), ("cpu", "_cpu"))
+    "cuda": _phases("_cuda"),
+    "triton": Phases(
+        of_triton("log_dot_product_loss", "group_sums"),
+        of_triton("log_dot_product_loss", "group_compare"),
+        of_triton("log_dot_product_loss", "group_differentiate"),
+        reads_half=True,
+    ),
+    "cpu": _phases("_cpu"),
 }

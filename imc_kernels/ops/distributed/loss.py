@@ -35,7 +35,7 @@ class _DistributedLoss(torch.autograd.Function):
         loss, gradients = run(inputs, needs)
         end = anchor(loss)
         ctx.save_for_backward(end, *gradients)
-        ctx.operation, ctx.group = operation, group
+        ctx.operation, ctx.group, ctx.dtypes = operation, group, [x.dtype for x in inputs]
         return loss, end
 
     @staticmethod
@@ -43,4 +43,5 @@ class _DistributedLoss(torch.autograd.Function):
     def backward(ctx: Any, saved: Sequence[Tensor | None], grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # All processes have the same loss, and each what it multiplies its own with.
         factor = sum_over(grad_output.clone(memory_format=torch.contiguous_format), ctx.group)
-        return None, None, None, None, *(None if g is None else scaled(g, factor, g.dtype) for g in saved[1:])
+        gradients = zip(saved[1:], ctx.dtypes, strict=True)
+        return None, None, None, None, *(None if g is None else scaled(g, factor, dtype) for g, dtype in gradients)

@@ -15,6 +15,7 @@ from imc_kernels.ops.autograd import refuse_recording
 from imc_kernels.ops.distributed.collectives import not_compiled, sum_over
 from imc_kernels.ops.distributed.loss import distributed_loss
 from imc_kernels.ops.fused_loss import Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import at_least_single, gradient_buffers, loss_buffer, specification
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Phases(NamedTuple):
-    """A backend's form for this process's logits [V, B, C] and scores [V, B, K].
+    """A backend's form for this process's logits [V, B, C] and scores [V, B, K], of one sample at least.
 
     Attributes:
         sums: (logits, scores, temperature, logit_limit, symmetric) -> what is added up over the processes, one tensor:
@@ -30,10 +31,12 @@ class Phases(NamedTuple):
             samples. And what ``finish`` is given, which holds that tensor.
         finish: (logits, scores, the same, temperature, entropy_weight, logit_limit, symmetric, needs) -> the loss and
             the gradients of this process's inputs. It may overwrite the sums.
+        reads_half: whether it reads half precision itself.
     """
 
     sums: Callable[[Tensor, Tensor, float, float, bool], tuple[Tensor, Any]]
     finish: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+    reads_half: bool = False
 
 
 @not_compiled
@@ -60,11 +63,19 @@ def mutual_information_loss(
 
     def run(inputs: Sequence[Tensor], needs: Needs) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         y, u = (x.contiguous() for x in inputs)
-        sums, kept = phases.sums(y, u, temperature, limit, symmetric)
+        if held := y.shape[1] > 0:
+            sums, kept = phases.sums(y, u, temperature, limit, symmetric)
+        else:  # a sample that counts for nothing: the loss is that of the others' sums
+            y, u = (x.new_zeros(x.shape[0], 1, x.shape[2]) for x in (y, u))
+            sums, kept = phases.sums(y, u, temperature, limit, symmetric)
+            sums.zero_()
         sum_over(sums, group)
-        return phases.finish(y, u, kept, temperature, entropy_weight, limit, symmetric, needs)
+        wanted = needs if held else (False, False)
+        loss, gradients = phases.finish(y, u, kept, temperature, entropy_weight, limit, symmetric, wanted)
+        return loss, gradients if held else gradient_buffers(inputs, needs)
 
-    return distributed_loss("mutual_information_loss", run, group, at_least_single(logits), at_least_single(scores))
+    given = (logits, scores) if phases.reads_half else (at_least_single(logits), at_least_single(scores))
+    return distributed_loss("mutual_information_loss", run, group, *given)
 
 
 def _cpu_sums(
@@ -95,5 +106,10 @@ def _cpu_finish(
 
 PHASES = {
     "cuda": Phases(functools.partial(cuda.sums, grouped=True), cuda.finish),
+    "triton": Phases(
+        of_triton("mutual_information_loss", "group_sums"),
+        of_triton("mutual_information_loss", "group_finish"),
+        reads_half=True,
+    ),
     "cpu": Phases(_cpu_sums, _cpu_finish),
 }
