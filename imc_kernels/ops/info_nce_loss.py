@@ -46,6 +46,7 @@ def info_nce_loss(
         normalise: divide each embedding by its norm first; the gradient goes through that.
         group: where given, the samples of all its processes are one batch and negatives of each other,
             and every process gets its loss; averaged over the processes, the gradients are those of the whole batch.
+            A process may have B = 0.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:

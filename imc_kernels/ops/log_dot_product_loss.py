@@ -57,6 +57,7 @@ def log_dot_product_loss(
             "negative-jsd" (minus the Jensen-Shannon divergence), which only the eager backend serves.
         group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
+            A process may have B = 0.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:

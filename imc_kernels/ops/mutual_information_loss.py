@@ -57,6 +57,7 @@ def mutual_information_loss(
             (arXiv 1807.06653, equation 3), over all pairs of views.
         group: where given, the samples of all its processes are one batch, and every process gets its
             loss; averaged over the processes, the gradients are those of the whole batch.
+            A process may have B = 0.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:

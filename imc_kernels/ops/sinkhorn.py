@@ -58,7 +58,7 @@ def sinkhorn(
             dtype, or that to which torch's arithmetic promotes scores, marginals and queue. Over tens of thousands of
             prototypes most assignments are below float16's numbers; float32 holds them.
         group: where given, the scores of all its processes are one batch: each passes its own samples and receives
-            their assignments. One exchange of K numbers an iteration.
+            their assignments, of which B may be 0. One exchange of K numbers an iteration.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
