@@ -41,7 +41,8 @@ def _encoder(config: Config) -> str:
     if config.encodes:
         return f"encoder {config.encoder} is kept, its features are clustered"
     if config.train_encoder:
-        return f"encoder {config.encoder} is trained further, at {config.large_size} pixels, and its heads with it{FURTHER}"
+        how = f"is trained further, at {config.large_size} pixels, and its heads with it"
+        return f"encoder {config.encoder} {how}{FURTHER}"
     named = "an encoder of your own" if config.encoder == "custom" else f"encoder {config.encoder}"
     if config.freeze_encoder:
         return f"{named} is kept as --init {config.init} has it"
