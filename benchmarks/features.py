@@ -4,7 +4,7 @@
     python -m benchmarks.features photos.npy                     # what imc embed wrote, with the .csv beside it
     python -m benchmarks.features digits --seeds 0 1 2           # scikit-learn's digits as rows [1797, 64]; also iris,
                                                                  # wine and breast_cancer
-    python -m benchmarks.features imagenette.npz --choices       # 100 of each of five classes, six choices of classes
+    python -m benchmarks.features imagenette.npy --choices       # 100 of each of five classes, six choices of classes
     python -m benchmarks.features photos.npz --method imc-swav --sub-heads 50     # and every flag of imc train
 
 Scores are those of the held-out rows where there are any, else of the rows that are trained on. "heads" is the answer,
@@ -142,19 +142,23 @@ def _sets(options: Options, folder: str) -> Iterator[tuple[str, str]]:
         read = getattr(datasets, f"load_{options.source}")()
         yield options.source, _stored(folder, options.source, features=read.data, labels=read.target)
         return
-    if Path(options.source).suffix == ".npy":
-        yield Path(options.source).stem, _stored(folder, Path(options.source).stem, **_embedded(Path(options.source)))
-        return
+    path = stored_source(options.source, folder)
     if not options.choices:
-        yield Path(options.source).stem, options.source
+        yield Path(path).stem, path
         return
-    data = read_features([options.source]).train
+    data = read_features([path]).train
     assert data.labels is not None
     labels = data.labels.numpy()
     for classes in CHOICES:
         rows = np.concatenate([np.flatnonzero(labels == label)[:EACH] for label in classes])
         name = f"{data.name} {' '.join(map(str, classes))}"
         yield name, _stored(folder, name.replace(" ", "-"), features=data.images[rows].numpy(), labels=labels[rows])
+
+
+def stored_source(source: str, folder: str) -> str:
+    """The path of an .npz: the source, or in this folder what ``imc embed`` wrote as the source."""
+    path = Path(source)
+    return _stored(folder, path.stem, **_embedded(path)) if path.suffix == ".npy" else source
 
 
 def _stored(folder: str, name: str, **arrays: NDArray[Any]) -> str:
