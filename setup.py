@@ -38,6 +38,9 @@ INSTRUCTION_SETS = {
     "v3": AVX2,
     "v4": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
+# What AMX adds, for the kernels that are made of matrix products (csrc/cpu/gemm_amx.h); the others are v4's.
+AMX = [*INSTRUCTION_SETS["v4"], "-mamx-tile", "-mamx-bf16"]
+AMX_KERNELS = ("info_nce_loss", "mutual_information_loss", "prototype_scores")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 SANITIZE = [f"-fsanitize={names}"] if (names := os.environ.get("IMC_SANITIZE")) else []
 if SANITIZE:
@@ -58,6 +61,12 @@ def find_compiler() -> str:
     if not command or not shutil.which(shlex.split(command)[0]):
         fail("no C++17 compiler was found; install g++ or clang++, or set CXX to one")
     return command
+
+
+def accepts(compiler: str, flags: list[str]) -> bool:
+    """Whether the compiler knows the flags, for the processors that it compiles for."""
+    command = [*shlex.split(compiler), *flags, "-x", "c++", "-E", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def find_nvcc() -> str | None:
@@ -156,11 +165,15 @@ def cpu_build(target: Path) -> NinjaFile:
     build.rule("cxx", f"{compiler} -MMD -MF $out.d $flags -c $in -o $out", depfile=True)
     build.rule("link", f"{compiler} -shared {shlex.join([*OPENMP, *SANITIZE, *STRIP, *undefined])} $in -o $out")
     flags = [*CPU_FLAGS, *OPENMP, f"-I{CSRC / 'include'}"]
+    has_amx = sys.platform == "linux" and accepts(compiler, AMX)
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         build.compile("cxx", source, [*flags, "-DIMC_ISA=baseline"], "baseline")
         for name, extra in INSTRUCTION_SETS.items() if IS_X86 else ():
             build.compile("cxx", source, [*flags, *extra, f"-DIMC_ISA={name}"], name)
-    module_flags = [*CPU_FLAGS, *include_flags(), *(["-DIMC_X86"] if IS_X86 else [])]
+        if has_amx and source.stem in AMX_KERNELS:
+            build.compile("cxx", source, [*flags, *AMX, "-DIMC_ISA=amx"], "amx")
+    defined = [f"-D{name}" for name, there in (("IMC_X86", IS_X86), ("IMC_AMX", has_amx)) if there]
+    module_flags = [*CPU_FLAGS, *include_flags(), *defined]
     compile_module(build, "cpu_module.cpp", module_flags)
     build.link("link", target)
     return build

@@ -32,22 +32,18 @@ SIDES = {"digits": (8, 1), "mnist": (28, 1), "fashion-mnist": (28, 1), "cifar10"
 PRECISIONS = ("off", "bf16")
 
 
-def loops(name: str, given: dict[str, Any], batch: int) -> dict[str, Loop]:
-    """One in each precision, from the same start."""
+def loop(name: str, given: dict[str, Any], batch: int, amp: str) -> Loop:
+    """A preset's, on images of noise."""
     side, channels = SIDES[name]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, side, side, channels), dtype=torch.uint8, generator=generator)
     statistics_of_noise = ((0.5,) * channels, (0.29,) * channels)
     data = Dataset(name, Images(name, images, None, ()), None, None, *statistics_of_noise, note="")
-    config = plan(Config(data=name, clusters=10, batch_size=batch, **given), data)
-    made = {}
-    for amp in PRECISIONS:
-        torch.manual_seed(0)
-        options = replace(config, amp=amp, freeze_updates=0)
-        model = build_model(options)
-        place(model, options, torch.device("cpu"), Ranks())
-        made[amp] = Loop(model, [images], options, Ranks())
-    return made
+    config = replace(plan(Config(data=name, clusters=10, batch_size=batch, amp=amp, **given), data), freeze_updates=0)
+    torch.manual_seed(0)
+    model = build_model(config)
+    place(model, config, torch.device("cpu"), Ranks())
+    return Loop(model, [images], config, Ranks())
 
 
 def crops_of(loop: Loop) -> list[Tensor]:
@@ -82,7 +78,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in options.data:
         given = {} if options.encoder is None else {"encoder": options.encoder}
-        made = loops(name, given, options.batch)
+        made = {amp: loop(name, given, options.batch, amp) for amp in PRECISIONS}
         crops = crops_of(made["off"])
         times: dict[str, list[tuple[float, float]]] = {amp: [] for amp in PRECISIONS}
         for _ in range(1 + options.rounds):

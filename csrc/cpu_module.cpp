@@ -16,6 +16,12 @@
 #include "python/crop_sizes.h"
 #include "python/function.h"
 
+#ifdef IMC_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define IMC_ISA baseline
 #include "cpu/kernels.h"
 #undef IMC_ISA
@@ -27,12 +33,32 @@
 #include "cpu/kernels.h"
 #undef IMC_ISA
 #endif
+#ifdef IMC_AMX
+#define IMC_ISA amx
+#include "cpu/kernels.h"
+#undef IMC_ISA
+#endif
 
 namespace {
 
-enum class InstructionSet { baseline, v3, v4 };
+enum class InstructionSet { baseline, v3, v4, amx };
 
-constexpr const char* kNames[] = {"default", "avx2", "avx512"};  // as torch's ATEN_CPU_CAPABILITY has them
+constexpr const char* kNames[] = {"default", "avx2", "avx512", "amx"};  // the first three as ATEN_CPU_CAPABILITY has them
+
+#ifdef IMC_AMX
+// Whether the processor has its tiles and the system lets this process use them, which has to be asked for.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kTiles) == 0) {
+    return false;
+  }
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: Linux 5.16
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#else
+bool has_amx() { return false; }
+#endif
 
 InstructionSet best() {
 #ifdef IMC_X86
@@ -41,6 +67,9 @@ InstructionSet best() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (v4 && has_amx()) {
+    return InstructionSet::amx;
+  }
   return v4 ? InstructionSet::v4 : v3 ? InstructionSet::v3 : InstructionSet::baseline;
 #else
   return InstructionSet::baseline;
@@ -73,21 +102,35 @@ InstructionSet wanted() {
 
 #ifdef IMC_X86
 #define IMC_PICK(kernel, T)                               \
-  (chosen == InstructionSet::v4   ? &imc::v4::kernel<T>   \
+  (chosen >= InstructionSet::v4   ? &imc::v4::kernel<T>   \
    : chosen == InstructionSet::v3 ? &imc::v3::kernel<T>   \
                                   : &imc::baseline::kernel<T>)
 #else
 #define IMC_PICK(kernel, T) (&imc::baseline::kernel<T>)
 #endif
-#define IMC_KERNEL(kernel, T) imc::make_kernel(IMC_PICK(kernel, T))
-#define IMC_DEFINE(kernel, signature, ...)                                                                       \
-  imc::define(module, #kernel, signature, kPlace, {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, double)}, \
+#ifdef IMC_AMX
+#define IMC_PICK_PRODUCT(kernel, T) (chosen == InstructionSet::amx ? &imc::amx::kernel<T> : IMC_PICK(kernel, T))
+#else
+#define IMC_PICK_PRODUCT IMC_PICK
+#endif
+// The element types of a kernel; those made of matrix products have a form of their own for AMX, but for double.
+#define IMC_KERNELS(kernel) imc::make_kernel(IMC_PICK(kernel, float)), imc::make_kernel(IMC_PICK(kernel, double))
+#define IMC_HALF_KERNELS(kernel) \
+  imc::make_kernel(IMC_PICK(kernel, imc::bfloat16)), imc::make_kernel(IMC_PICK(kernel, imc::float16))
+#define IMC_PRODUCT_KERNELS(kernel) \
+  imc::make_kernel(IMC_PICK_PRODUCT(kernel, float)), imc::make_kernel(IMC_PICK(kernel, double))
+#define IMC_PRODUCT_HALF_KERNELS(kernel)                        \
+  imc::make_kernel(IMC_PICK_PRODUCT(kernel, imc::bfloat16)), \
+      imc::make_kernel(IMC_PICK_PRODUCT(kernel, imc::float16))
+#define IMC_DEFINE(kernel, signature, ...) \
+  imc::define(module, #kernel, signature, kPlace, {IMC_KERNELS(kernel)}, imc::Options{__VA_ARGS__})
+#define IMC_DEFINE_WITH_HALF(kernel, signature, ...)                                                 \
+  imc::define(module, #kernel, signature, kPlace, {IMC_KERNELS(kernel), IMC_HALF_KERNELS(kernel)}, \
               imc::Options{__VA_ARGS__})
-#define IMC_DEFINE_WITH_HALF(kernel, signature, ...)                                                             \
-  imc::define(module, #kernel, signature, kPlace,                                                          \
-              {IMC_KERNEL(kernel, float), IMC_KERNEL(kernel, double), IMC_KERNEL(kernel, imc::bfloat16),   \
-               IMC_KERNEL(kernel, imc::float16)},                                                                \
-              imc::Options{__VA_ARGS__})
+#define IMC_DEFINE_PRODUCT(kernel, signature) \
+  imc::define(module, #kernel, signature, kPlace, {IMC_PRODUCT_KERNELS(kernel)})
+#define IMC_DEFINE_PRODUCT_WITH_HALF(kernel, signature) \
+  imc::define(module, #kernel, signature, kPlace, {IMC_PRODUCT_KERNELS(kernel), IMC_PRODUCT_HALF_KERNELS(kernel)})
 
 constexpr imc::Place kPlace{imc::dlpack::kCpu, INT64_MAX, "threads"};
 
@@ -136,9 +179,9 @@ PYBIND11_MODULE(_cpu, module) {
              "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
              "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
              "gradient[p.. b k], sums[p k], p, b, k, epsilon");
-  IMC_DEFINE_WITH_HALF(prototype_scores,
+  IMC_DEFINE_PRODUCT_WITH_HALF(prototype_scores,
              "embeddings[n.. d], prototypes[k d], scores[n.. k], n, k, d, normalize_prototypes");
-  IMC_DEFINE_WITH_HALF(prototype_scores_backward,
+  IMC_DEFINE_PRODUCT_WITH_HALF(prototype_scores_backward,
              "embeddings[n.. d], prototypes[k d], grad_output[n.. k], embeddings_gradient[n.. d]?, "
              "prototypes_gradient[k d]?, n, k, d, normalize_prototypes");
   IMC_DEFINE_WITH_HALF(per_view_batch_norm,
@@ -155,12 +198,12 @@ PYBIND11_MODULE(_cpu, module) {
              "marginals[k]?, columns[a k]?, weights[v b]?, loss[], embeddings_gradient[v b d]?, "
              "prototypes_gradient[k d]?, v, assigned a, b, k, d, teacher_dim e, epsilon, iterations i, temperature, "
              "normalize_prototypes, all_pairs; a <= v; 1 <= i");
-  IMC_DEFINE_WITH_HALF(mutual_information_loss,
+  IMC_DEFINE_PRODUCT_WITH_HALF(mutual_information_loss,
              "logits[v b c], scores[v b k], loss[], logits_gradient[v b c]?, scores_gradient[v b k]?, v, b, c, k, "
              "temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
-  IMC_DEFINE(mutual_information_loss_sums,
+  IMC_DEFINE_PRODUCT(mutual_information_loss_sums,
              "logits[v b c], scores[v b k], sums[vcvk+vc+2], v, b, c, k, temperature, logit_limit");
-  IMC_DEFINE(mutual_information_loss_finish,
+  IMC_DEFINE_PRODUCT(mutual_information_loss_finish,
              "logits[v b c], scores[v b k], sums[vcvk+vc+2], loss[], logits_gradient[v b c]?, "
              "scores_gradient[v b k]?, v, b, c, k, temperature, entropy_weight, logit_limit, symmetric s; c = k if s");
   IMC_DEFINE_WITH_HALF(log_dot_product_loss,
@@ -172,11 +215,11 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE_WITH_HALF(self_distillation_loss,
              "students[h 2 b c], teachers[h 2 b c], prior[h c]?, weights[b]?, loss[h], gradient[h 2 b c]?, h, b, c, "
              "student_temperature, teacher_temperature, beta, entropy_weight, agreement");
-  IMC_DEFINE_WITH_HALF(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
-  IMC_DEFINE(info_nce_loss_rows,
+  IMC_DEFINE_PRODUCT_WITH_HALF(info_nce_loss, "embeddings[2 b d], loss[], gradient[2 b d]?, b, d, temperature, normalise");
+  IMC_DEFINE_PRODUCT(info_nce_loss_rows,
              "embeddings[2 b d], loss[], statistics[2 2 n], b, d, first_sample f, n, temperature, normalise; "
              "f+n <= b");
-  IMC_DEFINE(info_nce_loss_gradient,
+  IMC_DEFINE_PRODUCT(info_nce_loss_gradient,
              "embeddings[2 b d], statistics[2 2 b], gradient[2 n d], b, d, first_sample f, n, temperature, "
              "normalise; f+n <= b");
   IMC_DEFINE_WITH_HALF(scale_gradient, "result[h n], gradient[h n], factors[h], h, n");

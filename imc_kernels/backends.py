@@ -16,9 +16,9 @@ its interpreter where ``TRITON_INTERPRET=1`` was set, ``cuda`` where it was buil
 emulated backend runs only when it is asked for by name.
 
 The ``cpu`` kernels are compiled for three instruction sets of x86-64: default (SSE2), avx2 (with FMA and F16C) and
-avx512 (with BW, DQ and VL). The best that the processor has runs, or the one that the environment variable
-``IMC_CPU_CAPABILITY`` names at the first call, when they are loaded; a name that the processor lacks raises. They round
-differently.
+avx512 (with BW, DQ and VL); those made of matrix products for amx (AMX-BF16) too, where the others are avx512's. The
+best that the processor has runs, or the one that the environment variable ``IMC_CPU_CAPABILITY`` names at the first
+call, when they are loaded; a name that the processor lacks raises. They round differently.
 """
 
 from __future__ import annotations

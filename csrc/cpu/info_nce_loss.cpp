@@ -48,8 +48,8 @@ struct RowBlock {
     const RowSource<S> source{problem.embeddings, problem.dim, problem.scale};
     for (int64_t column = 0; column < problem.rows; column += kBlockColumns<T>) {
       const int64_t left = problem.rows - column, columns = left < kBlockColumns<T> ? left : kBlockColumns<T>;
-      multiply_block(source, first, rows, problem.columns + column * problem.dim, problem.dim, columns, problem.dim,
-                     products, kBlockColumns<T>, false, tile);
+      multiply_block(source, first, rows, panel_at(problem.columns, problem.dim, column), problem.dim, columns,
+                     problem.dim, products, kBlockColumns<T>, false, tile);
       visit(column, columns);
     }
   }
@@ -116,7 +116,7 @@ void differentiate(const RowBlock<S>& block, const T* packed_rows, T* spare, Gra
       if (itself >= 0 && itself < columns) x[itself] = 0;
     }
     multiply_block(RowSource<T>{block.products, kBlockColumns<T>, nullptr}, 0, block.rows,
-                   packed_rows + column * kPanel<T>, p.rows, p.dim, columns, gradient, p.dim, column > 0, block.tile);
+                   panel_at(packed_rows, p.rows, 0, column), p.rows, p.dim, columns, gradient, p.dim, column > 0, block.tile);
   });
   const T weight = p.inverse_temperature / static_cast<T>(p.rows);
   for (int64_t i = 0; i < block.rows * p.dim; ++i) gradient[i] *= weight;

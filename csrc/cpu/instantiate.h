@@ -1,9 +1,13 @@
-// Compiles a kernel of kernels.h for both element types.
+// Compiles a kernel of kernels.h for both element types; of double AMX has no product.
 #pragma once
 
+#ifdef __AMX_BF16__
+#define IMC_INSTANTIATE(kernel) template decltype(kernel<float>) kernel<float>;
+#else
 #define IMC_INSTANTIATE(kernel)                     \
   template decltype(kernel<float>) kernel<float>;   \
   template decltype(kernel<double>) kernel<double>;
+#endif
 
 // And for those that also write half precision.
 #define IMC_INSTANTIATE_HALF(kernel)                    \

@@ -1,5 +1,6 @@
 // Every CPU kernel, once per instruction set: the files of this folder are compiled with IMC_ISA set to baseline, v3
-// (AVX2) or v4 (AVX-512), and cpu_module.cpp includes this header once for each, so there is no include guard.
+// (AVX2) or v4 (AVX-512), those made of matrix products to amx too (but for double), and cpu_module.cpp includes this
+// header once for each, so there is no include guard.
 // S is the element type: float, double, bfloat16 or float16, which kernels read and write themselves and of which they
 // compute in Number<S>; those for a batch over processes, and where it is T, take float or double. Matrices are
 // contiguous, the last index runs fastest. A null gradient is not computed.

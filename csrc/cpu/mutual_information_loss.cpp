@@ -10,9 +10,9 @@
 // between the products (imc_kernels/ops/distributed/mutual_information_loss.py).
 #include <cstdint>
 
-#include "gemm.h"
 #include "instantiate.h"
 #include "kernels.h"
+#include "mutual_information_products.h"
 
 namespace imc::IMC_ISA {
 
@@ -46,50 +46,6 @@ void softmax_backward(const T* p, const T* dp, T* gradient, int64_t n, T scale) 
   for (int64_t i = 0; i < n; ++i) gradient[i] = p[i] * ((dp[i] - along) - rest) * scale;
 }
 
-// Prototypes to a panel of U: whole tiles of rows for every instruction set, whole cache lines for every element type.
-constexpr int kWide = 48;
-
-// U serves both products as their left operand where it lies, [panel][sample][kWide]: its prototypes as rows with the
-// samples as depth, and the other way round.
-struct PrototypeRows {
-  static constexpr int kRowStride = 1, kDepthStride = kWide;
-};
-struct SampleRows {
-  static constexpr int kRowStride = kWide, kDepthStride = 1;
-};
-
-// The sizes, and the buffers that the steps hand on. Panels are filled up with zeros, so that no product has an edge.
-template <typename T>
-struct Problem {
-  int64_t views, batch, clusters, prototypes;
-  int64_t whole_batch;  // of all processes
-  int threads;
-  int64_t all_clusters = views * clusters, all_prototypes = views * prototypes;
-  int64_t cluster_panels = ceil_div(all_clusters, kPanel<T>), prototype_panels = ceil_div(all_prototypes, kWide);
-  int64_t rows = ceil_div(batch, kTileRows) * kTileRows, columns = prototype_panels * kWide;
-  Scratch<T> y{batch * all_clusters};                     // P [batch, V C]
-  Scratch<T> packed_y{cluster_panels * batch * kPanel<T>};  // P [panel][sample][kPanel]
-  Scratch<T> u{columns * rows};                           // U [panel][sample][kWide]
-  Scratch<T> joint{cluster_panels * columns * kPanel<T>};  // J^T [panel][prototype][kPanel] times whole_batch, then
-                                                          // log(J / m): packed for the product with U
-  Scratch<T> log_y{all_clusters};                         // sums of P, then the logarithms of its means
-
-  T& joint_at(int64_t cluster, int64_t prototype) {
-    return joint[(cluster / kPanel<T> * columns + prototype) * kPanel<T> + cluster % kPanel<T>];
-  }
-
-  // body(first element of the row, its address in U, how many) for the pieces in which a row of U lies.
-  template <typename Body>
-  void for_pieces(int64_t sample, int64_t view, const Body& body) {
-    for (int64_t k = 0; k < prototypes;) {
-      const int64_t column = view * prototypes + k, left = prototypes - k, room = kWide - column % kWide;
-      const int64_t n = left < room ? left : room;
-      body(k, &u[(column / kWide * rows + sample) * kWide + column % kWide], n);
-      k += n;
-    }
-  }
-};
-
 template <typename S, typename T = Number<S>>
 void softmaxes(Problem<T>& p, const S* logits, const S* scores, T inverse_temperature) {
   const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);
@@ -107,7 +63,9 @@ void softmaxes(Problem<T>& p, const S* logits, const S* scores, T inverse_temper
     for (int64_t view = 0; view < p.views; ++view) {
       const int64_t row = view * p.batch + sample;
       const T inverse = 1 / exp_row(numbers_of(scores + row * p.prototypes, e, p.prototypes), e, p.prototypes, inverse_temperature);
+      const int64_t next = view + 1 < p.views ? row + p.batch : sample + 1 < p.batch ? sample + 1 : row;
       p.for_pieces(sample, view, [&](int64_t k, T* out, int64_t n) {
+        prefetch(scores + next * p.prototypes + k, n);
 #pragma omp simd
         for (int64_t i = 0; i < n; ++i) out[i] = e[k + i] * inverse;
       });
@@ -115,34 +73,8 @@ void softmaxes(Problem<T>& p, const S* logits, const S* scores, T inverse_temper
       const T factor = 1 / exp_row(numbers_of(logits + row * p.clusters, y, p.clusters), y, p.clusters, T(1));
       for (int64_t c = 0; c < p.clusters; ++c) y[c] *= factor;
     }
-    for (int64_t c = 0; c < p.cluster_panels * kPanel<T>; ++c)
-      p.packed_y[(c / kPanel<T> * p.batch + sample) * kPanel<T> + c % kPanel<T>] =
-          c < p.all_clusters ? p.y[sample * p.all_clusters + c] : T(0);
   });
-}
-
-// What comes next out of the last cache is asked for early: the products then run at the rate of arithmetic (1.6 and
-// 2.0 ms without, 1.25 each with, of 1.2 by the library's rate).
-template <typename T>
-void prefetch(const T* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i);
-}
-
-// A panel of columns of J: the product.
-template <typename T>
-void joint_panel(Problem<T>& p, int64_t panel) {
-  for (int64_t sample = 0; sample < p.batch; sample += kDepth) {
-    const int64_t depth = p.batch - sample < kDepth ? p.batch - sample : kDepth;
-    const T* u = &p.u[(panel * p.rows + sample) * kWide];
-    for (int64_t clusters = 0; clusters < p.cluster_panels; ++clusters) {
-      const T* y = &p.packed_y[(clusters * p.batch + sample) * kPanel<T>];
-      T* joint = &p.joint[(clusters * p.columns + panel * kWide) * kPanel<T>];
-      const int64_t part = ceil_div(depth, p.cluster_panels) * kWide;
-      if (panel + 1 < p.prototype_panels) prefetch(u + p.rows * kWide + clusters * part, part);
-      for (int64_t row = 0; row < kWide; row += kTileRows)
-        multiply_tile<PrototypeRows>(depth, u + row, y, joint + row * kPanel<T>, kPanel<T>, sample > 0);
-    }
-  }
+  pack_clusters(p);
 }
 
 // The sum of H(Y|U) over the first `count` columns of a panel of J, which are replaced by log(J / m).
@@ -269,28 +201,15 @@ void sample_backward(Problem<T>& p, const S* logits, T* d, Gradient<S>* gradient
 
 template <typename S, typename T = Number<S>>
 void logits_backward(Problem<T>& p, const S* logits, Gradient<S>* gradient, T entropy_weight, T limit) {
-  constexpr int64_t slice = 4;  // panels of U, whose part of G stays in the L1 cache
   const int64_t width = p.cluster_panels * kPanel<T>, tiles = p.rows / kTileRows;
   const int threads = useful_threads(p.rows * width * p.all_prototypes / 16, p.threads);
   const int64_t blocks = threads * ceil_div(p.rows, threads * kBlockRows);  // evenly over the threads
-  const int64_t height = ceil_div(tiles, blocks);
+  const int64_t height = ceil_div(tiles, blocks) * kTileRows;
+  LogitsProduct<T> product(p);
   Scratch<T> dy(p.rows * width);
-  parallel_for(ceil_div(tiles, height), threads, [&](int64_t block, int) {
-    const int64_t begin = block * height * kTileRows, stop = begin + height * kTileRows;
-    const int64_t end = stop < p.rows ? stop : p.rows;
-    for (int64_t panel = 0; panel < p.prototype_panels; panel += slice) {
-      const int64_t count = p.prototype_panels - panel < slice ? p.prototype_panels - panel : slice;
-      for (int64_t clusters = 0; clusters < p.cluster_panels; ++clusters) {
-        const T* g = &p.joint[(clusters * p.columns + panel * kWide) * kPanel<T>];
-        const int64_t next = panel + slice + clusters;
-        for (int64_t row = begin; row < end; row += kTileRows) {
-          if (clusters < slice && next < p.prototype_panels)
-            prefetch(&p.u[(next * p.rows + row) * kWide], kTileRows * kWide);
-          multiply_tile<SampleRows>(kWide, &p.u[(panel * p.rows + row) * kWide], g,
-                                    &dy[row * width + clusters * kPanel<T>], width, panel > 0, count, p.rows * kWide);
-        }
-      }
-    }
+  parallel_for(ceil_div(p.rows, height), threads, [&](int64_t block, int) {
+    const int64_t begin = block * height, end = begin + height < p.rows ? begin + height : p.rows;
+    product.multiply(begin, end, dy.get());
     for (int64_t sample = begin; sample < end && sample < p.batch; ++sample)
       sample_backward<S>(p, logits, &dy[sample * width], gradient, sample, entropy_weight, limit);
   });
@@ -301,12 +220,7 @@ void scores_backward(Problem<T>& p, Out* gradient, T inverse_temperature) {
   const T views = static_cast<T>(p.views), batch = static_cast<T>(p.whole_batch);
   const T scale = -inverse_temperature / (views * views * batch);
   Scratch<T> packed(packed_size<T>(p.all_clusters, p.all_prototypes)), du(p.batch * p.all_prototypes);
-  parallel_for(ceil_div(p.all_prototypes, kPanel<T>), p.threads, [&](int64_t panel, int) {
-    for (int64_t c = 0; c < p.all_clusters; ++c)
-      for (int64_t k = panel * kPanel<T>; k < (panel + 1) * kPanel<T>; ++k)
-        packed[panel * kPanel<T> * (p.all_clusters - 1) + c * kPanel<T> + k] =
-            k < p.all_prototypes ? p.joint_at(c, k) : T(0);
-  });
+  pack_joint(p, packed.get());
   gemm(RowSource<T>{p.y.get(), p.all_clusters, nullptr}, packed.get(), du.get(), p.batch, p.all_prototypes,
        p.all_clusters, p.threads);
   const int threads = useful_threads(p.batch * p.all_prototypes, p.threads);

@@ -27,6 +27,12 @@ T sum_targets(const S* assignments, T* target, T* spare, int64_t view, int64_t a
   return static_cast<T>(sum_of<T>(prototypes, [=](int64_t k) { return target[k]; }));
 }
 
+// Rows of one sample lie megabytes apart: the next one is asked for while this one is worked on.
+template <typename S>
+void prefetch_row(const S* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(S))) __builtin_prefetch(x + i);
+}
+
 // One row: the sum of its cross-entropies, and its gradient where asked (weight: 1 / (pairs batch temperature)).
 template <typename T>
 double cross_entropy(const T* scores, const T* target, T mass, T* probabilities, bool with_gradient, int64_t n,
@@ -66,6 +72,8 @@ void swapped_prediction_loss(const S* scores, const S* assignments, Number<S>* l
         mass = sum_targets(assignments, target, spare, view, assigned, batch, prototypes, sample);
       const int64_t row = (view * batch + sample) * prototypes;
       T* probabilities = gradient ? numbers_for(gradient + row, spare) : spare;
+      const int64_t next = view + 1 < views ? row + batch * prototypes : (sample + 1) % batch * prototypes;
+      prefetch_row(scores + next, prototypes);
       total += cross_entropy(numbers_of(scores + row, numbers, prototypes), target, mass, probabilities,
                              gradient != nullptr, prototypes, inverse_temperature, weight);
       if (gradient) finish_row(probabilities, gradient + row, prototypes);

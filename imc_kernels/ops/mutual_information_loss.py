@@ -42,8 +42,9 @@ def mutual_information_loss(
     2103.07368; the weight and the guard as in the authors' code.
 
     Memory: on ``cpu``, beside the gradients, V C x V K + V B (2 C + K) numbers; V B C more for the logits' gradient,
-    V C x V K + V B K more for the scores' (V C rounded up to 16, V K to 48). ``cuda`` takes sizes up to 2^30, V C and
-    V K + 1 among them, and up to 2^15 views.
+    V C x V K + V B K more for the scores' (V C rounded up to 16, V K to 48; with AMX to 32 and 64, copies of the joint
+    are half as large again and the logits' gradient takes one too). ``cuda`` takes sizes up to 2^30, V C and V K + 1
+    among them, and up to 2^15 views.
 
     Args:
         logits: [V, B, C] of the classifier for V views, float32, float64, bfloat16 or float16.

@@ -31,6 +31,10 @@ NOISE = 6 << 20  # bytes: what Python and the allocator take beside, in pages of
 CPU: dict[str, Any] = {"backend": "cpu"}
 
 
+AMX = native.missing("_cpu") is None and native.module("_cpu").instruction_set() == "amx"
+PACKED = 1.5 if AMX else 1  # the copies that products are made from, in numbers of float32 for each of their own
+
+
 def rounded(n: int, up_to: int) -> int:
     return -(-n // up_to) * up_to
 
@@ -43,7 +47,7 @@ def sinkhorn(batch: int, prototypes: int) -> tuple[Callable[[], Any], int]:
 
 def prototype_scores(rows: int, prototypes: int, dim: int, *needs: bool) -> tuple[Callable[[], Any], int]:
     x, w = torch.ones(rows, dim, requires_grad=needs[0]), torch.ones(prototypes, dim, requires_grad=needs[1])
-    said = 4 * (dim * max(prototypes, rows if needs[1] else 0) + rows + prototypes)
+    said = int(4 * (PACKED * dim * max(prototypes, rows if needs[1] else 0) + rows + prototypes))
     return lambda: with_gradients(imc_kernels.prototype_scores(x, w, **CPU), x, w), said
 
 
@@ -73,9 +77,11 @@ def mutual_information_loss(batch: int, clusters: int, prototypes: int, *needs: 
     views = 2
     logits = torch.ones(views, batch, clusters, requires_grad=needs[0])
     scores = torch.ones(views, batch, prototypes, requires_grad=needs[1])
-    wide, columns = rounded(views * clusters, 16), rounded(views * prototypes, 48)
+    wide, columns = rounded(views * clusters, 32 if AMX else 16), rounded(views * prototypes, 64 if AMX else 48)
     joint, u, y = wide * columns, rounded(batch, 12) * columns, batch * wide
-    said = 4 * (joint + 2 * y + u + (y if needs[0] else 0) + (joint + u if needs[1] else 0))
+    for_logits = y + (PACKED * joint if AMX else 0)
+    said = joint + y + PACKED * y + u + (for_logits if needs[0] else 0) + (PACKED * joint + u if needs[1] else 0)
+    said = int(4 * said)
     return lambda: with_gradients(imc_kernels.mutual_information_loss(logits, scores, **CPU), logits, scores), said
 
 
@@ -100,7 +106,7 @@ def self_distillation_loss(heads: int, batch: int, clusters: int, given: bool) -
 
 def info_nce_loss(batch: int, dim: int, needs: bool) -> tuple[Callable[[], Any], int]:
     embeddings = torch.full((2, batch, dim), dim**-0.5, requires_grad=needs)
-    said = 4 * (2 * batch * dim * (2 if needs else 1) + 4 * 2 * batch) + 2**20
+    said = int(4 * (PACKED * 2 * batch * dim * (2 if needs else 1) + 4 * 2 * batch)) + 2**20
     return lambda: with_gradients(imc_kernels.info_nce_loss(embeddings, **CPU), embeddings), said
 
 
