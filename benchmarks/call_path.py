@@ -1,12 +1,15 @@
-"""What a call of the `cuda` backend costs the host: checks, memory for the result, the launch of an empty kernel.
+"""What a call costs beside its kernel: checks, autograd, memory for the result, and of `cuda` the launch.
 
-It is measured on the emulator, whose kernels are switched off: `make simt`, then in build/simt
-`PYTHONPATH=lib ../../.venv/bin/python ../../benchmarks/call_path.py`. Autograd's own share is in the columns "with
-gradient" (the call on an input that requires one) and "and backward".
+    python benchmarks/call_path.py --backend cpu    # the kernels run, on a few numbers: a microsecond or two each
+
+Of the `cuda` backend, the default, the kernels are empty. It is measured on the emulator: `make simt`, then in
+build/simt `PYTHONPATH=lib ../../.venv/bin/python ../../benchmarks/call_path.py`. Autograd's own share is in the columns
+"with gradient" (the call on an input that requires one) and "and backward".
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import sys
@@ -41,7 +44,7 @@ def fastest(*calls: Callable[[], object], rounds: int = 400) -> list[float]:
     return [1e6 * seconds for seconds in best]
 
 
-def calls(requires_grad: bool) -> dict[str, Call]:
+def calls(requires_grad: bool, backend: str) -> dict[str, Call]:
     """Public calls on tiny tensors, by name."""
     scores, logits = (torch.rand(2, 3, n).requires_grad_(requires_grad) for n in (4, 5))
     heads = torch.rand(2, 2, 3, 5).requires_grad_(requires_grad)
@@ -58,7 +61,7 @@ def calls(requires_grad: bool) -> dict[str, Call]:
         parameters = draw_crop_parameters(0, 0, indices, views=2, height=8, width=8)
         options: dict[str, Any] = {"size": 6, "mean": [0.5] * 3, "std": [0.2] * 3}
         made["multi_crop"] = functools.partial(multi_crop, images, indices, parameters, **options)
-    return {name: functools.partial(call, backend="cuda") for name, call in made.items()}
+    return {name: functools.partial(call, backend=backend) for name, call in made.items()}
 
 
 def backward(call: Call) -> Call:
@@ -72,15 +75,25 @@ def backward(call: Call) -> Call:
     return both
 
 
-def main() -> None:
+def prepare_cuda() -> None:
+    """Switch the emulator's kernels off."""
     if native.missing("_cuda") is not None or not native.module("_cuda").emulated():
         sys.exit("imc_kernels._cuda is not built on the emulator: run this in build/simt after `make simt`")
-    torch.set_num_threads(1)
     # Crops' values are checked on CPU tensors only, which on a GPU they are not.
     vars(importlib.import_module("imc_kernels.ops.multi_crop"))["_check_values"] = lambda *tensors: None
     native.module("_cuda").emulate(run=False)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
+    backend = parser.parse_args().backend
+    torch.set_num_threads(1)
+    if backend == "cuda":
+        prepare_cuda()
     small, grown = torch.rand(2, 3, 4), torch.rand(2, 3, 4, requires_grad=True)
-    plain, with_gradient = calls(False), calls(True)
+    plain, with_gradient = calls(False, backend), calls(True, backend)
     plain = {"torch.relu": lambda: torch.relu(small), **plain}
     with_gradient = {"torch.relu": lambda: torch.relu(grown), **with_gradient}
     forward = dict(zip(plain, fastest(*plain.values()), strict=True))

@@ -49,8 +49,8 @@ def inference(trained: Loop, images: Tensor, rounds: int) -> tuple[float, float]
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.amp):
                 plain = seconds_of(model.encoder, images)
             times.append((plain, seconds_of(single, images.to(dtype))))
-    plain, merged = zip(*times[1:], strict=True)
-    return statistics.median(plain), statistics.median(merged)
+    unfused, merged = zip(*times[1:], strict=True)
+    return statistics.median(unfused), statistics.median(merged)
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         made = {form: loop(name, given, options.batch, "auto") for form, given in FORMS.items()}
         crops = crops_of(made["channels-last"])
         ordered = {form: [c.contiguous() if "torch" in form else c for c in crops] for form in FORMS}
-        times = {form: [seconds_of(made[form].compute, ordered[form]) for _ in range(1)] for form in FORMS}
+        times = {form: [seconds_of(made[form].compute, ordered[form])] for form in FORMS}
         for _ in range(options.rounds):
             for form, one in made.items():
                 times[form].append(seconds_of(one.compute, ordered[form]))
