@@ -145,7 +145,10 @@ def group_calls() -> list[Call]:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     k, group = imc_kernels, dist.group.WORLD
     logits, scores = tensor(2, 256, 10, gradient=True), tensor(2, 256, 100, gradient=True)
+    maps = tensor(512, 64, 4, 4, gradient=True), tensor(64, gradient=True), tensor(64, gradient=True)
+    running = {"running_mean": torch.zeros(64), "running_var": torch.ones(64)}
     forms = (
+        differentiated(k.per_view_batch_norm, *maps, views=2, relu=True, **running, group=group),
         differentiated(k.sinkhorn, tensor(2, 256, 1000, gradient=True), group=group),
         differentiated(k.mutual_information_loss, logits, scores, logit_limit=5.0, group=group),
         differentiated(k.log_dot_product_loss, tensor(10, 2, 512, 10, gradient=True), entropy_weight=2.0, group=group),

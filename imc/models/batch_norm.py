@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imc.text import counted
 from imc_kernels import per_view_batch_norm
-from imc_kernels.eager.distributed import sum_over
-from imc_kernels.ops.per_view_batch_norm import update_running_statistics
-from imc_kernels.ops.precision import at_least_single
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,8 +65,6 @@ class PerViewBatchNorm(_BatchNorm):
         tracked = self.training and self.track_running_stats
         running = (self.running_mean, self.running_var) if tracked else (None, None)
         momenta = self._momenta(views) if tracked else [0.0] * views
-        if self.training and self.group is not None:
-            return _completed(self._over_group(input, views, self.group, *running, momenta), relu, residual)
         return per_view_batch_norm(
             input,
             self.weight,
@@ -82,6 +76,7 @@ class PerViewBatchNorm(_BatchNorm):
             eps=self.eps,
             relu=relu,
             residual=residual,
+            group=self.group if self.training else None,
         )
 
     def _momenta(self, views: int) -> list[float]:
@@ -97,44 +92,6 @@ class PerViewBatchNorm(_BatchNorm):
         self.num_batches_tracked.add_(views)
         count = int(self.num_batches_tracked)
         return [1 / (count - views + view) for view in range(1, views + 1)]
-
-    def _over_group(
-        self,
-        input: Tensor,
-        views: int,
-        group: ProcessGroup,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momenta: Sequence[float],
-    ) -> Tensor:
-        if len(input) % views:
-            rows = counted(len(input), "row{s} {is|are}")
-            raise ValueError(f"PerViewBatchNorm: {rows} not {views} views of equal size")
-        x = at_least_single(input).unflatten(0, (views, len(input) // views))  # [V, B, C, ...]
-        channels, spatial = x.shape[2], [1] * (x.dim() - 3)
-        rest = [dim for dim in range(1, x.dim()) if dim != 2]
-        own = x.numel() // (views * channels)
-        if group.size() == 1 and own < 2:
-            raise ValueError(f"PerViewBatchNorm: a variance takes 2 values a channel and view, got {list(input.shape)}")
-
-        def sum_over_rows(values: Tensor) -> Tensor:
-            """[V, B, C, ...] -> the sums [V, C] of all processes, and behind them how many they are of."""
-            return sum_over(functional.pad(values.sum(dim=rest).flatten(), (0, 1), value=own), group)
-
-        # Two passes: the mean of squares minus the square of the mean would cancel.
-        sums = sum_over_rows(x)
-        count = sums[-1].detach()
-        mean = (sums[:-1] / count).view(views, channels)
-        centred = x - mean.view(views, 1, channels, *spatial)
-        variance = (sum_over_rows(centred.square())[:-1] / count).view(views, channels)
-        normalised = centred * (variance + self.eps).rsqrt().view(views, 1, channels, *spatial)
-        if self.weight is not None:
-            normalised = normalised * self.weight.view(channels, *spatial)
-        if self.bias is not None:
-            normalised = normalised + self.bias.view(channels, *spatial)
-        if running_mean is not None and running_var is not None:
-            update_running_statistics(running_mean, running_var, mean.detach(), variance.detach(), count, momenta)
-        return normalised.flatten(0, 1).to(input.dtype)
 
 
 def _completed(normalised: Tensor, relu: bool, residual: Tensor | None) -> Tensor:

@@ -16,8 +16,8 @@ from imc_kernels.ops.autograd import has_tangent, is_transformed
 
 def floating(operation: str, name: str, tensor: Tensor, layout: str, group: object = None) -> Tensor:
     """``tensor`` is a non-empty floating tensor whose rank is that of ``layout``, such as "[V, B, K]" or "[..., D]".
-    Where a group is given, over which the batch is spread, the second last dimension may be 0: a process without
-    samples.
+    Where a group is given, over which the batch is spread, the dimension that the layout calls B may be 0: a process
+    without samples.
 
     Returns:
         The tensor, whose memory holds what it says: a lazily negated view (of a conjugate's imaginary part, say) is
@@ -33,9 +33,19 @@ def floating(operation: str, name: str, tensor: Tensor, layout: str, group: obje
     rank = layout.count(",") + 1
     if tensor.dim() != rank and not ("..." in layout and tensor.dim() >= rank - 1):
         raise ValueError(f"{operation}: {name} must have the shape {layout}, got {list(tensor.shape)}")
-    if tensor.numel() == 0 and (group is None or 0 in (*tensor.shape[:-2], tensor.shape[-1])):
+    if tensor.numel() == 0 and (group is None or _empty_but_for_samples(tensor, layout)):
         raise ValueError(f"{operation}: {name} {layout} is empty: its shape is {list(tensor.shape)}")
     return tensor.resolve_neg()
+
+
+def _empty_but_for_samples(tensor: Tensor, layout: str) -> bool:
+    names = layout.split(", ")
+    samples = next(position for position, name in enumerate(names) if "B" in name)
+    if "..." in names[0]:
+        samples -= len(names)
+    sizes = list(tensor.shape)
+    del sizes[samples]
+    return 0 in sizes
 
 
 def dense(operation: str, name: str, tensor: object, layout: str) -> None:

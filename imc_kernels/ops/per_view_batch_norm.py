@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from imc_kernels import backends, eager, native
+from imc_kernels.eager.per_view_batch_norm import update_running_statistics
 from imc_kernels.ops import checks
 from imc_kernels.ops.autograd import is_direct, memory
 from imc_kernels.ops.fused_operation import FusedOperation, Gradients, Inputs, Kernels
 from imc_kernels.ops.operator import Needs, of_triton
 from imc_kernels.ops.precision import cast, half_as_single
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NAME = "per_view_batch_norm"
 
@@ -30,6 +34,7 @@ def per_view_batch_norm(
     eps: float = 1e-5,
     relu: bool = False,
     residual: Tensor | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Normalise each channel of each view by the view's own mean and variance, as training does.
@@ -56,6 +61,9 @@ def per_view_batch_norm(
         relu: return ``max(result, 0)``, of the sum with the residual where there is one.
         residual: of the input's shape, floating, or None for 0: what is added to the result, as at the end of a block
             of a ResNet. The gradient reaches it.
+        group: where given, the statistics of a view are those of its rows in all processes, which may hold unequally
+            many, or none. The gradients of the input are those of the sum of all processes' losses; those of weight and
+            bias add up to that over the processes. On ``triton``, otherwise in PyTorch.
         backend: see :mod:`imc_kernels.backends`.
 
     Returns:
@@ -67,13 +75,15 @@ def per_view_batch_norm(
         ValueError: shapes or devices that do not fit, an empty input, or views of a single value a channel.
         NotImplementedError: the kernel is asked for a derivative that only ``backend="eager"`` has.
     """
-    input = checks.floating(NAME, "input", input, "[V*B, C, ...]")
+    checks.group(NAME, group)
+    alone = group is None or group.size() == 1
+    input = checks.floating(NAME, "input", input, "[V*B, C, ...]", group)
     views = checks.integer(NAME, "views", views, least=1)
     if len(input) % views:
         raise ValueError(f"{NAME}: {len(input)} rows are not {views} views of equal size")
     channels = input.shape[1]
     rows = input.numel() // (views * channels)
-    if rows < 2:
+    if alone and rows < 2:
         raise ValueError(f"{NAME}: a variance takes 2 values a channel and view, got input {list(input.shape)}")
     weight, bias = (
         None if vector is None else _vector(name, vector, input)
@@ -82,7 +92,7 @@ def per_view_batch_norm(
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{NAME}: running_mean and running_var must be given together")
     if residual is not None:
-        residual = checks.floating(NAME, "residual", residual, "[V*B, C, ...]")
+        residual = checks.floating(NAME, "residual", residual, "[V*B, C, ...]", group)
         if residual.shape != input.shape:
             raise ValueError(
                 f"{NAME}: residual must have the shape of the input, {list(input.shape)}, got {list(residual.shape)}"
@@ -94,16 +104,17 @@ def per_view_batch_norm(
     eps = checks.number(NAME, "eps", eps, checks.POSITIVE)
     relu = checks.flag(NAME, "relu", relu)
     promoted = checks.together(NAME, input=input, weight=weight, bias=bias, residual=residual)
-    chosen = backends.choose(NAME, OFFERED, input.device, promoted, backend)
+    form, offered = (NAME, OFFERED) if group is None else (f"{NAME} with a group", WITH_GROUP)
+    chosen = backends.choose(form, offered, input.device, promoted, backend)
     single = half_as_single(promoted)
     # Contiguous for torch's function too, whose gradient reads a strided weight as if it were (2.13, CPU).
     w, b = (None if vector is None else cast(vector, single).contiguous() for vector in (weight, bias))
     if chosen not in OPERATION.kernels:
         # Whose sums over half precision are not of float32 on the CPU in every memory order (2.13).
-        x = cast(input, single) if input.is_cpu or single != torch.float32 else input
+        x = cast(input, single) if input.is_cpu or single != torch.float32 or group is not None else input
         beside = None if residual is None else cast(residual, x.dtype)
         mean, variance = (None if vector is None else cast(vector, single) for vector in (running_mean, running_var))
-        result = eager.per_view_batch_norm(x, w, b, mean, variance, views, momenta, eps, relu, beside)
+        result = eager.per_view_batch_norm(x, w, b, mean, variance, views, momenta, eps, relu, beside, group)
         for given, moved in ((running_mean, mean), (running_var, variance)):
             if given is not None and moved is not None and moved is not given:
                 given.copy_(moved)
@@ -116,9 +127,13 @@ def per_view_batch_norm(
     options: tuple[Any, ...] = (views, eps, relu)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     moves = chosen == "triton" and running is not None and _moved_by_kernel(*running, momenta, *tensors)
-    if running is not None and moves:
-        options = (*options, (*running, momenta[0]))
-    output, *statistics = OPERATION(chosen, tensors, options)
+    moved = (*running, momenta[0]) if running is not None and moves else None
+    if group is not None:
+        from imc_kernels.ops import distributed  # which imports the compiler
+
+        output, *statistics, rows = distributed.per_view_batch_norm(chosen, tensors, options, moved, group)
+    else:
+        output, *statistics = OPERATION(chosen, tensors, options if moved is None else (*options, moved))
     if running is not None and not moves:
         update_running_statistics(*running, statistics[0], statistics[1], rows, momenta)
     return cast(output, input.dtype)
@@ -130,21 +145,6 @@ def _moved_by_kernel(mean: Tensor, variance: Tensor, momenta: Sequence[float], *
         x.dtype == torch.float32 and x.is_contiguous() and not x.is_neg() for x in (mean, variance)
     )
     return plain and is_direct(NAME, "triton", mean, variance, *inputs)
-
-
-@torch.no_grad()
-def update_running_statistics(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    count: int | Tensor,
-    momenta: Sequence[float],
-) -> None:
-    """Move running statistics [C] towards mean and biased variance [V, C] of ``count`` values each, view by view."""
-    for running, values in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
-        for value, momentum in zip(values, momenta, strict=True):
-            running.lerp_(cast(value, running.dtype), momentum)
 
 
 def _vector(name: str, vector: Tensor, input: Tensor) -> Tensor:
@@ -230,3 +230,4 @@ OPERATION = FusedOperation(
     gradient_like=_with_channels_together,
 )
 OFFERED = (*OPERATION.backends, "cuda")  # which is torch's own function
+WITH_GROUP = ("triton", "eager")

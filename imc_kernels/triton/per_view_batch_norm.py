@@ -56,7 +56,7 @@ class Plan(NamedTuple):
         block_rows = TILE // block
         blocks = -(-channels // block)
         groups = max(1, min(MOST_GROUPS, PROGRAMS // (views * blocks)))
-        tiles = -(-rows // (block_rows * groups))
+        tiles = max(1, -(-rows // (block_rows * groups)))  # a process of a group may have no row
         return cls(-(-rows // (block_rows * tiles)), tiles, block_rows, block)
 
     def grid(self, views: int, channels: int) -> tuple[int, int]:
@@ -72,7 +72,8 @@ Running = tuple[Tensor, Tensor, float]  # mean and variance, float32 [C], that a
 
 def rows_of(x: Tensor, views: int) -> Tensor:
     """[V*B, C, ...] -> [V, N, C], contiguous; no copy of one whose channels lie together."""
-    return memory(x.movedim(1, -1).reshape(views, -1, x.shape[1]))
+    channels = x.shape[1]
+    return memory(x.movedim(1, -1).reshape(views, x.numel() // (views * channels), channels))
 
 
 def memory_like(x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class Sweep:
         launch(moments_kernel, self.grid, self.x, partials, *self.spread, **self.constants)
         return partials
 
-    def normalise(self, partials: Tensor, mean: Tensor, variance: Tensor, running: Running | None) -> Tensor:
+    def normalise(self, partials: Tensor | None, mean: Tensor, variance: Tensor, running: Running | None) -> Tensor:
         """The output, and the statistics of each view."""
         output = memory_like(self.maps)
         launch(
@@ -136,9 +137,17 @@ class Sweep:
         return partials, grad_output if passed is None else passed
 
     def gradients(
-        self, mean: Tensor, variance: Tensor, partials: Tensor, groups: int, passed: Tensor, needs: Sequence[bool]
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        partials: Tensor,
+        groups: int,
+        passed: Tensor,
+        needs: Sequence[bool],
+        count: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of the input, the weight and the bias, from ``groups`` partial sums of each view."""
+        """Of the input, the weight and the bias, from ``groups`` partial sums of each view, which are of ``count`` rows
+        (float64 []), or of these."""
         of_input = memory_like(self.maps) if needs[0] else None
         of_weight, of_bias = (mean.new_empty(size=(self.channels,)) if need else None for need in needs[1:3])
         if any(needs[:3]):
@@ -146,7 +155,7 @@ class Sweep:
                 gradient_kernel,
                 self.grid,
                 *(self.x, self.weight, self.bias, mean, variance, self.rows(passed), partials),
-                *(self.rows(of_input), of_weight, of_bias, self.eps, *self.spread, groups, self.views),
+                *(self.rows(of_input), of_weight, of_bias, count, self.eps, *self.spread, groups, self.views),
                 relu=self.relu and self.residual is None,
                 most_parts=PARTS,
                 **self.constants,

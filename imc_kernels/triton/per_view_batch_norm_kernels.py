@@ -113,7 +113,7 @@ def normalise_kernel(
     weight,  # [channels] or None
     bias,  # [channels] or None
     residual,  # [views, rows, channels] or None
-    partials,  # [views, groups, 2, channels] float32
+    partials,  # [views, groups, 2, channels] float32, or None where mean and variance are given
     output,  # [views, rows, channels]
     mean,  # [views, channels] float32
     variance,  # [views, channels] float32
@@ -134,10 +134,14 @@ def normalise_kernel(
     view, group, row, kk, cells = place(groups, tiles, channels, block_rows, block)
     group_rows = tiles * block_rows
     at = view * channels + kk
-    m, s = view_moments(x, partials, view, rows, groups, group_rows, kk, channels, most_groups)
-    if group == 0:
-        tl.store(mean + at, m, mask=kk < channels)
-        tl.store(variance + at, s, mask=kk < channels)
+    if partials is None:
+        m = per_channel(mean + view * channels, kk, channels, 0.0)
+        s = per_channel(variance + view * channels, kk, channels, 1.0)
+    else:
+        m, s = view_moments(x, partials, view, rows, groups, group_rows, kk, channels, most_groups)
+        if group == 0:
+            tl.store(mean + at, m, mask=kk < channels)
+            tl.store(variance + at, s, mask=kk < channels)
     if running_mean is not None:  # noqa: SIM102  # known as it compiles, unlike the next
         if tl.program_id(0) == 0:
             moved_mean = per_channel(running_mean, kk, channels, 0.0)
@@ -237,6 +241,7 @@ def gradient_kernel(
     gradient,  # [views, rows, channels], or None where it is not needed
     weight_gradient,  # [channels] or None
     bias_gradient,  # [channels] or None
+    count,  # [] float64: the rows that the partial sums are of, those of all processes; or None: this view's
     eps,
     rows,
     groups,
@@ -250,13 +255,14 @@ def gradient_kernel(
     most_parts: tl.constexpr,  # added up at a time
 ):
     view, _, row, kk, cells = place(groups, tiles, channels, block_rows, block)
+    size = rows if count is None else tl.load(count).to(tl.float32)
     if weight_gradient is not None or bias_gradient is not None:  # noqa: SIM102  # the same
         if tl.program_id(0) == 0:
             of_weight = tl.zeros((block,), tl.float32)
             of_bias = tl.zeros((block,), tl.float32)
             each = view
             for _turn in range(views):
-                sums_v, products_v = view_sums(partials, each, rows, parts, kk, channels, most_parts)
+                sums_v, products_v = view_sums(partials, each, size, parts, kk, channels, most_parts)
                 s_v = per_channel(variance + each * channels, kk, channels, 1.0)
                 each += 1
                 of_weight += products_v * inverse_deviation(s_v, eps)
@@ -270,9 +276,9 @@ def gradient_kernel(
         s = per_channel(variance + view * channels, kk, channels, 1.0)
         scale, offset = affine(weight, bias, s, eps, kk, channels)
         inverse = inverse_deviation(s, eps)
-        sums, products = view_sums(partials, view, rows, parts, kk, channels, most_parts)
-        level = sums / rows
-        along = products * inverse * inverse / rows
+        sums, products = view_sums(partials, view, size, parts, kk, channels, most_parts)
+        level = sums / size
+        along = products * inverse * inverse / size
         for tile in range(tiles):
             first = row + tile * block_rows
             held = inside(first, rows, kk, channels, block_rows)
@@ -283,3 +289,108 @@ def gradient_kernel(
                 g = tl.where(value <= 0, 0.0, g)
             result = scale[None, :] * (g - level[None, :] - centred * along[None, :])
             tl.store(gradient + start + cells, rounded(result, gradient.dtype.element_ty), mask=held)
+
+
+@triton.jit(do_not_specialize=["rows", "groups", "tiles", "views"])
+def process_moments_kernel(
+    x,  # [views, rows, channels]
+    partials,  # [views, groups, 2, channels] float32
+    moments,  # [views 2 channels + 1] float64: means, squared differences from them, and the number of rows
+    rows,
+    groups,
+    tiles,
+    views,
+    channels: tl.constexpr,
+    block_rows: tl.constexpr,
+    block: tl.constexpr,
+    most_groups: tl.constexpr,
+):
+    view = tl.program_id(0).to(tl.int64)
+    kk = tl.program_id(1) * block + tl.arange(0, block)
+    m, s = view_moments(x, partials, view, rows, groups, tiles * block_rows, kk, channels, most_groups)
+    to = moments + view * 2 * channels + kk
+    tl.store(to, m.to(tl.float64), mask=kk < channels)
+    tl.store(to + channels, (s * rows).to(tl.float64), mask=kk < channels)
+    if view == 0 and tl.program_id(1) == 0:
+        tl.store(moments + views.to(tl.int64) * 2 * channels, rows.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["processes", "views"])
+def group_moments_kernel(
+    gathered,  # [processes, views 2 channels + 1] float64: what each found
+    mean,  # [views, channels] float32
+    variance,  # [views, channels] float32
+    count,  # [] float64: the rows of a view in all processes
+    running_mean,  # [channels] float32, moved view by view, or None
+    running_variance,  # [channels] float32 or None
+    momentum,
+    processes,
+    views,
+    channels: tl.constexpr,
+    block: tl.constexpr,
+):
+    kk = tl.program_id(0) * block + tl.arange(0, block)
+    held = kk < channels
+    stride = views.to(tl.int64) * 2 * channels + 1
+    if running_mean is not None:
+        moved_mean = per_channel(running_mean, kk, channels, 0.0)
+        moved_variance = per_channel(running_variance, kk, channels, 0.0)
+    for view in range(views):
+        size = tl.zeros((), tl.float64)
+        m = tl.zeros((block,), tl.float64)
+        squares = tl.zeros((block,), tl.float64)
+        at = gathered
+        for _process in range(processes):
+            more = tl.load(at + stride - 1)
+            both = tl.maximum(size + more, 1.0)
+            step = tl.load(at + view * 2 * channels + kk, mask=held, other=0.0) - m
+            m += step * (more / both)
+            squares += tl.load(at + (view * 2 + 1) * channels + kk, mask=held, other=0.0)
+            squares += step * step * (size * more / both)
+            size += more
+            at += stride
+        s = squares / size
+        tl.store(mean + view * channels + kk, m.to(tl.float32), mask=held)
+        tl.store(variance + view * channels + kk, s.to(tl.float32), mask=held)
+        if running_mean is not None:
+            unbiased = s * (size / tl.maximum(size - 1, 1.0))
+            moved_mean = moved_mean * (1 - momentum) + m.to(tl.float32) * momentum
+            moved_variance = moved_variance * (1 - momentum) + unbiased.to(tl.float32) * momentum
+        if tl.program_id(0) == 0:
+            tl.store(count, size)  # the same of every view
+    if running_mean is not None:
+        tl.store(running_mean + kk, moved_mean, mask=held)
+        tl.store(running_variance + kk, moved_variance, mask=held)
+
+
+@triton.jit(do_not_specialize=["views"])
+def own_affine_kernel(
+    own,  # [views, 3, channels] float32: sums of g, g (x - m) and x - m over this process's rows
+    everybody,  # [views, 3, channels] float32: over those of all processes
+    variance,  # [views, channels] float32
+    count,  # [] float64
+    weight_gradient,  # [channels] or None
+    bias_gradient,  # [channels] or None
+    eps,
+    views,
+    channels: tl.constexpr,
+    block: tl.constexpr,
+):
+    """This process's part: over processes the parts add up."""
+    kk = tl.program_id(0) * block + tl.arange(0, block)
+    size = tl.load(count).to(tl.float32)
+    of_weight = tl.zeros((block,), tl.float32)
+    of_bias = tl.zeros((block,), tl.float32)
+    for view in range(views):
+        at = view * 3 * channels
+        sums = per_channel(own + at, kk, channels, 0.0)
+        off = (
+            per_channel(everybody + at + 2 * channels, kk, channels, 0.0) / size
+        )  # of the mean from the rows', rounded
+        products = per_channel(own + at + channels, kk, channels, 0.0) - off * sums
+        of_weight += products * inverse_deviation(per_channel(variance + view * channels, kk, channels, 1.0), eps)
+        of_bias += sums
+    if weight_gradient is not None:
+        tl.store(weight_gradient + kk, of_weight, mask=kk < channels)
+    if bias_gradient is not None:
+        tl.store(bias_gradient + kk, of_bias, mask=kk < channels)

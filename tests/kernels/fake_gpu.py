@@ -31,7 +31,7 @@ from imc_kernels import backends, native
 
 DEVICE = "gpu"
 GPU_BACKENDS = ("cuda", "triton")
-GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "sinkhorn"}
+GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "per_view_batch_norm", "sinkhorn"}
 # Operations of torch that start nothing on a device.
 FREE = {
     "_unsafe_view",

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from imc.models.batch_norm import PerViewBatchNorm, synchronise
+from imc_kernels import backends
 
 VIEWS, BATCH, CHANNELS = 3, 5, 4
 
@@ -182,6 +183,12 @@ OVER_PROCESSES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any]]] =
 }
 
 
+TRITON = ("one row", "no row", "bfloat16", "no bias", "1, 7 and 3")  # in its interpreter, in milliseconds a launch
+FORMS_OVER_PROCESSES = [(name, "eager") for name in OVER_PROCESSES]
+if "triton" in backends.available():
+    FORMS_OVER_PROCESSES += [(name, "triton") for name in TRITON]
+
+
 def over_processes(name: str) -> tuple[PerViewBatchNorm, Tensor, Tensor]:
     """The module, all rows [V, B, C, 3, 2] and what flows back."""
     torch.manual_seed(0)
@@ -197,18 +204,20 @@ def process(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     saved = {}
-    for name, (parts, *_) in OVER_PROCESSES.items():
+    for name, backend in FORMS_OVER_PROCESSES:
+        parts = OVER_PROCESSES[name][0]
         if len(parts) != world:
             continue
         module, x, weights = over_processes(name)
         synchronise(module, dist.group.WORLD)
         own, flows = (t.split(parts, dim=1)[rank].flatten(0, 1) for t in (x, weights))
         own = own.clone().requires_grad_()
-        module(own, 2, relu=True)
-        y = module(own, 2)
+        with backends.backend(backend):
+            module(own, 2, relu=True)
+            y = module(own, 2)
         y += 0.5  # third parties edit in place
         gradients = torch.autograd.grad(y, [own, *module.parameters()], flows)
-        saved[name] = [y.detach(), *gradients], dict(module.named_buffers())
+        saved[name, backend] = [y.detach(), *gradients], dict(module.named_buffers())
     torch.save(saved, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -223,11 +232,13 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any
     return found
 
 
-@pytest.mark.parametrize("name", OVER_PROCESSES)
-def test_processes_of_unequal_batches_equal_one_process(name: str, of_processes: dict[int, list[Any]]) -> None:
+@pytest.mark.parametrize(("name", "backend"), FORMS_OVER_PROCESSES)
+def test_processes_of_unequal_batches_equal_one_process(
+    name: str, backend: str, of_processes: dict[int, list[Any]]
+) -> None:
     """The gradients of the parameters add up to those of the whole batch; averaged, they are those of its mean."""
     parts, dtype, _ = OVER_PROCESSES[name]
-    results, buffers = zip(*(of_rank[name] for of_rank in of_processes[len(parts)]), strict=True)
+    results, buffers = zip(*(of_rank[name, backend] for of_rank in of_processes[len(parts)]), strict=True)
     module, x, weights = over_processes(name)
     exact = module.double()
     leaf = x.double().flatten(0, 1).requires_grad_()
