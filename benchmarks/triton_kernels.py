@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import imc_kernels
@@ -137,23 +136,6 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         # A large crop is 9 tiles, twice, of about a second each in the interpreter.
         made.append(crops(1 if size > 32 else max(1, batch // 64), size, channels))
     return made
-
-
-def group_calls() -> list[Call]:
-    """The operations that take a group, in one of this process alone: the same kernels as in many."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    k, group = imc_kernels, dist.group.WORLD
-    logits, scores = tensor(2, 256, 10, gradient=True), tensor(2, 256, 100, gradient=True)
-    maps = tensor(512, 64, 4, 4, gradient=True), tensor(64, gradient=True), tensor(64, gradient=True)
-    running = {"running_mean": torch.zeros(64), "running_var": torch.ones(64)}
-    forms = (
-        differentiated(k.per_view_batch_norm, *maps, views=2, relu=True, **running, group=group),
-        differentiated(k.sinkhorn, tensor(2, 256, 1000, gradient=True), group=group),
-        differentiated(k.mutual_information_loss, logits, scores, logit_limit=5.0, group=group),
-        differentiated(k.log_dot_product_loss, tensor(10, 2, 512, 10, gradient=True), entropy_weight=2.0, group=group),
-    )
-    return [Call("with a group", form, 0, counted=False) for form in forms]
 
 
 def per_view_batch_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, **options: Any) -> Tensor:
@@ -290,13 +272,6 @@ def resources(name: str) -> None:
         print(json.dumps([launch.kernel.__name__, call, warps, *usage, time.perf_counter() - start]), flush=True)
 
 
-def of_groups(name: str) -> None:
-    """Prints a line [kernel, spilled] for each compilation of the calls with a group."""
-    target = Target(name)
-    for _, launch in variants(target, group_calls).values():
-        print(json.dumps([launch.kernel.__name__, target.compile(launch)[2]]), flush=True)
-
-
 def without_tf32(name: str) -> None:
     """Prints the name of each kernel that multiplies, compiled for a target without TF32 where others would use it."""
     target = Target(name)
@@ -351,10 +326,10 @@ def specialisations() -> None:
     print(json.dumps({name: [len(one.get(name, ())), len(keys)] for name, keys in every.items()}))
 
 
-def worker(*arguments: str, interpreted: bool = False) -> list[Any]:
-    """The JSON lines that this file prints in a process of its own: compiled and interpreted kernels do not mix."""
+def worker(*arguments: str, interpreted: bool = False, script: str = __file__) -> list[Any]:
+    """The JSON lines that a script prints in a process of its own: compiled and interpreted kernels do not mix."""
     environment = {**os.environ, "TRITON_INTERPRET": str(int(interpreted))}
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, script, *arguments]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=True)
     except subprocess.TimeoutExpired as error:
@@ -408,15 +383,12 @@ def page() -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resources", choices=TARGETS, help=argparse.SUPPRESS)
-    parser.add_argument("--groups", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("--without-tf32", choices=WITHOUT_TF32, help=argparse.SUPPRESS)
     parser.add_argument("--bytes", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--specialisations", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.resources:
         resources(chosen.resources)
-    elif chosen.groups:
-        of_groups(chosen.groups)
     elif chosen.without_tf32:
         without_tf32(chosen.without_tf32)
     elif chosen.bytes:

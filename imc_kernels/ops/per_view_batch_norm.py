@@ -127,13 +127,13 @@ def per_view_batch_norm(
     options: tuple[Any, ...] = (views, eps, relu)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     moves = chosen == "triton" and running is not None and _moved_by_kernel(*running, momenta, *tensors)
-    moved = (*running, momenta[0]) if running is not None and moves else None
+    moving = (*running, momenta[0]) if running is not None and moves else None
     if group is not None:
         from imc_kernels.ops import distributed  # which imports the compiler
 
-        output, *statistics, rows = distributed.per_view_batch_norm(chosen, tensors, options, moved, group)
+        output, *statistics, rows = distributed.per_view_batch_norm(chosen, tensors, options, moving, group)
     else:
-        output, *statistics = OPERATION(chosen, tensors, options if moved is None else (*options, moved))
+        output, *statistics = OPERATION(chosen, tensors, options if moving is None else (*options, moving))
     if running is not None and not moves:
         update_running_statistics(*running, statistics[0], statistics[1], rows, momenta)
     return cast(output, input.dtype)

@@ -197,7 +197,7 @@ def column_step_kernel(
             more_total = tl.load(at + k, mask=kk < k, other=0.0)
             high, total = add_log_sums(high, total, more_high, more_total)
             dc += tl.load(at + 2 * k, mask=kk < k, other=0.0)
-            at += problems * 3 * k
+            at += problems.to(tl.int64) * 3 * k
     leave_columns(scores, h, rows, d, gradient, high, total, dc, kk, batch, tiles, k, scale, factor, row_block)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import re
 
 import pytest
+import triton_groups
 import triton_kernels
 
 TEXT = triton_kernels.PAGE.read_text()
@@ -37,7 +38,7 @@ def test_no_kernel_spills() -> None:
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_the_kernels_of_groups_compile_without_a_spill(target: str) -> None:
-    made = triton_kernels.worker("--groups", target)
+    made = triton_kernels.worker(target, script=triton_groups.__file__)
     assert {"own_columns_kernel", "column_sums_kernel", "entropies_kernel", "process_sums_kernel"} <= {
         k for k, _ in made
     }

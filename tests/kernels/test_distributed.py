@@ -17,7 +17,7 @@ from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 
 from imc_kernels import backends, info_nce_loss, log_dot_product_loss, sinkhorn
-from imc_kernels.ops.distributed.collectives import gather_sizes
+from imc_kernels.ops.distributed.collectives import gather_samples, gather_sizes
 
 GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "sinkhorn"}
 CASES = [operation for operation in OPERATIONS if operation.name in GROUPED]
@@ -166,6 +166,7 @@ def process(rank: int, world: int, folder: str) -> None:
     saved = {
         (work.__name__, backend): work(rank, world, backend) for backend in BACKENDS for work in works(world, backend)
     }
+    saved["equal sizes"] = gather_samples(torch.full((2, 3), rank), 1, [3] * world, dist.group.WORLD)
     saved["sizes"] = gather_sizes(rank + 5, dist.new_group(backend="cuda:gloo"))
     torch.save(saved, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -264,6 +265,8 @@ def test_sizes_go_from_host_to_host(results: dict[int, list[Any]]) -> None:
     """Where the group has no way between hosts, the processes make one."""
     for world, saved in results.items():
         assert [of_rank["sizes"] for of_rank in saved] == [list(range(5, 5 + world))] * world
+        ranks = torch.arange(world).repeat_interleave(3).expand(2, -1)
+        assert all(torch.equal(of_rank["equal sizes"], ranks) for of_rank in saved)
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")
