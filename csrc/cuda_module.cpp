@@ -43,9 +43,6 @@ constexpr imc::Place kPlace{imc::dlpack::kCuda, kLargestSize, "device, stream"};
   imc::define(module, #kernel, signature, kPlace, {imc::make_kernel(&imc::cuda::kernel)}, imc::Options{__VA_ARGS__})
 
 // Asks for the sizes in a signature's workspace(...).
-auto workspace(int64_t (*bytes)(int64_t, int)) {
-  return [bytes](const int64_t* n, int device) { return bytes(n[0], device); };
-}
 auto workspace(int64_t (*bytes)(int64_t, int64_t, int)) {
   return [bytes](const int64_t* n, int device) { return bytes(n[0], n[1], device); };
 }
@@ -137,7 +134,7 @@ PYBIND11_MODULE(_cuda, module) {
                     "gradient[p.. b k], sums[p k], workspace(p b), p, b, k, epsilon",
                     workspace(sinkhorn_backward_sweep_workspace_bytes));
   IMC_DEFINE(swapped_prediction_loss,
-             "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, workspace(b), v, a, b, k, temperature; "
+             "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, workspace(v b k), v, a, b, k, temperature; "
              "a <= v; 2 <= v",
              workspace(swapped_prediction_loss_workspace_bytes));
   IMC_DEFINE(log_dot_product_loss,

@@ -81,7 +81,7 @@ void sinkhorn_backward_sweep(const float* scores,             // [problems, batc
                              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int device,
                              uintptr_t stream);
 
-int64_t swapped_prediction_loss_workspace_bytes(int64_t batch, int device);
+int64_t swapped_prediction_loss_workspace_bytes(int64_t views, int64_t batch, int64_t prototypes, int device);
 
 template <typename T>
 void swapped_prediction_loss(const T* scores,          // [views, batch, prototypes]

@@ -65,9 +65,29 @@ __device__ __forceinline__ void read_row(const T* __restrict__ row, int length, 
   }
 }
 
+#ifdef __CUDA_ARCH__
 // Larger and smaller of two, where a NaN wins.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(a), "f"(b));
+  return a;
+}
+__device__ __forceinline__ float min_or_nan(float a, float b) {
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(a), "f"(b));
+  return a;
+}
+// 2^x, within two units in the last place; 0 where that is below the normal numbers.
+__device__ __forceinline__ float exp2_normal(float x) {
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+}
+#else
 __device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 __device__ __forceinline__ float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
+__device__ __forceinline__ float exp2_normal(float x) {
+  const float result = exp2f(x);
+  return result < FLT_MIN ? 0 : result;
+}
+#endif
 
 __device__ __forceinline__ float safe_log(float x) { return logf(x < FLT_MIN ? FLT_MIN : x); }
 

@@ -140,6 +140,26 @@ def test_rows_that_are_not_aligned_to_16_bytes_are_served() -> None:
     torch.testing.assert_close(sinkhorn(scores, backend="cuda").double(), expected, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("assigned", [1, 2, 3])
+@pytest.mark.parametrize("prototypes", [1, 62, 1024, 1028, 4096, 4100, 9001])
+def test_swapped_prediction_holds_a_row_or_takes_it_in_chunks(prototypes: int, assigned: int) -> None:
+    """Of chunks the later have the higher scores, so that what was summed before must be brought down."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 3, prototypes, generator=generator) + torch.linspace(0, 9, prototypes)
+    targets = torch.softmax(torch.randn(assigned, 3, prototypes, generator=generator), dim=-1)
+
+    def values(dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
+        leaf = scores.to(dtype, copy=True).requires_grad_()
+        loss = swapped_prediction_loss(leaf, targets.to(dtype), temperature=0.5, backend=backend)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+    ours, exact, eager = (values(*form) for form in (
+        (torch.float32, "cuda"), (torch.float64, "eager"), (torch.float32, "eager")
+    ))  # fmt: skip
+    for result, truth, rival in zip(ours, exact, eager, strict=True):
+        assert relative(result, truth) <= 3 * relative(rival, truth) + 16 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("spread", [0.5, 1.0, 1.022, 1.023, 2.0, 20.0, 250.0])
 @pytest.mark.parametrize("device", ["clusters", "a cooperative grid"])
 def test_scores_of_any_range(spread: float, device: str) -> None:
