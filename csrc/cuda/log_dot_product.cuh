@@ -152,11 +152,20 @@ __device__ __forceinline__ Block<kCluster> make_block(const Plan& plan, const Op
 
 template <bool kCluster, typename T>
 __device__ __forceinline__ void load_rows(const Block<kCluster>& block, const T* __restrict__ logits) {
-  const int clusters = block.plan.clusters;
+  const int clusters = block.plan.clusters, down = kThreads / clusters, along = kThreads % clusters;
+  const int64_t count = int64_t(block.samples) * clusters;
   for (int view = 0; view < 2; ++view) {
     const T* from = logits + block.first() + view * block.plan.batch * clusters;
-    for (int64_t i = threadIdx.x; i < int64_t(block.samples) * clusters; i += kThreads) {
-      block.row(view * block.samples + static_cast<int>(i / clusters))[i % clusters] = to_float(from[i]);
+    int sample = threadIdx.x / clusters, c = threadIdx.x % clusters;  // of element i, without a division for each
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+      block.row(view * block.samples + sample)[c] = to_float(from[i]);
+      sample += down;
+      c += along;
+      if (c >= clusters) {
+        ++sample;
+        c -= clusters;
+      }
     }
   }
 }
@@ -181,7 +190,8 @@ __device__ __forceinline__ float predict(const Block<kCluster>& block) {
     }
     float sum = low - low;  // an infinity makes a row NaN, not one with an excluded entry
     for (int c = 0; c < clusters; ++c) sum += p[c] = expf(p[c] - high);
-    for (int c = 0; c < clusters; ++c) p[c] /= sum;
+    const float inverse = 1 / sum;
+    for (int c = 0; c < clusters; ++c) p[c] *= inverse;
   }
   return kGuardWeight * excess;
 }

@@ -2,8 +2,8 @@
 // is one product with their sum. Over the N rows of both views of a head, with S_i the sum of all rows but i,
 //   d_i = q_i . S_i,   r_i = q_i . q_pair(i),   loss = mean_i [log d_i - log r_i],
 //   dL/dq_i = (S_i / d_i + sum_{j != i} q_j / d_j - 2 q_pair(i) / r_i) / N.
-// One launch: a block per head where its rows fit into shared memory, a cluster where they fit into that of its blocks,
-// else a cooperative grid. The blocks of a head meet twice, for S and for the sum of q / d: in a cluster in shared memory,
+// One launch: a cluster of blocks for each head where its rows fit into their shared memory, without clusters a block
+// where they fit into one, else a cooperative grid. The blocks of a head meet twice, for S and for the sum of q / d: in a cluster in shared memory,
 // too. The predictions stay where they are in between; both views of a sample share a block.
 
 #include "kernels.h"
@@ -14,12 +14,14 @@ namespace {
 
 using namespace log_dot;
 
-// A block for each head where that holds its rows, or a cluster where that does, else a grid.
+// For each head as many blocks as the device has room for and a cluster may have, of a warp of samples at the least.
 Plan make_plan(int64_t heads, int64_t batch, int64_t clusters, const DeviceLimits& device) {
-  const Plan block(batch, clusters, batch, 1, true, device);
-  if (block.on_chip) return block;
-  const Plan cluster(batch, clusters, ceil_divide(batch, kLargestCluster), kLargestCluster, true, device);
-  if (cluster.on_chip && device.clusters) return cluster;
+  int blocks = device.clusters ? kLargestCluster : 1;
+  while (blocks > 1 && (heads * blocks > device.multiprocessors || (blocks - 1) * kWarp >= batch)) blocks /= 2;
+  for (; blocks <= (device.clusters ? kLargestCluster : 1); blocks *= 2) {
+    const Plan plan(batch, clusters, ceil_divide(batch, blocks), blocks, true, device);
+    if (plan.on_chip) return plan;
+  }
   return make_grid_plan(heads, batch, clusters, device);
 }
 
