@@ -4,6 +4,7 @@
 // bytes from the first-level cache but for their first reading, then of that sum's columns.
 
 #include <cmath>
+#include <cstring>
 
 #include "crop_colour.cuh"
 #include "crop_draw.cuh"
@@ -128,9 +129,47 @@ struct Crop {
     }
   }
 
-  // Elements lie in the result's order, in accesses of 16 bytes but for the ends of a crop that is not aligned to them.
   template <typename T>
   __device__ void store_to(T* __restrict__ out, const Affine& affine, bool channels_last) const {
+    constexpr unsigned kPixels = 8 / sizeof(T);
+    const unsigned pixels = unsigned(plan.size) * unsigned(plan.size);
+    const bool even = pixels % kPixels == 0 && reinterpret_cast<uintptr_t>(out) % 8 == 0;
+    kChannels == 3 && channels_last && even ? store_pixels(out, affine, pixels) : store_elements(out, affine, channels_last);
+  }
+
+ private:
+  // kPixels neighbours of a thread, whose channels are as many accesses of 8 bytes.
+  template <typename T>
+  __device__ void store_pixels(T* __restrict__ out, const Affine& affine, unsigned pixels) const {
+    constexpr unsigned kPixels = 8 / sizeof(T);
+    for (unsigned i = threadIdx.x * kPixels; i < pixels; i += kBlock * kPixels) {
+      const unsigned y = i / unsigned(plan.size);
+      unsigned x = i - y * unsigned(plan.size), at = y * plan.stride + x;
+      Pack<T, kPixels> packs[kChannels];
+#pragma unroll
+      for (unsigned k = 0; k < kPixels; ++k) {
+#pragma unroll
+        for (unsigned c = 0; c < kChannels; ++c) {
+          const unsigned element = k * kChannels + c;
+          from_float(planes[c * plan.plane + at] * affine.factors[c] + affine.offsets[c],
+                     packs[element / kPixels].v[element % kPixels]);
+        }
+        const bool wraps = ++x == unsigned(plan.size);
+        at += wraps ? 1 + plan.stride - unsigned(plan.size) : 1;
+        x = wraps ? 0 : x;
+      }
+#pragma unroll
+      for (unsigned c = 0; c < kChannels; ++c) {
+        Pack<unsigned, 2> words;  // or nvcc stores the halves one by one
+        memcpy(&words, &packs[c], sizeof(words));
+        store(reinterpret_cast<unsigned*>(out + i * kChannels + c * kPixels), words);
+      }
+    }
+  }
+
+  // In the result's order, in accesses of 16 bytes but for the ends of a crop that is not aligned to them.
+  template <typename T>
+  __device__ void store_elements(T* __restrict__ out, const Affine& affine, bool channels_last) const {
     constexpr unsigned kPack = 16 / sizeof(T);
     const unsigned count = unsigned(plan.size) * unsigned(plan.size) * kChannels;
     const auto beyond = static_cast<unsigned>(reinterpret_cast<uintptr_t>(out) % 16 / sizeof(T));
@@ -150,7 +189,6 @@ struct Crop {
     }
   }
 
- private:
   // The place of an element of the result.
   struct Element {
     unsigned c, y, x;
