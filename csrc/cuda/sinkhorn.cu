@@ -171,7 +171,12 @@ __device__ __forceinline__ void solve(const Algebra& algebra, const Block<T>& bl
               });
         } else if (sweep == 0) {
 #pragma unroll 1
-          for (int k = lane; k < prototypes; k += kWarp) elements[k] = algebra.element(elements[k]);
+          for (int k = lane * kWidth; k < prototypes; k += kWarp * kWidth) {
+            Pack<float, kWidth> scores = load<kWidth>(elements + k);
+#pragma unroll
+            for (int i = 0; i < kWidth; ++i) scores.v[i] = algebra.element(scores.v[i]);
+            store(elements + k, scores);
+          }
         }
         const Factor factor =
             sweep == 0 ? Algebra::one() : row_factor(algebra, elements, column_factors, prototypes, lane);

@@ -26,7 +26,7 @@ struct Scaling {
   __device__ Scaling(float shift, double scale) : shift(shift), scale(float(scale)) {}
   static __device__ float one() { return 1; }
   static __device__ float factor(float total, float mass) { return mass / total; }
-  __device__ float element(float score) const { return exp2f((score - shift) * scale); }  // what a tile holds
+  __device__ float element(float score) const { return exp2_normal((score - shift) * scale); }  // what a tile holds
   __device__ float product(float element, float factor) const { return element * factor; }
   __device__ float value(float product, float factor) const { return product * factor; }
   // Of a column's factor for exponentials of the scores themselves, without the shift; and of a row's.
