@@ -224,13 +224,19 @@ class Target:
 
     def compile(self, launch: Launch) -> tuple[int, int, int]:
         """Registers of a thread, bytes of shared memory, bytes spilled by a thread."""
+        return (_usage_amd if self.target.backend == "hip" else _usage_nvidia)(self._make(launch))
+
+    def machine_code(self, launch: Launch) -> bytes:
+        """An NVIDIA target's cubin."""
+        return bytes(self._make(launch).asm["cubin"])
+
+    def _make(self, launch: Launch) -> Any:
         import triton
         from triton.compiler import ASTSource
 
         options, signature, constants, attributes = self.specialise(launch)[1]
         source = ASTSource(launch.kernel, signature, constants, attributes)
-        made = triton.compile(source, target=self.target, options=options.__dict__)
-        return (_usage_amd if self.target.backend == "hip" else _usage_nvidia)(made)
+        return triton.compile(source, target=self.target, options=options.__dict__)
 
 
 def _usage_nvidia(made: Any) -> tuple[int, int, int]:
