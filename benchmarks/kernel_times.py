@@ -61,7 +61,7 @@ class Case:
     """A call at the size of a paper.
 
     Attributes:
-        warps: of a block that work; by default all.
+        warps: of a block, those that work; by default all.
         shared: dynamic, bytes of a block.
         bytes: each input read once and each output written once.
         moved: what this kernel reads and writes of memory, where that is more.
@@ -235,7 +235,8 @@ def log_dot(heads: int, batch: int, clusters: int) -> Case:
 
 
 def crops(views: int, batch: int, size: int, side: int = 32) -> Case:
-    """Boxes of 0.7 of the side, colours on in 0.8 of the crops, blur in half."""
+    """Boxes of 0.7 of the side, colours on in 0.8 of the crops, blur in half. A pixel takes four turns through the loop
+    of colours, a quarter of its code in each."""
     n, box = views * batch, 0.7 * side
     lanes = -(-int(box * 3) // 128) * 128  # of a row of the box
     taps = max(2.0, 2 * box / size)
@@ -248,7 +249,7 @@ def crops(views: int, batch: int, size: int, side: int = 32) -> Case:
         (
             Sweep("load", n * size * lanes * taps),
             Sweep("shared", n * size * 32 * taps * 3),
-            Sweep("rcp", 0.8 * n * pixels * 4 / 4),
+            Sweep("rcp", 0.8 * n * pixels),
             Sweep("shared to shared", 0.5 * n * 2 * 256 * size),
             Sweep("shared store", n * -(-size * size // 1024) * 1024 * 3, per="LDS"),
         ),

@@ -43,8 +43,9 @@ tables below. "Issue", "special" (functions) and "shared" (memory and first-leve
 nothing else takes time, "memory" the bytes, "waiting" a warp's trips one after the other, each with its own loads to
 wait for and nothing beside it (by the compiler's scoreboards, and latencies from published measurements). "Fixed" is
 {launch} us a launch and {cluster} or {grid} us for a barrier of a cluster or a grid: assumptions until there is a
-measurement. Predicted is "fixed" and the largest of the others. The floor is each input read once and each output
-written once.
+measurement. Predicted is "fixed" and the largest of the others: less than it will be, since units do not overlap
+wholly, blocks end unevenly, and code outside of the loops counts for `swapped_prediction_loss` alone, which has little
+else. The floor is each input read once and each output written once.
 """
 TIMES = (
     "case", "blocks", "multiprocessors, blocks on each", "issue", "special", "shared", "memory", "waiting", "fixed",
@@ -194,7 +195,7 @@ def page(compiler: str, dump: str, of_triton: list[str]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuda", action="store_true", help="keep what the page says of the Triton kernels: seconds")
+    parser.add_argument("--cuda", action="store_true", help="keep what the page says of the Triton kernels")
     parser.add_argument("--triton", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.triton:

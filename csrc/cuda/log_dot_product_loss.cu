@@ -3,8 +3,8 @@
 //   d_i = q_i . S_i,   r_i = q_i . q_pair(i),   loss = mean_i [log d_i - log r_i],
 //   dL/dq_i = (S_i / d_i + sum_{j != i} q_j / d_j - 2 q_pair(i) / r_i) / N.
 // One launch: a cluster of blocks for each head where its rows fit into their shared memory, without clusters a block
-// where they fit into one, else a cooperative grid. The blocks of a head meet twice, for S and for the sum of q / d: in a cluster in shared memory,
-// too. The predictions stay where they are in between; both views of a sample share a block.
+// where they fit into one, else a cooperative grid. The blocks of a head meet twice, for S and for the sum of q / d: in a
+// cluster in shared memory, too. The predictions stay where they are in between; both views of a sample share a block.
 
 #include "kernels.h"
 #include "log_dot_product.cuh"

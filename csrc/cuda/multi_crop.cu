@@ -134,7 +134,8 @@ struct Crop {
     constexpr unsigned kPixels = 8 / sizeof(T);
     const unsigned pixels = unsigned(plan.size) * unsigned(plan.size);
     const bool even = pixels % kPixels == 0 && reinterpret_cast<uintptr_t>(out) % 8 == 0;
-    kChannels == 3 && channels_last && even ? store_pixels(out, affine, pixels) : store_elements(out, affine, channels_last);
+    if (kChannels == 3 && channels_last && even) return store_pixels(out, affine, pixels);
+    store_elements(out, affine, channels_last);
   }
 
  private:

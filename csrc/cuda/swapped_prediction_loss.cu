@@ -1,8 +1,9 @@
 // Swapped prediction: kRowThreads threads for each row (view, sample), kHeld elements each. The targets of all other
 // assignment views are summed as they are read (the loss is linear in them). A row of up to kRowThreads * kHeld columns
-// is read once and stays in registers, with its targets, from its loads, all in flight together, to its gradient: memory
-// sees scores, assignments and the gradient once. A longer one is taken in such chunks, twice. The views of a sample are
-// neighbours, so that its assignments come from memory once. A second, small launch adds up the blocks.
+// is read once, in loads of four columns that are in flight together, and stays in registers with its targets until its
+// gradient is written: memory sees scores, assignments and the gradient once. A longer one is taken in such chunks, twice.
+// The views of a sample are neighbours, so that its assignments come from memory once and then from L2. A second, small
+// launch adds up the blocks.
 
 #include "device.cuh"
 #include "kernels.h"
