@@ -108,8 +108,9 @@ def join_processes() -> None:
         assert type(size) is int
         return [size + 2, size, 0]
 
-    module: Any = importlib.import_module("imc_kernels.ops.distributed.info_nce_loss")
-    module.gather_sizes = sizes  # between hosts, whose tensors have no values here either
+    for name in ("collectives", "info_nce_loss"):  # between hosts, whose tensors have no values here either
+        module: Any = importlib.import_module(f"imc_kernels.ops.distributed.{name}")
+        module.gather_sizes = sizes
 
 
 def leaves(make: Callable[[], tuple[Tensor, ...]], needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
@@ -135,7 +136,7 @@ def cases() -> dict[str, Callable[[], Any]]:
 
                 name = f"{operation} {str(dtype)[6:]} {backend}"
                 made[name] = call
-                if operation.name in GROUPED and backend != "eager":
+                if operation.name in GROUPED:
                     made[f"{name} with a group"] = lambda call=call: call(group=dist.group.WORLD)
 
     def draw(step: Any) -> Tensor:
@@ -194,6 +195,7 @@ def main() -> None:
             results[name] = f"refused: {error}"
         except Exception as error:
             results[name] = f"{type(error).__name__}: {error}"
+    dist.destroy_process_group()
     print(json.dumps(results))
 
 
