@@ -1,8 +1,9 @@
 // Products of float32 by AMX, whose tiles multiply bfloat16. A float32 is the sum of three bfloat16 without a rest: its
 // first eight bits, what is left of it rounded to eight, and what is left of that. Of the nine products of two numbers'
 // parts the six largest are added up, in float32; the others are together below 2^-22 of the numbers' product, 2^-25 on
-// average with changing sign: less than the roundings of a float32 sum. This takes a fifth of the time of products by
-// vectors. Numbers below 2^-110 lose digits, below 2^-126 they count as 0.
+// average with changing sign: less than the roundings of a float32 sum. Numbers below 2^-110 lose digits, below 2^-126
+// they count as 0. Out of the L1 cache a product of 32 x 128 x 32 numbers took 1,870 cycles so; at the 64 operations a
+// cycle that AVX-512 has at best it takes 4,096.
 //
 // Three tiles hold the parts of 16 x 32 numbers. Of the left operand a tile has 16 rows of 32 along the depth (by rows);
 // of the right one pairs of two along the depth, 16 of which make up a row, of 16 columns (by pairs). Each is the
