@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -209,6 +210,20 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     def _outputs(self, samples: Tensor) -> Outputs:
         with as_in_a_new_process():
             return outputs(LoadedRun(self.config_, self.model_.to(choose_device(self.device))), samples)
+
+
+def as_array(given: Any) -> Any:
+    """What a user gave, a tensor as an array of a dtype that NumPy has.
+
+    Raises:
+        ValueError: values are masked, which scikit-learn would take as they lie there.
+    """
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        return (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    if isinstance(given, np.ma.MaskedArray) and np.ma.getmaskarray(given).any():
+        raise ValueError("X has masked values, and a missing value is not accepted; fill them, or leave their rows out")
+    return given
 
 
 @contextlib.contextmanager

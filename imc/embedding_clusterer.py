@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from imc.clusterer import SOURCE, Clusterer
+from imc.clusterer import SOURCE, Clusterer, as_array
+from imc.features.files import unusable_rows
 
 
 class EmbeddingClusterer(Clusterer):
@@ -78,7 +80,18 @@ class EmbeddingClusterer(Clusterer):
         return {"features": (SOURCE,), "neighbours": self.neighbours, "scaling": self.scaling}
 
     def _samples(self, X: ArrayLike, *, reset: bool) -> Tensor:  # noqa: N803
+        if isinstance(X, str | os.PathLike):
+            raise ValueError(f"X must be an array of rows, got the path {os.fspath(X)!r}; numpy.load reads an .npy")
         rows = validate_data(
-            self, X, reset=reset, dtype=[np.float32, np.float64, np.float16], ensure_min_samples=1 + reset
+            self,
+            as_array(X),
+            reset=reset,
+            dtype=[np.float32, np.float64, np.float16],
+            ensure_min_samples=1 + reset,
+            ensure_all_finite=False,  # which names no row
         )
-        return torch.from_numpy(np.array(rows, np.float32))
+        with np.errstate(over="ignore"):
+            samples = torch.from_numpy(np.array(rows, np.float32))
+        if reason := unusable_rows(samples):
+            raise ValueError(f"X cannot be used: {reason}")
+        return samples

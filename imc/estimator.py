@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
-from imc.clusterer import Clusterer, Seen
+from imc.clusterer import Clusterer, Seen, as_array
 from imc.data.cache import tensor_over
 from imc.features.embedding import embed_pixels
 from imc.features.options import ReadOptions
@@ -151,7 +151,7 @@ class ImageClusterer(Clusterer):
         files = given_files(X)
         if files is not None:
             return files
-        shape = None
+        shape, X = None, as_array(X)  # noqa: N806
         array = X if hasattr(X, "ndim") else np.asarray(X)
         if array.ndim > 2:
             array = np.asarray(X)

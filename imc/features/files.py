@@ -31,6 +31,16 @@ FILES = ("files", "names")
 TEST_FEATURES = ("test_features", "x_test")
 TEST_LABELS = ("test_labels", "y_test")
 SUFFIXES = (".npy", ".npz")
+# What reads the rows of other programs' files, in words.
+READ_BY = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), "numpy.loadtxt"),
+    **dict.fromkeys((".parquet", ".feather"), "pandas"),
+    **dict.fromkeys((".h5ad", ".loom"), "anndata"),
+    **dict.fromkeys((".h5", ".hdf5"), "h5py"),
+    **dict.fromkeys((".pt", ".pth"), "torch.load"),
+    ".safetensors": "safetensors",
+    ".mat": "scipy.io.loadmat",
+}
 BLOCK = 4096  # rows
 NAMED_ROWS = 5  # that a refusal lists
 
@@ -116,7 +126,9 @@ def _read(source: str, views: bool) -> dict[str, Any]:
     """What a file holds, by the first of each kind's names: rows as a tensor, the others as arrays."""
     path = file_of("--features", source, ".npy and .npz files", ", and images as --data")
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--features cannot use {source!r}: accepted are .npy and .npz files of rows")
+        how = READ_BY.get(path.suffix.lower(), "")
+        hint = f"; {how} reads it, and numpy.save writes an .npy" if how else ""
+        raise UserError(f"--features cannot use {source!r}: accepted are .npy and .npz files of rows{hint}")
     if path.suffix.lower() == ".npy":
         return {FEATURES[0]: _mapped(source, path, views)}
     kinds = (FEATURES, LABELS, FILES, TEST_FEATURES, TEST_LABELS)
@@ -184,8 +196,14 @@ def _side_by_side(parts: Sequence[tuple[str, Tensor]]) -> Tensor:
 
 
 def _require_finite(what: str, rows: Tensor) -> None:
+    if reason := unusable_rows(rows):
+        raise _refusal(what, reason)
+
+
+def unusable_rows(rows: Tensor) -> str:
+    """Which rows nothing can be computed with, in words; empty where there are none."""
     if not rows.is_floating_point():
-        return
+        return ""
     wrong: list[int] = []
     total = 0
     for start in range(0, len(rows), BLOCK):
@@ -193,10 +211,11 @@ def _require_finite(what: str, rows: Tensor) -> None:
         bad = (~rows[start : start + BLOCK].float().isfinite().flatten(1).all(dim=1)).nonzero()[:, 0]
         wrong += (bad[: NAMED_ROWS - len(wrong)] + start).tolist()
         total += len(bad)
-    if total:
-        listed = ", ".join(map(str, wrong)) + (f" and {total - len(wrong):,} more" if total > len(wrong) else "")
-        hold = inflected(total, "{holds|hold}")
-        raise _refusal(what, f"row{'s' * (total > 1)} {listed} (from 0) {hold} NaN, infinite or too large numbers")
+    if not total:
+        return ""
+    listed = ", ".join(map(str, wrong)) + (f" and {total - len(wrong):,} more" if total > len(wrong) else "")
+    hold = inflected(total, "{holds|hold}")
+    return f"row{'s' * (total > 1)} {listed} (from 0) {hold} NaN, infinite or too large numbers"
 
 
 def _labels(

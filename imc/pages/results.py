@@ -125,6 +125,9 @@ def table(result: dict[str, Any], folder: Path) -> str:
                 continue
             scores = "".join(f"{result[prefix + name]:8.3f}" for name in SCORES)
             lines.append(f"{title:20}{scores}")
+        better = (result.get("kmeans_features_acc") or 0) - result["acc"]
+        if better > 0:
+            lines.append(f"k-means on the features was better here, by {100 * better:.1f} points of ACC")
     lines.append(
         f"{result['train_seconds']:.1f} s of training, backend {result['backend']}, seed {result['seed']}, "
         f"{counted(result['threads'], 'thread{s}')}, {result['clusters_used']} of {result['clusters']} clusters used"
