@@ -116,7 +116,8 @@ void differentiate(const RowBlock<S>& block, const T* packed_rows, T* spare, Gra
       if (itself >= 0 && itself < columns) x[itself] = 0;
     }
     multiply_block(RowSource<T>{block.products, kBlockColumns<T>, nullptr}, 0, block.rows,
-                   panel_at(packed_rows, p.rows, 0, column), p.rows, p.dim, columns, gradient, p.dim, column > 0, block.tile);
+                   panel_at(packed_rows, p.rows, 0, column), p.rows, p.dim, columns, gradient, p.dim, column > 0,
+                   block.tile);
   });
   const T weight = p.inverse_temperature / static_cast<T>(p.rows);
   for (int64_t i = 0; i < block.rows * p.dim; ++i) gradient[i] *= weight;

@@ -62,7 +62,8 @@ void softmaxes(Problem<T>& p, const S* logits, const S* scores, T inverse_temper
     T* e = &exponentials[worker * p.prototypes];
     for (int64_t view = 0; view < p.views; ++view) {
       const int64_t row = view * p.batch + sample;
-      const T inverse = 1 / exp_row(numbers_of(scores + row * p.prototypes, e, p.prototypes), e, p.prototypes, inverse_temperature);
+      const T* x = numbers_of(scores + row * p.prototypes, e, p.prototypes);
+      const T inverse = 1 / exp_row(x, e, p.prototypes, inverse_temperature);
       const int64_t next = view + 1 < p.views ? row + p.batch : sample + 1 < p.batch ? sample + 1 : row;
       p.for_pieces(sample, view, [&](int64_t k, T* out, int64_t n) {
         prefetch(scores + next * p.prototypes + k, n);

@@ -1,5 +1,5 @@
-// The two products of mutual_information_loss.cpp, J = P^T U and dP = U G, which are nearly all of its arithmetic, and the
-// layouts of their operands: by vectors, and by AMX.
+// The two products of mutual_information_loss.cpp, J = P^T U and dP = U G, which are nearly all of its arithmetic, and
+// the layouts of their operands: by vectors, and by AMX.
 #pragma once
 
 #include <cstdint>

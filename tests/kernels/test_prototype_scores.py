@@ -20,14 +20,17 @@ def test_is_the_cosine(backend: str) -> None:
     torch.testing.assert_close(prototype_scores(x, w, backend=backend), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(rows=st.integers(1, 300), prototypes=st.integers(1, 70), dim=st.integers(1, 300), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_any_shape_matches_a_plain_product(backend: str, rows: int, prototypes: int, dim: int, seed: int) -> None:
+def test_any_shape_matches_a_plain_product(
+    backend: str, dtype: torch.dtype, rows: int, prototypes: int, dim: int, seed: int
+) -> None:
     """The product is our own: every way a block, a panel or a slice of the depth can be cut must be right."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
-    w = torch.randn(prototypes, dim, generator=generator, dtype=torch.float64)
+    x = torch.randn(rows, dim, generator=generator, dtype=dtype)
+    w = torch.randn(prototypes, dim, generator=generator, dtype=dtype)
     expected = (x / x.norm(dim=-1, keepdim=True)) @ w.T
     torch.testing.assert_close(prototype_scores(x, w, normalize_prototypes=False, backend=backend), expected)
 
@@ -83,3 +86,14 @@ def test_on_gpu_backends_is_the_specification(
         assert ours is not None
         assert exact is not None
         assert (ours.cpu().double() - exact).norm() <= 2e-6 * exact.norm() + 1e-6
+
+
+@pytest.mark.parametrize("backend", all_backends("prototype_scores"))
+def test_a_product_keeps_every_digit_of_each_number(backend: str) -> None:
+    """Against prototypes along the axes each score is one number: split for AMX, no part of it may be left out."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 2.0 ** -torch.randint(0, 60, (37, 65), generator=generator)
+    embeddings = (torch.rand(37, 65, generator=generator) - 0.5) * sizes
+    scores = prototype_scores(embeddings, torch.eye(65), normalize_prototypes=False, backend=backend)
+    exact = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+    assert float(((scores - exact) / exact).abs().max()) < 4 * torch.finfo(torch.float32).eps
