@@ -58,6 +58,7 @@ from imc.files.paths import user_path
 from imc.files.run_places import MODEL
 from imc.machine.arithmetic import arithmetic, change
 from imc.machine.backend import choose_backend
+from imc.machine.convolutions import fastest_convolutions
 from imc.machine.device import choose_device
 from imc.machine.torch_state import seed_generators, turn
 from imc.methods import build_model, require_memory, take_over
@@ -172,7 +173,8 @@ def train(
             _go_on(loop, run)
             can_be_copied = data is None and encoder is None and run is None
             _announce(loop, config, opened.data, (asked, given) if can_be_copied else None)
-            loop.run()
+            with fastest_convolutions(device):
+                loop.run()
             return _finish(loop, images, device, report) if processes.first else None
 
 

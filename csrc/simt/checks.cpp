@@ -5,6 +5,11 @@
 // accesses by different threads, one of them a write, need a barrier between them that both threads took part in: as
 // all barriers are of a whole warp, block, cluster or grid, that is so where the count of barriers that the first thread
 // had passed at its access, of the narrowest scope that holds both threads, is no longer the second's.
+//
+// Without one, blocks pass on global memory by atomic operations between fences. A thread's fence covers its own accesses
+// before it, and those of its block before the last barrier. Its atomic operations after it publish that. A thread of
+// another block that then has an atomic operation on the same place, and after it a fence, has taken it over, and so has
+// its block after the next barrier.
 #include <cstdlib>
 #include <new>
 
@@ -16,6 +21,8 @@ namespace simt::checks {
 
 void begin(const Launch&, const char*, std::size_t) {}
 void end() {}
+void fence() {}
+void exchange_with(const void*) {}
 // Of the exact size, so that AddressSanitizer sees what lies beyond.
 char* allocate_shared(std::size_t bytes) {
   void* data = nullptr;
@@ -44,7 +51,22 @@ constexpr std::size_t kReaders = 3;  // the latest, the latest of another warp, 
 
 struct Stamp {
   unsigned thread, warp, block, cluster;
-  std::uint32_t epochs[kScopes];
+  std::uint32_t epochs[kScopes], fences;
+};
+
+// What an atomic operation publishes: the accesses before a thread's fence.
+struct Published {
+  unsigned thread, block;
+  std::uint32_t fences, block_epoch;
+};
+using Place = std::vector<Published>;  // atomic operations come to
+
+// What a thread's fence after an atomic operation takes over: the first `count` that were published at a place.
+struct Taken {
+  unsigned thread;
+  std::uint32_t block_epoch;
+  const Place* place;
+  std::size_t count;
 };
 
 struct Granule {
@@ -63,6 +85,9 @@ const Launch* running = nullptr;
 const char *stacks_begin, *stacks_end;
 std::vector<Stamp> stamps;
 std::unordered_map<std::uintptr_t, std::unique_ptr<Page>> pages;
+std::unordered_map<const void*, Place> places;
+std::unordered_map<unsigned, std::vector<Taken>> seen;  // by a thread, and not yet behind a fence
+std::unordered_map<unsigned, std::vector<Taken>> taken;  // by a block
 
 struct Cached {
   std::uintptr_t number = 0;
@@ -79,16 +104,33 @@ Page& find(std::uintptr_t number) {
   return *cached.page;
 }
 
+unsigned number(const Thread& thread) {
+  return thread.block->rank * running->block.x * running->block.y * running->block.z + thread.rank;
+}
+
 std::uint32_t stamp(Thread& thread) {
   if (thread.stamp == 0) {
-    const unsigned threads = running->block.x * running->block.y * running->block.z;
-    const unsigned id = thread.block->rank * threads + thread.rank;
-    Stamp next{id, id / kWarpSize, thread.block->rank, thread.block->rank / running->cluster, {}};
+    const unsigned id = number(thread);
+    Stamp next{id, id / kWarpSize, thread.block->rank, thread.block->rank / running->cluster, {}, thread.fences};
     for (int scope = 0; scope < kScopes; ++scope) next.epochs[scope] = thread.epochs[scope];
     thread.stamp = static_cast<std::uint32_t>(stamps.size());
     stamps.push_back(next);
   }
   return thread.stamp;
+}
+
+bool passed_on(const Stamp& a, const Stamp& b) {
+  const auto found = taken.find(b.block);
+  if (found == taken.end()) return false;
+  for (const Taken& t : found->second) {
+    if (t.thread != b.thread && t.block_epoch == b.epochs[kBlockScope]) continue;
+    for (std::size_t i = 0; i < t.count; ++i) {
+      const Published& p = (*t.place)[i];
+      if (p.block != a.block) continue;
+      if (p.thread == a.thread ? a.fences < p.fences : a.epochs[kBlockScope] < p.block_epoch) return true;
+    }
+  }
+  return false;
 }
 
 bool ordered(std::uint32_t before, std::uint32_t after) {
@@ -99,7 +141,7 @@ bool ordered(std::uint32_t before, std::uint32_t after) {
                       : a.block == b.block     ? kBlockScope
                       : a.cluster == b.cluster ? kClusterScope
                                                : kGridScope;
-  return a.epochs[scope] != b.epochs[scope];
+  return a.epochs[scope] != b.epochs[scope] || (a.block != b.block && !taken.empty() && passed_on(a, b));
 }
 
 // Where in the kernel, for addr2line.
@@ -117,7 +159,7 @@ std::string place(const void* caller) {
   const unsigned threads = running->block.x * running->block.y * running->block.z;
   fail("race: " + name(*self) + " " + doing + (kind == Kind::global ? " global" : " shared") + " memory that thread " +
        std::to_string(stamp.thread % threads) + " of block " + std::to_string(stamp.block) + " " + did +
-       " since their last common barrier" + place(caller));
+       ", with neither a barrier nor fences between" + place(caller));
 }
 
 void add_reader(Granule& granule, std::uint32_t reader) {
@@ -183,7 +225,34 @@ void begin(const Launch& launch, const char* stacks, std::size_t bytes) {
 
 void end() {
   pages.clear();
+  places.clear();
+  seen.clear();
+  taken.clear();
   for (Cached& cached : cache) cached = {};
+}
+
+void fence() {
+  Thread& thread = *self;
+  thread.stamp = 0;
+  ++thread.fences;
+  thread.fence_epoch = thread.epochs[kBlockScope];
+  const auto found = seen.find(number(thread));
+  if (found == seen.end()) return;
+  for (Taken& t : found->second) {
+    t.block_epoch = thread.epochs[kBlockScope];
+    taken[thread.block->rank].push_back(t);
+  }
+  seen.erase(found);
+}
+
+void exchange_with(const void* address) {
+  const Thread& thread = *self;
+  const unsigned id = number(thread);
+  Place& there = places[address];
+  if (!there.empty()) seen[id].push_back({id, 0, &there, there.size()});
+  const Published now{id, thread.block->rank, thread.fences, thread.fence_epoch};
+  if (thread.fences == 0) return;
+  if (there.empty() || there.back().thread != id || there.back().fences != now.fences) there.push_back(now);
 }
 
 char* allocate_shared(std::size_t bytes) {

@@ -257,6 +257,16 @@ unsigned ballot(unsigned mask, bool vote) {
   return votes;
 }
 
+void fence() { checks::fence(); }
+
+void atomically(void* address, std::size_t bytes, const std::function<void(void*)>& update) {
+  checks::exchange_with(address);
+  std::uint64_t value = 0;
+  std::memcpy(&value, address, bytes);
+  update(&value);
+  std::memcpy(address, &value, bytes);
+}
+
 void* shared_variable(const void* key, std::size_t bytes) { return find_shared(*self->block, key, bytes).data; }
 
 void* dynamic_shared() { return running->shared_bytes ? find_shared(*self->block, nullptr, 0).data : nullptr; }

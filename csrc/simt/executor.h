@@ -5,7 +5,10 @@
 // wait at different places there are a divergent barrier. A launch that fails a check throws std::runtime_error.
 //
 // Where the kernels are compiled with -fsanitize=thread, the compiler reports every access to checks.cpp, which finds
-// races and reads of shared memory never written. Not modelled: masks of part of a warp, atomics, weak memory.
+// races and reads of shared memory never written. What a block writes to global memory is late: another block may read it
+// only after a common barrier, or where a __threadfence stands between the write and an atomic operation, and another
+// between an atomic operation on the same place and the read. Not modelled: masks of part of a warp, a block that waits
+// for a later one without a barrier (it would wait for ever), atomic beside plain accesses of one place.
 #pragma once
 
 #include <cstddef>
@@ -51,6 +54,9 @@ void sync_cluster();
 void sync_grid();
 std::uint64_t exchange(unsigned mask, std::uint64_t value, unsigned source_lane);
 unsigned ballot(unsigned mask, bool vote);
+void fence();  // of the device
+// The bytes at an address, at most 8, become what `update` makes of them.
+void atomically(void* address, std::size_t bytes, const std::function<void(void*)>& update);
 
 // The block's shared variable named by `key`, and its dynamic shared memory.
 void* shared_variable(const void* key, std::size_t bytes);

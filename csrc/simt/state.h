@@ -27,6 +27,8 @@ struct Thread {
   unsigned exchanges = 0;          // so far
   std::uint32_t epochs[kScopes]{};  // barriers passed of each scope; one of a wider scope counts in the narrower too
   std::uint32_t stamp = 0;         // checks.cpp's name for this thread in these epochs; 0: none yet
+  std::uint32_t fences = 0;        // __threadfence so far
+  std::uint32_t fence_epoch = 0;   // of the block at the last of them
 };
 
 struct SharedMemory {
@@ -59,6 +61,8 @@ void end();
 char* allocate_shared(std::size_t bytes);
 void retire_shared(char* data, std::size_t bytes);  // its block has ended, others of the cluster may go on
 void release_shared(char* data, std::size_t bytes);
+void fence();
+void exchange_with(const void* address);  // an atomic operation
 }  // namespace checks
 
 }  // namespace simt

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from imc.machine.convolutions import chosen_by_time
 from imc_kernels import native
 
 # Of the processor's instructions those by which oneDNN and MKL choose their code; the others come with them.
@@ -23,7 +24,9 @@ def arithmetic(device: torch.device, amp: str) -> dict[str, str | int]:
     The same on two machines, a run of one configuration has the same bits on both.
     """
     if device.type != "cpu":
-        return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device), "amp": amp}
+        convolutions = "the fastest" if chosen_by_time(device) else "as torch is set"
+        name = torch.cuda.get_device_name(device)
+        return {"torch": str(torch.__version__), "device": name, "amp": amp, "convolutions": convolutions}
     built = native.missing("_cpu") is None
     return {
         "torch": str(torch.__version__),

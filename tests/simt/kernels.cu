@@ -73,7 +73,47 @@ __global__ void half_precision(float* out) {
   out[rank()] = to_float(b) == 1.f && to_float(h) == 65504.f ? 1.f : 0.f;
 }
 
+unsigned finished;  // blocks
+
+enum class Fault { none, release, acquire, barrier, order };
+
+template <Fault kFault>
+__device__ void last_block_adds(float* out) {
+  IMC_SHARED(bool, last, 1);
+  if (kFault != Fault::order) out[rank()] = 1;
+  if (kFault != Fault::barrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    if (kFault != Fault::release) __threadfence();
+    if (kFault == Fault::order) out[rank()] = 1;
+    last[0] = atomicInc(&finished, kBlocks - 1) == kBlocks - 1;
+    if (kFault != Fault::acquire) __threadfence();
+  }
+  __syncthreads();
+  if (!last[0]) return;
+  float sum = 0;
+  for (int block = 0; block < kBlocks; ++block) sum += out[block * kThreads + threadIdx.x];
+  for (int block = 0; block < kBlocks; ++block) out[block * kThreads + threadIdx.x] = sum;
+}
+
+__global__ void the_last_block_adds(float* out) { last_block_adds<Fault::none>(out); }
+
+// As imprecise as the table of csrc/simt/include/coarse_math.h says, and exact where they must be.
+__global__ void coarse_functions(float* out) {
+  namespace device = imc::cuda;
+  const float x = 0.01f * float(rank() + 1);
+  const float coarse = device::exp2f(-x), fine = std::exp2(-x), log_coarse = device::logf(x), log_fine = std::log(x);
+  const bool near = fabsf(coarse / fine - 1) < 4e-7f && fabsf(log_coarse - log_fine) <= 2e-7f * fabsf(log_fine);
+  const bool exact = device::exp2f(0) == 1 && device::expf(0) == 1 && device::logf(1) == 0;
+  const bool limits = device::exp2f(-200) == 0 && device::expf(200) == INFINITY && device::expf(-INFINITY) == 0;
+  out[rank()] = near && exact && limits && coarse != fine ? 1.f : 0.f;
+}
+
 // What is wrong with each says its name.
+
+__global__ void no_fence_before_the_count(float* out) { last_block_adds<Fault::release>(out); }
+__global__ void no_fence_after_the_count(float* out) { last_block_adds<Fault::acquire>(out); }
+__global__ void no_barrier_before_the_fence(float* out) { last_block_adds<Fault::barrier>(out); }
+__global__ void written_after_the_fence(float* out) { last_block_adds<Fault::order>(out); }
 
 __global__ void barrier_in_a_branch(float* out) {
   if (threadIdx.x < 16) __syncthreads();
@@ -189,6 +229,12 @@ const Case kCases[] = {
     CASE(grid_passes_on, kGrid, kCount - 1 - i),
     CASE(cluster_passes_on, kClusters, i ^ kThreads),
     CASE(half_precision, kAlone, i * 0 + 1.f),
+    CASE(the_last_block_adds, kAlone, i * 0 + float(kBlocks)),
+    CASE(coarse_functions, kAlone, i * 0 + 1.f),
+    CASE(no_fence_before_the_count, kAlone, i),
+    CASE(no_fence_after_the_count, kAlone, i),
+    CASE(no_barrier_before_the_fence, kAlone, i),
+    CASE(written_after_the_fence, kAlone, i),
     CASE(barrier_in_a_branch, kAlone, i),
     CASE(shuffle_in_a_branch, kAlone, i),
     CASE(barriers_of_two_kinds, kGrid, i),

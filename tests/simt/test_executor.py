@@ -22,6 +22,8 @@ GOOD = [
     "grid_passes_on",
     "cluster_passes_on",
     "half_precision",
+    "the_last_block_adds",
+    "coarse_functions",
 ]
 BROKEN = {
     "barrier_in_a_branch": "divergent barrier: thread 0 of block 0 waits at __syncthreads, thread 16",
@@ -41,6 +43,10 @@ BROKEN_ACCESSES = {
     "written_twice": "race: thread 1 of block 0 writes shared memory that thread 0 of block 0 wrote",
     "overwritten_while_read": "race: thread 1 of block 0 writes shared memory that thread 0 of block 0 read",
     "blocks_race_in_global_memory": "race: thread 0 of block 1 writes global memory that thread 0 of block 0 wrote",
+    "no_fence_before_the_count": "race: thread 0 of block 3 reads global memory that thread 0 of block 0 wrote",
+    "no_fence_after_the_count": "race: thread 0 of block 3 reads global memory that thread 0 of block 0 wrote",
+    "no_barrier_before_the_fence": "race: thread 1 of block 3 reads global memory that thread 1 of block 0 wrote",
+    "written_after_the_fence": "race: thread 0 of block 3 reads global memory that thread 0 of block 0 wrote",
     "no_barrier_before_a_peer_is_read": "race: thread 0 of block 1 reads shared memory that thread 0 of block 0 wrote",
     "no_barrier_before_the_peer_ends": "thread 0 of block 1 uses shared memory of a block that has ended",
     "past_the_end_of_shared": "thread 127 of block 0 goes past the end of a shared variable",

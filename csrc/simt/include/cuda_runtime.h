@@ -9,6 +9,7 @@
 #include <functional>
 #include <tuple>
 
+#include "coarse_math.h"
 #include "simt/executor.h"
 
 #define __global__
@@ -31,6 +32,9 @@ using simt::blockIdx;
 using simt::gridDim;
 using simt::threadIdx;
 
+inline void __threadfence() { simt::fence(); }
+inline void __threadfence_system() { simt::fence(); }
+inline void __threadfence_block() {}
 inline void __syncthreads() { simt::sync_block(); }
 inline void __syncwarp(unsigned mask = ~0u) { simt::sync_warp(mask); }
 
@@ -66,6 +70,46 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
 inline unsigned __ballot_sync(unsigned mask, int vote) { return simt::ballot(mask, vote != 0); }
 inline int __any_sync(unsigned mask, int vote) { return simt::ballot(mask, vote != 0) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return simt::ballot(mask, vote == 0) == 0; }
+
+// The value before.
+namespace simt {
+template <typename T, typename Update>
+T atomic(T* address, Update update) {
+  T old{};
+  atomically(address, sizeof(T), [&](void* at) {
+    T value;
+    std::memcpy(&value, at, sizeof value);
+    old = value;
+    value = update(value);
+    std::memcpy(at, &value, sizeof value);
+  });
+  return old;
+}
+}  // namespace simt
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  return simt::atomic(address, [&](T old) { return old + value; });
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  return simt::atomic(address, [&](T old) { return max(old, value); });
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+  return simt::atomic(address, [&](T old) { return min(old, value); });
+}
+template <typename T>
+T atomicExch(T* address, T value) {
+  return simt::atomic(address, [&](T) { return value; });
+}
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  return simt::atomic(address, [&](T old) { return old == expected ? value : old; });
+}
+inline unsigned atomicInc(unsigned* address, unsigned last) {
+  return simt::atomic(address, [&](unsigned old) { return old >= last ? 0 : old + 1; });
+}
 
 // The host's functions. The executor throws, so all of them succeed.
 
