@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 WARM_UP = 10  # ordinary steps first: libraries choose algorithms and allocate what they keep
 FURTHER = 2  # those of each form, in a process that is warm: the optimiser begins new moments, a queue its rows
-WAITS = "synchronizing CUDA operation"  # in the warning of torch.cuda.set_sync_debug_mode
+# What torch.cuda.set_sync_debug_mode has warned of; and what it warns of itself.
+WAITS, PROTOTYPE = "synchronizing CUDA operation", "Synchronization debug mode"
 
 
 class Recorded(NamedTuple):
@@ -138,15 +139,15 @@ def watched(work: Callable[[], Step], device: torch.device) -> tuple[Step, bool]
     if device.type != "cuda":
         return work(), False
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             step = work()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     for warning in caught:
-        if WAITS not in str(warning.message):
+        if not any(words in str(warning.message) for words in (WAITS, PROTOTYPE)):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return step, any(WAITS in str(warning.message) for warning in caught)
 

@@ -32,7 +32,7 @@ class OptimizerOptions:
     weight_decay: float = option(None, "training", "L2 penalty, added to the gradient", at_least=0)
     decay_matrices_only: bool = option(None, "training", "penalise only tensors of more than one dimension")
     cuda_graph: bool | None = option(
-        None, "speed", "replay the whole step as one CUDA graph; default: on one GPU, where a graph can hold it"
+        None, "speed", "replay the whole step as one CUDA graph; default: on NVIDIA's GPUs, where a graph can hold it"
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import triton_groups
 import triton_kernels
 
 TEXT = triton_kernels.PAGE.read_text()
+WHOLLY = "sm_90"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -19,14 +21,34 @@ def rows(text: str, columns: int) -> list[list[str]]:
     return [cells for cells in lines if len(cells) == columns][1:]
 
 
-def test_registers_shared_memory_and_bytes_are_those_of_the_page() -> None:
+@pytest.fixture
+def same_triton() -> None:
     import triton
 
     version = re.search(r"Triton (\S+)\n", TEXT)
     assert version is not None
     if version[1] != triton.__version__:
         pytest.skip(f"the page is of Triton {version[1]}, installed is {triton.__version__}")
-    assert triton_kernels.page().splitlines() == TEXT.splitlines()
+
+
+@pytest.mark.usefixtures("same_triton")
+def test_bytes_and_what_the_kernels_compile_to_are_those_of_the_page() -> None:
+    """For one target wholly; the others, of which each compilation takes as long, by the first of each kernel."""
+    found = {}
+    with ThreadPoolExecutor(2) as pool:
+        moved = pool.submit(triton_kernels.byte_rows)
+        for name in triton_kernels.TARGETS:
+            only = () if name == WHOLLY else ("--first",)
+            found[name] = pool.submit(triton_kernels.worker, "--resources", name, *only)
+    table = rows(TEXT, 3 + len(triton_kernels.TARGETS))
+    for position, (name, lines) in enumerate(found.items(), start=3):
+        made = [[*map(str, line[:3]), " / ".join(map(str, line[3:6]))] for line in lines.result()]
+        written = [[*cells[:3], cells[position]] for cells in table]
+        first = list({cells[0]: cells for cells in reversed(written)}.values())[::-1]
+        assert made == (written if name == WHOLLY else first), name
+    assert TEXT.startswith(triton_kernels.INTRODUCTION)
+    assert [line for line in TEXT.splitlines() if line in moved.result()] == moved.result()
+    assert len(moved.result()) == len(rows(TEXT, 5))
 
 
 def test_no_kernel_spills() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,28 @@ def test_why_a_step_is_no_graph(
 def test_an_encoder_of_ones_own_is_no_graph() -> None:
     custom = CustomEncoder(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1)), 1, 8)
     assert "an encoder of one's own" in str(obstacle(torch.device("cuda"), None, custom))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_wait_for_the_device_is_found_and_other_warnings_go_on(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+
+    def set_mode(mode: Any) -> None:
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
+
+    def work() -> Step:
+        warnings.warn("another", UserWarning, stacklevel=1)
+        if waits:
+            warnings.warn(
+                "called a synchronizing CUDA operation (Triggered internally at ...)", UserWarning, stacklevel=1
+            )
+        return step_of(torch.zeros(()))
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.warns(UserWarning, match="^another$") as seen:
+        _, waited = cuda_graph.watched(work, torch.device("cuda"))
+    assert waited == waits
+    assert [str(warning.message) for warning in seen] == ["another"]
+    assert modes == ["warn", 0]
