@@ -268,14 +268,19 @@ def variants(target: Target, calls: Callable[[], list[Call]] = calls) -> dict[st
     return found
 
 
+def first_of(kernel: str, call: str) -> tuple[str, str]:
+    """What the first compilation is the first of: a kernel in an operation."""
+    return kernel, call.split()[0]
+
+
 def resources(name: str, first: bool) -> None:
     """Prints a line [kernel, call, warps, registers, shared, spilled, seconds] for each compilation for a target, or
-    for the first of each kernel."""
+    for the first of each kernel in an operation."""
     target, made = Target(name), set()
     for call, launch in variants(target).values():
-        if first and launch.kernel in made:
+        if first and first_of(launch.kernel.__name__, call) in made:
             continue
-        made.add(launch.kernel)
+        made.add(first_of(launch.kernel.__name__, call))
         start = time.perf_counter()
         usage = target.compile(launch)
         warps = launch.constants.get("num_warps", 4)

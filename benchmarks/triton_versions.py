@@ -26,8 +26,8 @@ EVERY = (*TARGETS, *WITHOUT_TF32)
 INTRODUCTION = """# The Triton kernels under several versions of Triton
 
 Written by `python benchmarks/triton_versions.py t36 t39`, folders of Triton 3.6.0 and 3.9.0. A cell says for how many
-of the kernels the first compilation of [triton-kernels.md](triton-kernels.md), or of a call with a group, succeeds for a
-target, and how many of them spill. `--all` makes every compilation. Nothing here ran on a GPU.
+of the kernels the first compilation of [triton-kernels.md](triton-kernels.md), or of a call with a group, succeeds for
+a target, and how many of them spill. `--all` makes every compilation. Nothing here ran on a GPU.
 """
 
 
