@@ -166,7 +166,9 @@ def obstacle(device: torch.device, group: ProcessGroup | None, encoder: nn.Modul
         return "is not for an encoder of one's own, which may change what it does from step to step"
     if group is None:
         return None
-    exchange = torch.distributed.get_backend(group)
+    # A group may have one for each kind of device: "cpu:gloo,cuda:nccl".
+    kinds = dict(entry.split(":") for entry in torch.distributed.get_backend_config(group).split(","))
+    exchange = kinds.get("cuda", "nothing for a GPU")
     if exchange != "nccl":
         return f"holds what NCCL exchanges between ranks, and those of this run have {exchange}"
     if torch.version.hip is not None:

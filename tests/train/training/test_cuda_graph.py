@@ -262,15 +262,22 @@ class Group:
         ("cpu", None, "", None, "needs a CUDA device, and this run is on the CPU"),
         ("cuda", None, "", None, None),
         ("cuda", None, "", "7.0", None),
-        ("cuda", Group(), "nccl", None, None),
-        ("cuda", Group(), "gloo", None, "holds what NCCL exchanges between ranks, and those of this run have gloo"),
-        ("cuda", Group(), "nccl", "7.0", "works on one rank only on AMD's GPUs"),
+        ("cuda", Group(), "cuda:nccl", None, None),
+        ("cuda", Group(), "cpu:gloo,cuda:nccl", None, None),
+        (
+            "cuda",
+            Group(),
+            "cpu:gloo,cuda:gloo",
+            None,
+            "holds what NCCL exchanges between ranks, and those of this run have gloo",
+        ),
+        ("cuda", Group(), "cuda:nccl", "7.0", "works on one rank only on AMD's GPUs"),
     ],
 )
 def test_why_a_step_is_no_graph(
     device: str, group: Any, exchange: str, hip: str | None, sentence: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda _group: exchange)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda _group: exchange)
     monkeypatch.setattr(torch.version, "hip", hip)
     reason = obstacle(torch.device(device), group, nn.Identity())
     assert reason == sentence or (reason is not None and sentence is not None and reason.startswith(sentence))
