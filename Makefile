@@ -38,7 +38,7 @@ test: .venv/installed
 # The tests of the values that the CPU kernels give.
 KERNEL_TESTS = $(patsubst %,tests/kernels/test_%.py,contract extremes half_precision info_nce_loss instruction_sets linear_swapped_prediction_loss log_dot_product_loss \
     multi_crop multi_crop_libraries mutual_information_loss per_view_batch_norm prototype_scores \
-    self_distillation_loss sinkhorn swapped_prediction_loss)
+    self_distillation_loss sinkhorn swapped_prediction_loss transport_plan)
 LOWER_INSTRUCTION_SETS = $$($(BIN)/python -c 'from imc_kernels import native; print(*native.module("_cpu").instruction_sets()[:-1])')
 
 # Below amx only the kernels made of matrix products are others than make test's: setup.py, AMX_KERNELS.

@@ -179,6 +179,12 @@ PYBIND11_MODULE(_cpu, module) {
              "scores[p.. b k], extremes[3 p], marginals[k]?, assignments[p.. b k], grad_output[p.. b k], "
              "columns[p k], earlier_rows[p b]?, earlier_columns[p k]?earlier_rows, columns_gradient[p k]?, "
              "gradient[p.. b k], sums[p k], p, b, k, epsilon");
+  IMC_DEFINE(transport_plan,
+             "scores[p.. b k], log_rows[p b], log_columns[p k], scalings[p.. k], rows[p i b]?, columns[p i k]?rows, "
+             "used[p]?rows, p, b, k, iterations i, tolerance, damping; 1 <= i");
+  IMC_DEFINE(transport_plan_backward,
+             "scores[p.. b k], log_rows[p b], log_columns[p k], rows[p i b], columns[p i k], used[p], "
+             "grad_output[p.. k], gradient[p.. b k], p, b, k, damping, i");
   IMC_DEFINE_PRODUCT_WITH_HALF(prototype_scores,
              "embeddings[n.. d], prototypes[k d], scores[n.. k], n, k, d, normalize_prototypes");
   IMC_DEFINE_PRODUCT_WITH_HALF(prototype_scores_backward,

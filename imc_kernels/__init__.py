@@ -22,6 +22,7 @@ from imc_kernels.ops.prototype_scores import prototype_scores
 from imc_kernels.ops.self_distillation_loss import self_distillation_loss
 from imc_kernels.ops.sinkhorn import sinkhorn
 from imc_kernels.ops.swapped_prediction_loss import swapped_prediction_loss
+from imc_kernels.ops.transport_plan import transport_plan
 from imc_kernels.version import __version__
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "self_distillation_loss",
     "sinkhorn",
     "swapped_prediction_loss",
+    "transport_plan",
 ]

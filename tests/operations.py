@@ -155,6 +155,12 @@ OPERATIONS = [
         label="sinkhorn-logarithmic",
     ),
     Operation(
+        "transport_plan",
+        lambda s, g: (cosines(s, g)[: min(2, s.views)],),
+        (True,),
+        {"iterations": 6, "epsilon": 0.2, "dustbin": 0.5},
+    ),
+    Operation(
         "prototype_scores",
         lambda s, g: (
             normal(s.views, s.batch, s.dim, generator=g),

@@ -63,6 +63,31 @@ void sinkhorn_backward_sweep(const T* scores,                 // [problems, batc
                              T* sums,                         // [problems, prototypes]: out
                              int64_t problems, int64_t batch, int64_t prototypes, double epsilon, int threads);
 
+// Scalings of columns, then rows, to given masses, by their logarithms in double; -infinity excludes an entry, a row or
+// a column. rows, columns and used, where not null, receive what the gradient needs.
+template <typename T>
+void transport_plan(const T* scores,            // [problems, batch, prototypes], over epsilon
+                    const double* log_rows,     // [problems, batch]: logarithms of the masses
+                    const double* log_columns,  // [problems, prototypes]
+                    T* scalings,                // [problems, prototypes]: out, the logarithms of the columns' last
+                    double* rows,               // [problems, iterations, batch], after each iteration but the last
+                    double* columns,            // [problems, iterations, prototypes], after each
+                    int64_t* used,              // [problems]: how many iterations it took
+                    int64_t problems, int64_t batch, int64_t prototypes, int64_t iterations, double tolerance,
+                    double damping, int threads);
+
+template <typename T>
+void transport_plan_backward(const T* scores,            // [problems, batch, prototypes]
+                             const double* log_rows,     // [problems, batch]
+                             const double* log_columns,  // [problems, prototypes]
+                             const double* rows,         // [problems, iterations, batch]
+                             const double* columns,      // [problems, iterations, prototypes]
+                             const int64_t* used,        // [problems]
+                             const T* grad_output,       // [problems, prototypes]
+                             T* gradient,                // [problems, batch, prototypes]
+                             int64_t problems, int64_t batch, int64_t prototypes, double damping, int64_t iterations,
+                             int threads);
+
 template <typename S>
 void prototype_scores(const S* embeddings,  // [rows, dim]
                       const S* prototypes,  // [prototype_count, dim]

@@ -1,5 +1,5 @@
-// What the forward and the backward pass of Sinkhorn-Knopp share: a problem, cut into chunks of rows, and how problems are
-// spread over threads. In an unnamed namespace: both files are compiled once per instruction set.
+// What the kernels of Sinkhorn-Knopp share: a problem, cut into chunks of rows, how problems are spread over threads, and
+// both halves of an iteration on logarithms. In an unnamed namespace: the files are compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -91,6 +91,80 @@ void for_problems(const S* scores, const Number<S>* marginals, const Number<S>* 
       p.whole_batch = extremes[2 * problems + problem];
     }
     body(p, problem);
+  });
+}
+
+// The same on logarithms, a = log u and c = log v. They may be thousands and cancel against S: sums of the three are
+// taken in double, their exponentials in T. So a row or a column with all its mass in one entry is scaled to 1 there
+// exactly, which the gradient needs: what it keeps of a and c is always from here. An entry of S + a or S + c may be
+// -infinity, which is left out; where nothing is left, the logarithm of the sum is -infinity, as it is.
+
+inline double above_infinity(double high) { return high < -1e300 ? -1e300 : high; }
+
+// The logarithms of the column sums of u E, from a.
+template <typename S>
+void log_column_sums(const Problem<S>& p, const double* a, double* log_sums) {
+  using T = Number<S>;
+  const int64_t n = p.prototypes;
+  Scratch<double> highs(p.chunks * n);
+  Scratch<T> partial(p.chunks * n);
+  p.for_chunks(partial.get(), [&](int64_t first, int64_t last, T* sums) {
+    double* high = highs.get() + (sums - partial.get());
+    for (int64_t k = 0; k < n; ++k) high[k] = p.log_kernel(first, k) + a[first];
+    for (int64_t row = first + 1; row < last; ++row)
+#pragma omp simd
+      for (int64_t k = 0; k < n; ++k) {
+        const double x = p.log_kernel(row, k) + a[row];
+        high[k] = x > high[k] ? x : high[k];
+      }
+    for (int64_t k = 0; k < n; ++k) {
+      high[k] = above_infinity(high[k]);
+      sums[k] = 0;
+    }
+    for (int64_t row = first; row < last; ++row)
+#pragma omp simd
+      for (int64_t k = 0; k < n; ++k)
+        sums[k] += exp_bounded(static_cast<T>(p.log_kernel(row, k) + a[row] - high[k]));
+  });
+  p.for_column_blocks([&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      double high = highs[k], sum = 0;
+      for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+        const double x = highs[chunk * n + k];
+        high = x > high ? x : high;
+      }
+      for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
+        sum += partial[chunk * n + k] * exp_bounded(highs[chunk * n + k] - high);
+      log_sums[k] = high + log_normal(sum);
+    }
+  });
+}
+
+// The assignments and a, from c.
+template <typename S>
+void log_rows(const Problem<S>& p, const double* c, S* assignments, double* a) {
+  using T = Number<S>;
+  const int64_t n = p.prototypes;
+  const double log_batch = log_normal(static_cast<double>(p.whole_batch));
+  Scratch<T> spare(kIsHalf<S> ? p.threads * n : 0);
+  parallel_for(p.chunks, p.threads, [&](int64_t chunk, int worker) {
+    const int64_t end = (chunk + 1) * p.chunk_rows;
+    for (int64_t row = chunk * p.chunk_rows; row < end && row < p.batch; ++row) {
+      T* q = numbers_for(assignments + row * n, &spare[worker * n]);
+      double high = p.log_kernel(row, 0) + c[0];
+#pragma omp simd reduction(max : high)
+      for (int64_t k = 0; k < n; ++k) {
+        const double x = p.log_kernel(row, k) + c[k];
+        high = x > high ? x : high;
+      }
+      high = above_infinity(high);
+      const double sum = sum_of<T>(
+          n, [&](int64_t k) { return q[k] = exp_bounded(static_cast<T>(p.log_kernel(row, k) + c[k] - high)); });
+      a[row] = -log_batch - high - log_normal(sum);
+      const T inverse = static_cast<T>(sum == 0 ? 0 : 1 / sum);
+      for (int64_t k = 0; k < n; ++k) q[k] *= inverse;
+      finish_row(q, assignments + row * n, n);
+    }
   });
 }
 

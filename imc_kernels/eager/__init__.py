@@ -10,8 +10,10 @@ from imc_kernels.eager.prototype_scores import prototype_scores
 from imc_kernels.eager.self_distillation_loss import self_distillation_loss
 from imc_kernels.eager.sinkhorn import sinkhorn
 from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
+from imc_kernels.eager.transport_plan import column_scalings, row_scalings
 
 __all__ = [
+    "column_scalings",
     "info_nce_loss",
     "linear_swapped_prediction_loss",
     "log_dot_product_loss",
@@ -19,6 +21,7 @@ __all__ = [
     "mutual_information_loss",
     "per_view_batch_norm",
     "prototype_scores",
+    "row_scalings",
     "self_distillation_loss",
     "sinkhorn",
     "swapped_prediction_loss",

@@ -43,6 +43,56 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"queue \[..., Q, K\] must match scores .* got \[3, 3, 4\] for \[2, 3, 4\]",
     ),
+    "order": (
+        lambda: k.transport_plan(S, order="both"),
+        ValueError,
+        r'order must be "columns" or "rows", got \'both\'',
+    ),
+    "masses by dimension": (
+        lambda: k.transport_plan(S, row_marginals=torch.ones(2, 4)),
+        ValueError,
+        r"row_marginals must be \[B\] or \[..., B\] of scores \[..., B, K\], got \[2, 4\] for \[2, 3, 4\]",
+    ),
+    "masses that are constants": (
+        lambda: k.transport_plan(S, column_marginals=torch.ones(4, requires_grad=True)),
+        ValueError,
+        r"column_marginals are constants; pass column_marginals.detach\(\)",
+    ),
+    "negative mass": (
+        lambda: k.transport_plan(S, row_marginals=torch.tensor([1.0, -1, 1])),
+        ValueError,
+        r"row_marginals must all be finite and at least 0, got a smallest value of -1 and a largest of 1",
+    ),
+    "unequal sums": (
+        lambda: k.transport_plan(S, row_marginals=torch.ones(3), column_marginals=torch.ones(4)),
+        ValueError,
+        r"row_marginals and column_marginals must have the same sum, got 3 and 4; divide each .* or give a reach",
+    ),
+    "mask of numbers": (
+        lambda: k.transport_plan(S, mask=torch.ones(3, 4)),
+        TypeError,
+        r"mask must be of torch.bool, True where an entry takes part, got torch.float32",
+    ),
+    "mask of lengths": (
+        lambda: k.transport_plan(S, mask=torch.ones(2, 3, dtype=torch.bool)),
+        ValueError,
+        r"mask must be \[B, K\] or \[..., B, K\], as the scores, got \[2, 3\] for \[2, 3, 4\]",
+    ),
+    "dustbins": (
+        lambda: k.transport_plan(S, dustbin=torch.ones(2)),
+        TypeError,
+        r"dustbin must be a finite number or a floating tensor \[\], got a tensor \[2\] of torch.float32",
+    ),
+    "dustbin nan": (
+        lambda: k.transport_plan(S, dustbin=float("nan")),
+        ValueError,
+        r"dustbin must be a finite number, got nan",
+    ),
+    "a backend without plans": (
+        lambda: k.transport_plan(S, backend="triton"),
+        ValueError,
+        r"backend 'triton' cannot run transport_plan: it has no transport_plan; cpu, eager have",
+    ),
     "dimension": (
         lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 6)),
         ValueError,

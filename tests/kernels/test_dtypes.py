@@ -12,7 +12,13 @@ from operations import all_backends, device_of
 from torch import Tensor
 
 import imc_kernels
-from imc_kernels import backends, linear_swapped_prediction_loss, self_distillation_loss, sinkhorn
+from imc_kernels import (
+    backends,
+    linear_swapped_prediction_loss,
+    self_distillation_loss,
+    sinkhorn,
+    transport_plan,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -73,6 +79,14 @@ FORMS = {
     "sinkhorn queue": Form(lambda s, q, **where: sinkhorn(s, epsilon=0.5, queue=q, **where), ((2, 5, 7), (2, 9, 7))),
     "sinkhorn marginals": Form(
         lambda s, m, **where: sinkhorn(s, epsilon=0.5, marginals=m, **where), ((2, 5, 7), (7,)), (True, False)
+    ),
+    "transport_plan dustbin": Form(
+        lambda s, d, **where: transport_plan(s, dustbin=d, epsilon=0.5, iterations=4, **where), ((2, 5, 7), ())
+    ),
+    "transport_plan marginals": Form(
+        lambda s, m, **where: transport_plan(s, epsilon=0.5, iterations=4, column_marginals=m / m.sum(), **where),
+        ((2, 5, 7), (7,)),
+        (True, False),
     ),
     "per_view_batch_norm residual": Form(
         lambda x, r, **where: imc_kernels.per_view_batch_norm(x, residual=r, views=2, relu=True, **where),

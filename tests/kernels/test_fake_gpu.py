@@ -14,8 +14,14 @@ from imc_kernels import backends
 GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "per_view_batch_norm", "sinkhorn"}
 SCRIPT = Path(__file__).with_name("fake_gpu.py")
 LACKS: dict[str, set[str]] = {  # what the GPU backends have no form of, as README.md says
-    "cuda": {"prototype_scores", "info_nce_loss", "self_distillation_loss", "linear_swapped_prediction_loss"},
-    "triton": {"linear_swapped_prediction_loss"},
+    "cuda": {
+        "prototype_scores",
+        "info_nce_loss",
+        "self_distillation_loss",
+        "linear_swapped_prediction_loss",
+        "transport_plan",
+    },
+    "triton": {"linear_swapped_prediction_loss", "transport_plan"},
     "eager": set(),
 }
 pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not None, reason="triton does not run here")

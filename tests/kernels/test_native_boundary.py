@@ -46,6 +46,8 @@ DOUBLE = {  # tensors of float64 beside float32 scores
     "sinkhorn": "rows|columns", "sinkhorn_backward": "rows|columns", "sinkhorn_sweep": "rows|columns|log_sums",
     "sinkhorn_backward_sweep": "columns|earlier_rows|earlier_columns", "info_nce_loss_rows": "loss",
     "multi_crop": "affine|law",
+    "transport_plan": "log_rows|log_columns|rows|columns",
+    "transport_plan_backward": "log_rows|log_columns|rows|columns",
     "log_dot_product_loss_sums": "sums", "log_dot_product_loss_parts": "sums|samples|whole_quotients|losses|quotients",
 }  # fmt: skip
 
@@ -97,6 +99,8 @@ def fitting(function: Any, parameter: str) -> Any:
         name, shape = match[1], [size(text) for text in match[2].split()]
         if name == "workspace":
             return torch.zeros(10_000)
+        if name == "used":
+            return torch.ones(shape, dtype=torch.int64)
         if name in ("indices", "samples", "step"):
             return torch.zeros(shape, dtype=torch.int64 if function.__name__ == "multi_crop" else torch.float64)
         if name == "images":

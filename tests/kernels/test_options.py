@@ -38,6 +38,7 @@ def crop(**options: Any) -> Tensor:
 
 CALLS: dict[str, Callable[..., Tensor]] = {
     "sinkhorn": lambda **o: k.sinkhorn(SCORES, **o),
+    "transport_plan": lambda **o: k.transport_plan(SCORES, **o),
     "prototype_scores": lambda **o: k.prototype_scores(SCORES, SCORES[0], **o),
     "per_view_batch_norm": lambda **o: k.per_view_batch_norm(SCORES.flatten(0, 1), **{"views": 2, **o}),
     "swapped_prediction_loss": lambda **o: k.swapped_prediction_loss(SCORES, SCORES, **o),
@@ -81,6 +82,8 @@ NUMBERS = [
     ),
     Option("self_distillation_loss", "entropy_weight", 2.0, (NAN, INF, -INF)),
     Option("info_nce_loss", "temperature", 0.5, (0, -1.0, NAN, INF)),
+    *(Option("transport_plan", n, 0.5, (0, -1.0, NAN, INF)) for n in ("epsilon", "reach")),
+    Option("transport_plan", "tolerance", 0.5, (-1.0, NAN, INF)),
     *(
         Option("draw_crop_parameters", n, 0.5, (-0.5, NAN, INF))
         for n in ("brightness", "contrast", "saturation", "hue")
@@ -90,10 +93,12 @@ NUMBERS = [
         for n in ("flip", "jitter_probability", "grayscale", "blur_probability")
     ),
 ]
+MAY_BE_NONE = ("logit_limit", "reach", "tolerance")
 INTEGERS = [
     Option("sinkhorn", "iterations", 2, (0, -1, 2**20 + 1, 2**62)),
     Option("linear_swapped_prediction_loss", "iterations", 2, (0, -1, 2**20 + 1, 2**62)),
     Option("linear_swapped_prediction_loss", "assigned", 1, (0, -1)),
+    Option("transport_plan", "iterations", 2, (-1, -2, 2**20 + 1, 2**62)),
     Option("multi_crop", "size", 5, (0, -1)),
     Option("draw_crop_parameters", "views", 5, (0, -1, 2**16 + 1, 2**62)),
     *(Option("draw_crop_parameters", n, 5, (0, -1, 2**24 + 1, 2**62)) for n in ("height", "width")),
@@ -104,6 +109,7 @@ FLAGS = [
     Option("linear_swapped_prediction_loss", "normalize_prototypes", False, ()),
     Option("mutual_information_loss", "symmetric", True, ()),
     Option("info_nce_loss", "normalise", True, ()),
+    Option("transport_plan", "log", True, ()),
 ]
 SEQUENCES = [
     Option("multi_crop", "mean", (0.5, 0.25, 0.125), (NAN, INF)),
@@ -157,7 +163,7 @@ WITHOUT_VALUE = (torch.tensor(0.5, device="meta"), torch.tensor(1, device="meta"
 @of_each_backend(NUMBERS)
 def test_what_is_no_number(option: Option, backend: str) -> None:
     begin = re.escape(f"{option.operation}: {option.name} must be a ")
-    for value in [*WRONG, *([] if option.name == "logit_limit" else [None])]:
+    for value in [*WRONG, *([] if option.name in MAY_BE_NONE else [None])]:
         with pytest.raises(TypeError, match=rf"^{begin}.*number.*, got [^\n]*$"):
             call(option, backend, value)
     for value in option.outside:
@@ -218,7 +224,7 @@ def test_what_is_an_integer(option: Option, backend: str) -> None:
     for value in option.outside:
         for form in (value, np.int64(value), torch.tensor(value)):
             with pytest.raises(
-                ValueError, match=rf"{option.name} must be an integer (of at least 1|from 1 to \d+), got {value}$"
+                ValueError, match=rf"{option.name} must be an integer (of at least 1|from [01] to \d+), got {value}$"
             ):
                 call(option, backend, form)
 
@@ -229,9 +235,9 @@ BOUNDED = [option for option in INTEGERS if len(option.outside) > 2]
 @of_each_backend(BOUNDED)
 def test_the_largest_integer_is_a_stated_one(option: Option, backend: str) -> None:
     """No call runs for years or asks for all memory by one number alone; what the sentence names is accepted."""
-    with pytest.raises(ValueError, match=r"from 1 to (\d+), got") as refusal:
+    with pytest.raises(ValueError, match=r"from [01] to (\d+), got") as refusal:
         call(option, backend, 2**62)
-    most = int(re.findall(r"from 1 to (\d+)", str(refusal.value))[0])
+    most = int(re.findall(r"from [01] to (\d+)", str(refusal.value))[0])
     assert most + 1 == option.outside[2]
     assert f"2^{most.bit_length() - 1}" in (getattr(k, option.operation).__doc__ or "")
 
