@@ -158,7 +158,7 @@ OPERATIONS = [
         "transport_plan",
         lambda s, g: (cosines(s, g)[: min(2, s.views)],),
         (True,),
-        {"iterations": 6, "epsilon": 0.2, "dustbin": 0.5},
+        {"iterations": 6, "epsilon": 0.2, "reach": 0.5},
     ),
     Operation(
         "prototype_scores",

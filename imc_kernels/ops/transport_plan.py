@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
@@ -19,6 +20,7 @@ from imc_kernels.ops.sinkhorn import MOST_ITERATIONS
 
 NAME = "transport_plan"
 ORDERS = ("columns", "rows")
+Given = tuple[float, int, float, float]  # epsilon, iterations, tolerance (-1: none), reach (infinity: none)
 
 
 def transport_plan(
@@ -83,10 +85,7 @@ def transport_plan(
     epsilon = checks.number(NAME, "epsilon", epsilon, checks.POSITIVE)
     iterations = checks.integer(NAME, "iterations", iterations, 0, MOST_ITERATIONS)
     tolerance = -1.0 if tolerance is None else checks.number(NAME, "tolerance", tolerance, checks.NOT_NEGATIVE)
-    damping = 1.0
-    if reach is not None:
-        reach = checks.number(NAME, "reach", reach, checks.POSITIVE)
-        damping = reach / (reach + epsilon)
+    reach = math.inf if reach is None else checks.number(NAME, "reach", reach, checks.POSITIVE)
     log, potentials = checks.flag(NAME, "log", log), checks.flag(NAME, "potentials", potentials)
     if not isinstance(order, str) or order not in ORDERS:
         raise ValueError(f'{NAME}: order must be "columns" or "rows", got {order!r}')
@@ -102,14 +101,14 @@ def transport_plan(
     computed = half_as_single(promoted)
     chosen = backends.choose(NAME, OPERATION.backends, scores.device, computed, backend)
     rows, columns = (None if m is None else cast(m, computed) for m in marginals.values())
-    if rows is not None and columns is not None and reach is None:
+    if rows is not None and columns is not None and reach == math.inf:
         _check_sums(rows, columns, *(m.dtype for m in marginals.values() if m is not None))
-    x = _finite(cast(scores, computed), mask, dustbin) / epsilon
+    x = (_finite(cast(scores, computed), mask) / epsilon).contiguous()
     masses = _masses(x, rows, columns, mask, alone=dustbin is not None)
     if dustbin is not None:
         x = _with_dustbin(x, cast(dustbin, computed) / epsilon)
         masses = [_and_their_sum(own, other) for own, other in (masses, masses[::-1])]
-    options = (iterations, tolerance, damping)
+    options = (epsilon, iterations, tolerance, reach)
     if order == "columns":
         plan, u, v = _solved(chosen, x, masses[0], masses[1], options)
     else:
@@ -121,38 +120,39 @@ def transport_plan(
     return plan, cast(u * epsilon, promoted), cast(v * epsilon, promoted)
 
 
-def _solved(
-    backend: str, x: Tensor, rows: Tensor, columns: Tensor, options: tuple[int, float, float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _solved(backend: str, x: Tensor, rows: Tensor, columns: Tensor, options: Given) -> tuple[Tensor, Tensor, Tensor]:
     """The logarithms of the plan and of its scalings u [..., B] and v [..., K], from scores over epsilon and masses."""
-    iterations, _, damping = options
     log_rows, log_columns = (m.log().expand(*x.shape[:-2], m.shape[-1]) for m in (rows, columns))
-    if iterations == 0:
+    if options[1] == 0:
         u, v = (torch.where(m > -torch.inf, 0.0, m) for m in (log_rows, log_columns))
         total = (x + u.unsqueeze(-1) + v.unsqueeze(-2)).logsumexp(dim=(-2, -1))
         u = u + (log_columns.logsumexp(dim=-1) - total).unsqueeze(-1)
     else:
         v = _column_scalings(backend, x, log_rows, log_columns, options)
-        u = eager.row_scalings(x, v, log_rows, damping)
-    return x + u.unsqueeze(-1) + v.unsqueeze(-2), u, v
+        u = eager.row_scalings(x, v, log_rows, _damping(options))
+    plan = x + u.unsqueeze(-1) + v.unsqueeze(-2)
+    return plan.flatten().view(plan.shape), u, v  # on its way back a gradient of any layout becomes a contiguous one
 
 
-def _column_scalings(
-    backend: str, x: Tensor, log_rows: Tensor, log_columns: Tensor, options: tuple[int, float, float]
-) -> Tensor:
+def _column_scalings(backend: str, x: Tensor, log_rows: Tensor, log_columns: Tensor, options: Given) -> Tensor:
     if backend == "eager":
-        return specification(eager.column_scalings, x, log_rows, log_columns, *options)
+        _, iterations, tolerance, _ = options
+        return specification(eager.column_scalings, x, log_rows, log_columns, iterations, tolerance, _damping(options))
     return OPERATION(backend, (x, log_rows, log_columns), options)[0]
 
 
-def _finite(scores: Tensor, mask: Tensor | None, dustbin: Tensor | None) -> Tensor:
+def _damping(options: Sequence[Any]) -> float:
+    """1 where masses are met, less where they are approached at a price."""
+    epsilon, _, _, reach = options
+    return 1 / (1 + epsilon / reach)
+
+
+def _finite(scores: Tensor, mask: Tensor | None) -> Tensor:
     """The scores with -inf at excluded entries; a problem with an infinity or NaN at another is NaN throughout."""
     if mask is not None:
         scores = scores.masked_fill(~mask, 0)
     values = scores.detach()
     poison = 0 * values.amax(dim=(-2, -1), keepdim=True) + 0 * values.amin(dim=(-2, -1), keepdim=True)
-    if dustbin is not None:
-        poison = poison + 0 * dustbin.detach()
     scores = scores + poison
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
@@ -171,15 +171,13 @@ def _masses(x: Tensor, rows: Tensor | None, columns: Tensor | None, mask: Tensor
 
 def _with_dustbin(x: Tensor, score: Tensor) -> Tensor:
     """[..., B, K] -> [..., B + 1, K + 1]."""
-    x = torch.cat([x, score.expand(*x.shape[:-1], 1)], dim=-1)
-    return torch.cat([x, score.expand(*x.shape[:-2], 1, x.shape[-1])], dim=-2)
+    bins = pad(x.new_zeros(x.shape[-2:]), (0, 1, 0, 1), value=1.0)
+    return pad(x, (0, 1, 0, 1)) + score * bins
 
 
 def _and_their_sum(masses: Tensor, others: Tensor) -> Tensor:
     """With the mass of a dustbin, which takes all of the others."""
-    total = others.sum(dim=-1, keepdim=True)
-    leading = torch.broadcast_shapes(masses.shape[:-1], total.shape[:-1])
-    return torch.cat([masses.expand(*leading, -1), total.expand(*leading, 1)], dim=-1)
+    return pad(masses, (0, 1)) + pad(others.sum(dim=-1, keepdim=True), (masses.shape[-1], 0))
 
 
 def _checked_marginals(name: str, marginals: Tensor | None, scores: Tensor, dim: int) -> Tensor | None:
@@ -248,7 +246,7 @@ def _cpu(inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor |
     scores, *log_masses = inputs
     results = _empty("cpu", inputs, options, needs)
     log_masses = [m.double().contiguous().view(-1, m.shape[-1]) for m in log_masses]
-    native.call("_cpu", NAME, scores.contiguous(), *log_masses, *results, *options)
+    native.call("_cpu", NAME, scores.contiguous(), *log_masses, *results, *options[1:3], _damping(options))
     return results
 
 
@@ -259,13 +257,13 @@ def _cpu_backward(
     scores = scores.contiguous()
     gradient = torch.empty_like(scores)
     log_masses = [m.double().contiguous().view(-1, m.shape[-1]) for m in log_masses]
-    damping = options[2]
+    damping = _damping(options)
     native.call("_cpu", f"{NAME}_backward", scores, *log_masses, *saved, memory(grad_output), gradient, damping)
     return gradient, None, None
 
 
 def _empty(backend: str, inputs: Inputs, options: Sequence[Any], needs: Needs) -> tuple[Tensor | None, ...]:
-    scores, iterations = inputs[0], options[0]
+    scores, iterations = inputs[0], options[1]
     batch, columns = scores.shape[-2:]
     scalings = scores.new_empty((*scores.shape[:-2], columns))
     if not needs[0]:
@@ -279,7 +277,12 @@ OPERATION = FusedOperation(
     NAME,
     {"cpu": Kernels(_cpu, _cpu_backward)},
     inputs=("scores", "log_rows", "log_columns"),
-    options={"iterations": "int", "tolerance": checks.FINITE, "damping": checks.POSITIVE},
+    options={
+        "epsilon": checks.POSITIVE,
+        "iterations": "int",
+        "tolerance": checks.NOT_NEGATIVE,
+        "reach": checks.POSITIVE,
+    },
     constants=("log_rows", "log_columns"),
     empty=_empty,
     kept=3,

@@ -84,7 +84,7 @@ FORMS = {
         lambda s, d, **where: transport_plan(s, dustbin=d, epsilon=0.5, iterations=4, **where), ((2, 5, 7), ())
     ),
     "transport_plan marginals": Form(
-        lambda s, m, **where: transport_plan(s, epsilon=0.5, iterations=4, column_marginals=m / m.sum(), **where),
+        lambda s, m, **where: transport_plan(s, epsilon=0.5, iterations=4, column_marginals=m, log=True, **where),
         ((2, 5, 7), (7,)),
         (True, False),
     ),

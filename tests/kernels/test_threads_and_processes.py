@@ -160,7 +160,7 @@ def test_a_process_forked_while_other_threads_are_in_calls_computes_too() -> Non
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("operation", PLAIN, ids=str)
+@pytest.mark.parametrize("operation", [o for o in PLAIN if o.name != "transport_plan"], ids=str)  # is torch's in part
 def test_a_forked_process_computes_what_its_parent_did(operation: Operation) -> None:
     """The parent's OpenMP threads do not exist in the child, which would wait for them for ever."""
     inputs = operation.inputs(SIZES, torch.float32)
