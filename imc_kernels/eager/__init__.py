@@ -1,6 +1,6 @@
 """The specification: every operation in plain PyTorch, for any device and floating dtype, differentiable."""
 
-from imc_kernels.eager.info_nce_loss import info_nce_loss
+from imc_kernels.eager.info_nce_loss import bank_info_nce_loss, info_nce_loss, labelled_info_nce_loss
 from imc_kernels.eager.linear_swapped_prediction_loss import linear_swapped_prediction_loss
 from imc_kernels.eager.log_dot_product_loss import log_dot_product_loss
 from imc_kernels.eager.multi_crop import multi_crop
@@ -13,8 +13,10 @@ from imc_kernels.eager.swapped_prediction_loss import swapped_prediction_loss
 from imc_kernels.eager.transport_plan import column_scalings, row_scalings
 
 __all__ = [
+    "bank_info_nce_loss",
     "column_scalings",
     "info_nce_loss",
+    "labelled_info_nce_loss",
     "linear_swapped_prediction_loss",
     "log_dot_product_loss",
     "multi_crop",

@@ -68,6 +68,26 @@ def ntxent(temperature: float) -> Callable[..., Tensor]:
     return lambda z0, z1: simclr(torch.cat([z0, z1]), torch.arange(len(z0)).repeat(2), temperature)
 
 
+def clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """CLIP (arXiv 2103.00020, figure 3)."""
+    logits = scale * image @ text.T
+    return -(log_softmax(logits, dim=0).diagonal() + log_softmax(logits, dim=1).diagonal()).mean() / 2
+
+
+def supcon(temperature: float, base_temperature: float) -> Callable[..., Tensor]:
+    """SupCon (arXiv 2004.11362, equation 2)."""
+
+    def loss(features: Tensor, labels: Tensor) -> Tensor:
+        z, same = features.transpose(0, 1).flatten(0, 1), labels.repeat(features.shape[1])
+        others = ~torch.eye(len(z), dtype=torch.bool)
+        logits = (z @ z.T / temperature).masked_fill(~others, -torch.inf)
+        positive = (same[:, None] == same) & others
+        log_p = log_softmax(logits, dim=1).masked_fill(~positive, 0)
+        return -(temperature / base_temperature) * (log_p.sum(dim=1) / positive.sum(dim=1)).mean()
+
+    return loss
+
+
 def iid(p: Tensor, p_tf: Tensor, lamb: float) -> tuple[Tensor, Tensor]:
     """IIC (arXiv 1807.06653, equation 3) on probabilities [B, C]; with lamb 1 as well."""
     joint = p.T @ p_tf
@@ -134,6 +154,8 @@ MODULES: dict[str, dict[str, Any]] = {
     "solo.utils.sinkhorn_knopp": {
         "SinkhornKnopp": lambda num_iters, epsilon, world_size: lambda s: balanced(s.detach() / epsilon, num_iters)
     },
+    "open_clip.loss": {"ClipLoss": lambda: clip},
+    "losses": {"SupConLoss": supcon},
     "IID_losses": {"IID_loss": iid},
     "models.layers": {"sinkhorn_algorithm": of_rows_first},
     "megatron.core.transformer.moe.moe_utils": {"sinkhorn": router},

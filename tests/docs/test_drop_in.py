@@ -11,11 +11,24 @@ import peers
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.functional import cross_entropy, log_softmax, normalize, softmax
 
 PAGE = Path(__file__).parents[2] / "docs/drop-in.md"
 SECTIONS = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), flags=re.M | re.S)
-PUBLIC = {"loss", "contrast", "targets", "shares", "codes", "plan", "unbalanced", "experts", "log_plan"}
+PUBLIC = {
+    "loss",
+    "contrast",
+    "clip",
+    "moco",
+    "supcon",
+    "targets",
+    "shares",
+    "codes",
+    "plan",
+    "unbalanced",
+    "experts",
+    "log_plan",
+}
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -34,11 +47,34 @@ def inputs() -> dict[str, Any]:
     }  # fmt: skip
     lists = {"high": uniform(2, 6, 5), "low": uniform(2, 6, 5, seed=1), "preds": uniform(2, 6, 5)}
     given |= {name: list(stack) for name, stack in lists.items()}
-    given["queue"] = list(uniform(2, 4, 5, seed=2))
+    given["queues"] = list(uniform(2, 4, 5, seed=2))
+    unit = {"image": uniform(6, 4), "text": uniform(6, 4, seed=1), "features": uniform(3, 6, 4)}
+    given |= {name: normalize(x, dim=-1) for name, x in unit.items()}
+    given |= {"q": uniform(6, 4), "k": uniform(6, 4, seed=1), "queue": uniform(9, 4, seed=2)}
+    given |= {"scale": torch.tensor(4.0, dtype=torch.float64), "labels": torch.tensor([0, 1, 0, 2, 2, 2])}
     return given | {"torch": torch, "log_softmax": log_softmax, "softmax": softmax, "cross_entropy": cross_entropy}
 
 
-DIFFERENTIABLE = ("scores", "student", "logits", "z", "z0", "z1", "x", "x_tf", "bin_score", "high", "low", "preds")
+DIFFERENTIABLE = (
+    "scores",
+    "student",
+    "logits",
+    "z",
+    "z0",
+    "z1",
+    "x",
+    "x_tf",
+    "bin_score",
+    "high",
+    "low",
+    "preds",
+    "image",
+    "text",
+    "scale",
+    "q",
+    "k",
+    "features",
+)
 
 
 def run(code: str, given: dict[str, Any]) -> dict[str, Tensor]:
@@ -49,7 +85,7 @@ def run(code: str, given: dict[str, Any]) -> dict[str, Tensor]:
         leaves += [x.requires_grad_() for x in (value if isinstance(value, list) else [value])]
     exec(code, given)
     results = {name: given[name] for name in PUBLIC if name in given}
-    for name in ("loss", "contrast", "log_plan"):
+    for name in ("loss", "contrast", "clip", "moco", "supcon", "log_plan"):
         if name in results:
             upstream = torch.ones_like(results[name]) * torch.linspace(
                 1, 2, results[name].shape[-1] if results[name].dim() else 1

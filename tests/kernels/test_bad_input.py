@@ -93,6 +93,27 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"backend 'triton' cannot run transport_plan: it has no transport_plan; cpu, eager have",
     ),
+    "negatives": (lambda: k.info_nce_loss(S, negatives="none"), ValueError, r'negatives must be "all" or "other"'),
+    "labels by number": (
+        lambda: k.info_nce_loss(S, labels=torch.ones(3)),
+        ValueError,
+        r"labels must be 3 integers, got \[3\] of torch.float32",
+    ),
+    "bank": (
+        lambda: k.info_nce_loss(S, bank=torch.rand(5, 3)),
+        ValueError,
+        r"a bank \[M, D\] goes with embeddings \[2, B, D\] of the same D alone, got a bank of \[5, 3\]",
+    ),
+    "bank and labels": (
+        lambda: k.info_nce_loss(S, bank=torch.rand(5, 4), labels=torch.arange(3)),
+        ValueError,
+        r"a bank .* of the same D alone, got a bank with labels",
+    ),
+    "a backend without banks": (
+        lambda: k.info_nce_loss(S, bank=torch.rand(5, 4), backend="cpu"),
+        ValueError,
+        r"backend 'cpu' cannot run info_nce_loss with bank: it has no info_nce_loss with bank; eager have",
+    ),
     "dimension": (
         lambda: k.prototype_scores(torch.rand(3, 4), torch.rand(5, 6)),
         ValueError,
@@ -287,14 +308,14 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "embeddings' rank": (
         lambda: k.info_nce_loss(S[0]),
         ValueError,
-        r"info_nce_loss: embeddings must have the shape \[2, B, D\], got \[3, 4\]",
+        r"info_nce_loss: embeddings must have the shape \[V, B, D\], got \[3, 4\]",
     ),
     "one view of embeddings": (
         lambda: k.info_nce_loss(S[:1]),
         ValueError,
-        r"embeddings \[2, B, D\] must hold 2 views, got \[1, 3, 4\]",
+        r"embeddings \[V, B, D\] must hold at least 2 views, got \[1, 3, 4\]",
     ),
-    "no embeddings": (lambda: k.info_nce_loss(S[:, :0]), ValueError, r"embeddings \[2, B, D\] is empty"),
+    "no embeddings": (lambda: k.info_nce_loss(S[:, :0]), ValueError, r"embeddings \[V, B, D\] is empty"),
     "temperature": (
         lambda: k.info_nce_loss(S, temperature=0),
         ValueError,

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,70 @@ def test_memory_is_linear_in_the_batch(batch: int, direction: str, most: float) 
     arguments = [sys.executable, "-c", textwrap.dedent(MEASURE_PEAK), str(batch), direction]
     peak = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     assert float(peak) < most
+
+
+def general(z: Tensor, labels: Tensor, others: bool, temperature: float | Tensor) -> Tensor:
+    """SupCon's equation, term by term: the views' rows as a list."""
+    rows = [(v, int(label), z[v, b]) for v in range(len(z)) for b, label in enumerate(labels)]
+    losses = []
+    for i, (view, label, row) in enumerate(rows):
+        terms = {
+            j: row @ other / temperature for j, (v, _, other) in enumerate(rows) if (v != view if others else j != i)
+        }
+        log_sum = torch.stack(list(terms.values())).logsumexp(dim=0)
+        losses.append(torch.stack([log_sum - s for j, s in terms.items() if rows[j][1] == label]).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("block", [2, 1024])
+@pytest.mark.parametrize("negatives", ["all", "other"])
+@pytest.mark.parametrize(("views", "labels"), [(2, None), (3, None), (2, [4, 1, 4, 4, 2]), (3, [0, 1, 0, 1, 1])])
+def test_views_labels_and_the_other_view_alone(
+    views: int, labels: list[int] | None, negatives: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one block of rows and of many, whose backward computes them again; second derivatives pass through both."""
+    monkeypatch.setattr(sys.modules["imc_kernels.eager.info_nce_loss"], "BLOCK", block)
+    z = torch.randn(views, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    given = None if labels is None else torch.tensor(labels)
+    expected = general(z, torch.arange(5) if given is None else given, negatives == "other", 0.5)
+
+    def loss(x: Tensor) -> Tensor:
+        return info_nce_loss(x, temperature=0.5, negatives=negatives, labels=given, backend="eager")
+
+    torch.testing.assert_close(loss(z), expected)
+    (gradient,), (exact,) = (torch.autograd.grad(value, z) for value in (loss(z), expected))
+    torch.testing.assert_close(gradient, exact)
+    if views == 2:
+        assert torch.autograd.gradgradcheck(loss, z)
+
+
+@pytest.mark.parametrize("block", [2, 1024])
+def test_a_bank_of_negatives(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["imc_kernels.eager.info_nce_loss"], "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    z, bank = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 5, 3), (7, 3)))
+    for normalise in (False, True):
+        q, k, others = (torch.nn.functional.normalize(x, dim=-1) if normalise else x for x in (*z, bank))
+        logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ others.T], dim=1) / 0.2
+        expected = torch.nn.functional.cross_entropy(logits, torch.zeros(5, dtype=torch.int64))
+        torch.testing.assert_close(info_nce_loss(z, bank=bank, temperature=0.2, normalise=normalise), expected)
+    leaves = [x.clone().requires_grad_() for x in (z, bank)]
+    assert torch.autograd.gradcheck(lambda x, b: info_nce_loss(x, bank=b, temperature=0.5), leaves)
+
+
+@pytest.mark.parametrize("backend", all_backends("info_nce_loss", torch.float64))
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_learnt_temperature(normalise: bool, backend: str) -> None:
+    z = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+
+    def loss(t: Tensor, **options: Any) -> Tensor:
+        return info_nce_loss(z, temperature=t, normalise=normalise, **options)
+
+    plain = info_nce_loss(z, temperature=0.4, normalise=normalise, backend="eager")
+    torch.testing.assert_close(loss(temperature, backend=backend), plain)
+    assert torch.autograd.gradcheck(lambda t: loss(t, backend=backend), temperature)
+    if backend == "eager":
+        for options in ({"negatives": "other"}, {"bank": z[0]}):
+            torch.testing.assert_close(loss(temperature, **options), loss(temperature.detach(), **options))
+            assert torch.autograd.gradcheck(lambda t, options=options: loss(t, **options), temperature)

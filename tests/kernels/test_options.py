@@ -182,7 +182,7 @@ def test_a_tensor_that_has_no_value_is_no_option(option: Option, backend: str) -
             call(option, backend, value)
 
 
-@of_each_backend(NUMBERS)
+@of_each_backend([option for option in NUMBERS if str(option) != "info_nce_loss-temperature"])  # which may be learnt
 def test_a_number_with_a_gradient_is_refused(option: Option, backend: str) -> None:
     message = f"{option.operation}: {option.name} is a constant, to which no gradient flows"
     for value in (torch.nn.Parameter(torch.tensor(option.value)), torch.tensor([option.value], requires_grad=True)):
