@@ -12,6 +12,7 @@ written for speed, with every shortcut that is exact, and is what ``torch.compil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn.functional import normalize
 
 EPSILON, ITERATIONS, TEMPERATURE, ENTROPY_WEIGHT, LOGIT_LIMIT = 0.05, 3, 0.1, 4.0, 5.0
 SMOOTHING, HEAD_ENTROPY_WEIGHT, HEAD_LOGIT_LIMIT = 0.01, 2.0, 25.0  # CRLC
+TRANSPORT_ITERATIONS = 10
 BETA = 0.6  # TEMI, at the same temperature
 
 Form = Callable[..., Tensor]
@@ -256,6 +258,31 @@ def batched_batch_norm(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.relu((views - mean) * factor + bias[:, None, None]).flatten(0, 1)
 
 
+def scaled_transport(scores: Tensor) -> Tensor:
+    """Scores [..., B, K] to a plan of equal masses: POT's plain solver, two products with exp(scores / epsilon)."""
+    kernel = (scores / EPSILON).exp()
+    (batch, prototypes), u = scores.shape[-2:], torch.ones_like(scores[..., :1])
+    for _ in range(TRANSPORT_ITERATIONS):
+        v = 1 / (prototypes * (kernel.mT @ u))
+        u = 1 / (batch * (kernel @ v))
+    return u * kernel * v.mT
+
+
+def log_iteration(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One of scalings by logarithms, u [..., B, 1] and v [..., 1, K], of scores over epsilon."""
+    v = -math.log(x.shape[-1]) - (x + u).logsumexp(dim=-2, keepdim=True)
+    return -math.log(x.shape[-2]) - (x + v).logsumexp(dim=-1, keepdim=True), v
+
+
+def batched_transport(scores: Tensor) -> Tensor:
+    """The same by logarithms, for any epsilon."""
+    x = scores / EPSILON
+    u, v = torch.zeros_like(x[..., :1]), torch.zeros_like(x[..., :1, :])
+    for _ in range(TRANSPORT_ITERATIONS):
+        u, v = log_iteration(x, u, v)
+    return (x + u + v).exp()
+
+
 def quadratic_log_dot_product(logits: Tensor) -> Tensor:
     """The N x N form of CRLC's cluster loss [H], batched over the sub-heads of logits [H, 2, B, C]."""
     p = torch.softmax(logits, dim=-1)
@@ -277,6 +304,7 @@ RIVALS: dict[str, dict[str, Form]] = {
         "released": lambda scores: torch.stack([released_sinkhorn(view) for view in scores]),
         "batched": batched_sinkhorn,
     },
+    "transport_plan": {"released": scaled_transport, "batched": batched_transport},
     "prototype_scores": {"released": released_prototype_scores, "batched": batched_prototype_scores},
     "per_view_batch_norm": {"released": released_batch_norm, "batched": batched_batch_norm},
     "swapped_prediction_loss": {"released": released_swapped_prediction, "batched": batched_swapped_prediction},
@@ -291,6 +319,7 @@ RIVALS: dict[str, dict[str, Form]] = {
     "info_nce_loss": {"released": released_info_nce, "batched": batched_info_nce},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
+    "transport_plan": {"iterations": TRANSPORT_ITERATIONS},
     "per_view_batch_norm": {"views": 2, "relu": True},
     "mutual_information_loss": {"entropy_weight": ENTROPY_WEIGHT, "logit_limit": LOGIT_LIMIT},
     "log_dot_product_loss": {"entropy_weight": HEAD_ENTROPY_WEIGHT, "logit_limit": HEAD_LOGIT_LIMIT},
