@@ -198,7 +198,8 @@ PYBIND11_MODULE(_cpu, module) {
                        "grad_output[v n c], input_gradient[v n c]?, weight_gradient[c]?, bias_gradient[c]?, "
                        "residual_gradient[v n c]?, v, n, c, eps, relu; 2 <= n");
   IMC_DEFINE_WITH_HALF(swapped_prediction_loss,
-             "scores[v b k], assignments[a b k], loss[], gradient[v b k]?, v, a, b, k, temperature; a <= v; 2 <= v");
+             "scores[v b k], assignments[a b k], weights[v b]?, loss[], gradient[v b k]?, v, a, b, k, temperature, "
+             "others o; a <= v; 2 <= v if o");
   IMC_DEFINE_WITH_HALF(linear_swapped_prediction_loss,
              "embeddings[v b d], prototypes[k d], teacher_embeddings[a b e]?, teacher_prototypes[k e]?teacher_embeddings, "
              "marginals[k]?, columns[a k]?, weights[v b]?, loss[], embeddings_gradient[v b d]?, "

@@ -128,13 +128,15 @@ void per_view_batch_norm_backward(const S* input,                // [views, rows
                                   S* residual_gradient,          // [views, rows, channels]
                                   int64_t views, int64_t rows, int64_t channels, double eps, bool relu, int threads);
 
+// others: a view predicts the assignments of all other views; otherwise its own as well.
 template <typename S>
-void swapped_prediction_loss(const S* scores,        // [views, batch, prototypes]
-                             const S* assignments,   // [assigned, batch, prototypes]
-                             Number<S>* loss,        // []
-                             Gradient<S>* gradient,  // [views, batch, prototypes]
+void swapped_prediction_loss(const S* scores,           // [views, batch, prototypes]
+                             const S* assignments,      // [assigned, batch, prototypes]
+                             const Number<S>* weights,  // [views, batch]; null: 1
+                             Number<S>* loss,           // []
+                             Gradient<S>* gradient,     // [views, batch, prototypes]
                              int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
-                             int threads);
+                             bool others, int threads);
 
 // The loss above of the scores of embeddings and prototypes, and of assignments by Sinkhorn-Knopp, of which the matrices
 // never exist. Null teachers: the assignments are those of the first views of the embeddings. columns: the logarithms of

@@ -13,13 +13,13 @@ namespace imc::IMC_ISA {
 
 namespace {
 
-// target = sum of the rows assignments[a, sample] with a != view; returns its mass. spare: memory for a row.
+// target = sum of the rows assignments[a, sample] with a != left_out; returns its mass. spare: memory for a row.
 template <typename S, typename T = Number<S>>
-T sum_targets(const S* assignments, T* target, T* spare, int64_t view, int64_t assigned, int64_t batch,
+T sum_targets(const S* assignments, T* target, T* spare, int64_t left_out, int64_t assigned, int64_t batch,
               int64_t prototypes, int64_t sample) {
   for (int64_t k = 0; k < prototypes; ++k) target[k] = 0;
   for (int64_t a = 0; a < assigned; ++a) {
-    if (a == view) continue;
+    if (a == left_out) continue;
     const T* row = numbers_of(assignments + (a * batch + sample) * prototypes, spare, prototypes);
 #pragma omp simd
     for (int64_t k = 0; k < prototypes; ++k) target[k] += row[k];
@@ -52,11 +52,11 @@ double cross_entropy(const T* scores, const T* target, T mass, T* probabilities,
 }  // namespace
 
 template <typename S>
-void swapped_prediction_loss(const S* scores, const S* assignments, Number<S>* loss, Gradient<S>* gradient,
-                             int64_t views, int64_t assigned, int64_t batch, int64_t prototypes, double temperature,
-                             int threads) {
+void swapped_prediction_loss(const S* scores, const S* assignments, const Number<S>* weights, Number<S>* loss,
+                             Gradient<S>* gradient, int64_t views, int64_t assigned, int64_t batch, int64_t prototypes,
+                             double temperature, bool others, int threads) {
   using T = Number<S>;
-  const double pairs = static_cast<double>(assigned * (views - 1));
+  const double pairs = static_cast<double>(assigned * (others ? views - 1 : views));
   const T inverse_temperature = static_cast<T>(1 / temperature);
   const T weight = static_cast<T>(1 / (pairs * static_cast<double>(batch) * temperature));
   threads = useful_threads(views * batch * prototypes, threads);
@@ -68,14 +68,16 @@ void swapped_prediction_loss(const S* scores, const S* assignments, Number<S>* l
     T mass = 0;
     double total = 0;
     for (int64_t view = 0; view < views; ++view) {
-      if (view <= assigned)  // from the first unassigned view on the target no longer changes
-        mass = sum_targets(assignments, target, spare, view, assigned, batch, prototypes, sample);
+      if (view == 0 || (others && view <= assigned))  // from the first unassigned view on the target no longer changes
+        mass = sum_targets(assignments, target, spare, others ? view : assigned, assigned, batch, prototypes, sample);
       const int64_t row = (view * batch + sample) * prototypes;
+      const T factor = weights ? weights[view * batch + sample] : T(1);
       T* probabilities = gradient ? numbers_for(gradient + row, spare) : spare;
       const int64_t next = view + 1 < views ? row + batch * prototypes : (sample + 1) % batch * prototypes;
       prefetch_row(scores + next, prototypes);
-      total += cross_entropy(numbers_of(scores + row, numbers, prototypes), target, mass, probabilities,
-                             gradient != nullptr, prototypes, inverse_temperature, weight);
+      const double sum = cross_entropy(numbers_of(scores + row, numbers, prototypes), target, mass, probabilities,
+                                       gradient != nullptr, prototypes, inverse_temperature, weight * factor);
+      total += static_cast<double>(factor) * sum;
       if (gradient) finish_row(probabilities, gradient + row, prototypes);
     }
     losses[sample] = total;

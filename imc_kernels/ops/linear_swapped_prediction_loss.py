@@ -11,6 +11,7 @@ from imc_kernels import backends, eager, native
 from imc_kernels.ops import checks
 from imc_kernels.ops.autograd import has_values
 from imc_kernels.ops.fused_loss import FusedLoss, Kernel, Needs
+from imc_kernels.ops.operator import of_triton
 from imc_kernels.ops.precision import cast, gradient_buffers, half_as_single, loss_buffer, specification
 from imc_kernels.ops.sinkhorn import MOST_ITERATIONS
 
@@ -189,7 +190,7 @@ def _cpu(inputs: Sequence[Any], options: Sequence[Any], needs: Needs) -> tuple[T
 
 LOSS = FusedLoss(
     NAME,
-    {"cpu": Kernel(_cpu, reads_half=True)},
+    {"triton": Kernel(of_triton(NAME), reads_half=True), "cpu": Kernel(_cpu, reads_half=True)},
     inputs=(
         "embeddings",
         "prototypes",

@@ -124,7 +124,16 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"embeddings is on cpu and prototypes on meta; move one",
     ),
-    "one view": (lambda: k.swapped_prediction_loss(S[:1], S[:1]), ValueError, r"at least 2 views, got \[1, 3, 4\]"),
+    "one view": (
+        lambda: k.swapped_prediction_loss(S[:1], S[:1]),
+        ValueError,
+        r"at least 2 views unless .* got \[1, 3, 4\]",
+    ),
+    "weights of scores": (
+        lambda: k.swapped_prediction_loss(S, S, weights=torch.ones(3)),
+        ValueError,
+        r"weights must have the shape \[V, B\], got \[3\]",
+    ),
     "targets": (
         lambda: k.swapped_prediction_loss(S, torch.rand(3, 3, 4)),
         ValueError,

@@ -45,6 +45,12 @@ FORMS = {
     "swapped_prediction_loss": Form(
         imc_kernels.swapped_prediction_loss, ((3, 5, 7), (2, 5, 7)), (True, False), of_loss
     ),
+    "swapped_prediction_loss weights": Form(
+        lambda s, w, **where: imc_kernels.swapped_prediction_loss(s, s.detach()[:2], weights=w, **where),
+        ((3, 5, 7), (3, 5)),
+        (True, False),
+        of_loss,
+    ),
     "linear_swapped_prediction_loss": Form(
         imc_kernels.linear_swapped_prediction_loss, ((2, 5, 6), (7, 6)), result=of_loss
     ),

@@ -21,7 +21,7 @@ LACKS: dict[str, set[str]] = {  # what the GPU backends have no form of, as READ
         "linear_swapped_prediction_loss",
         "transport_plan",
     },
-    "triton": {"linear_swapped_prediction_loss", "transport_plan"},
+    "triton": {"transport_plan"},
     "eager": set(),
 }
 pytestmark = pytest.mark.skipif(backends.BACKENDS["triton"].missing() is not None, reason="triton does not run here")

@@ -307,6 +307,8 @@ def test_text() -> None:
     for value in (None, 1, "both", "All", ["all"]):
         with pytest.raises(ValueError, match='pairs must be "others" or "all", got '):
             k.linear_swapped_prediction_loss(SCORES, SCORES[0], pairs=value)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match='pairs must be "others" or "all", got '):
+            k.swapped_prediction_loss(SCORES, SCORES, pairs=value)  # type: ignore[arg-type]
     for name in CALLS:
         if name != "draw_crop_parameters":
             for value in (["cpu"], 1, torch.ones(2), b"cpu"):

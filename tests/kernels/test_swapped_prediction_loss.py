@@ -38,6 +38,39 @@ def test_is_the_mean_over_pairs(views: int, assigned: int, backend: str) -> None
     torch.testing.assert_close(result, torch.stack(pairs).mean())
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("views", "assigned", "pairs"), [(1, 1, "all"), (3, 2, "all"), (4, 4, "all"), (3, 2, "others")]
+)
+def test_weights_and_all_pairs(views: int, assigned: int, pairs: str, weighted: bool, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(views, 5, 13, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.rand(assigned, 5, 13, generator=generator, dtype=torch.float64)
+    weights = torch.rand(views, 5, generator=generator, dtype=torch.float64) if weighted else None
+    terms = [
+        (1 if weights is None else weights[v])
+        * torch.nn.functional.cross_entropy(scores[v] / 0.2, targets[a], reduction="none")
+        for a in range(assigned)
+        for v in range(views)
+        if v != a or pairs == "all"
+    ]
+    expected = torch.stack(terms).mean()
+    result = swapped_prediction_loss(scores, targets, temperature=0.2, weights=weights, pairs=pairs, backend=backend)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, scores)[0] for loss in (result, expected)))
+
+
+def test_the_backend_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, said = (
+        torch.rand(2, 3, 4),
+        r"backend 'cuda' cannot run swapped_prediction_loss with weights or all pairs: it ",
+    )
+    for options in ({"weights": torch.ones(2, 3)}, {"pairs": "all"}):
+        with pytest.raises(ValueError, match=said):
+            swapped_prediction_loss(scores, scores, **options, backend="cuda")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adding_a_constant_to_a_row_changes_nothing(backend: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -74,7 +74,7 @@ def test_opcheck(backend: str, dtype: torch.dtype, layout: str) -> None:
         operators.log_dot_product_loss: (heads, 0.01, 2.0, 25.0, None, True, backend),
         operators.sinkhorn: (scores, None, 0.05, 3, None, True, False, backend),
         operators.prototype_scores: (embeddings, prototypes, True, backend),
-        operators.swapped_prediction_loss: (scores, targets, 0.1, None, True, False, backend),
+        operators.swapped_prediction_loss: (scores, targets, None, 0.1, False, None, True, False, False, backend),
         operators.linear_swapped_prediction_loss: (
             *(embeddings, prototypes, embeddings.detach()[:2], prototypes.detach(), None, None, None),
             *(0.05, 0.1, 2, 3, True, False, None, True, True, *[False] * 5, backend),
