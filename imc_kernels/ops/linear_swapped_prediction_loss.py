@@ -57,7 +57,7 @@ def linear_swapped_prediction_loss(
         ``center.lerp_(mean, 0.1)``
 
     Memory: on ``cpu``, beside the gradients, a strip of the scores, of 1/32 of the prototypes but 128 at least and 2048
-    at most (all scores, where they are no more than 2^20), and of its prototypes and their gradient; one copy of the
+    at most (all scores, where they are no more than 2^21), and of its prototypes and their gradient; one copy of the
     embeddings; A K numbers.
 
     Args:

@@ -35,8 +35,8 @@ def swapped_prediction_loss(
     Memory: on ``cpu``, beside the gradient, B float64 and 3 K numbers a thread. ``cuda`` takes sizes up to 2^30.
 
     Args:
-        scores: [V, B, K] scores of V views, 2 at least unless pairs is "all"; float32, float64, bfloat16 or float16. The
-            gradient reaches them.
+        scores: [V, B, K] scores of V views, 2 at least unless pairs is "all"; float32, float64, bfloat16 or float16.
+            The gradient reaches them.
         assignments: [A, B, K] targets of the first A <= V views, such as :func:`sinkhorn` gives, on the same device.
             Constants: they must not require a gradient.
         temperature: divides the scores, above 0.

@@ -58,7 +58,7 @@ def test_is_the_three_operations(options: dict[str, Any], backend: str) -> None:
 @pytest.mark.parametrize("backend", EXACT)
 def test_a_strip_after_the_other(backend: str) -> None:
     """More scores than one strip holds, the last strip narrower, its panels not full."""
-    z, w, wt, weights = normal(2, 130, 3), normal(4230, 3), normal(4230, 4), normal(2, 130).abs()
+    z, w, wt, weights = normal(2, 130, 3), normal(8200, 3), normal(8200, 4), normal(2, 130).abs()
     options = {"teacher": (normal(2, 130, 4), wt), "weights": weights, "iterations": 2, "backend": backend}
     ours = with_gradients(lambda z, w: linear_swapped_prediction_loss(z, w, **options), z, w)
     scores = prototype_scores(z.requires_grad_(), w.requires_grad_(), backend="eager")
@@ -120,7 +120,7 @@ def test_saturated_assignments_are_within_the_error_of_eager(epsilon: float, sca
 @pytest.mark.parametrize("backend", NATIVE)
 def test_the_last_strip_counts_as_the_first(backend: str) -> None:
     """Prototypes in another order are the same prototypes, whichever strip each falls into."""
-    z, w = normal(2, 130, 3, dtype=torch.float32), normal(4230, 3, dtype=torch.float32)
+    z, w = normal(2, 130, 3, dtype=torch.float32), normal(8200, 3, dtype=torch.float32)
     loss, of_z, of_w = with_gradients(lambda z, w: linear_swapped_prediction_loss(z, w, backend=backend), z, w)
     turned = with_gradients(lambda z, w: linear_swapped_prediction_loss(z, w, backend=backend), z, w.flip(0))
     torch.testing.assert_close(turned[0], loss, rtol=1e-6, atol=0)
