@@ -40,7 +40,7 @@ INSTRUCTION_SETS = {
 }
 # What AMX adds, for the kernels that are made of matrix products (csrc/cpu/gemm_amx.h); the others are v4's.
 AMX = [*INSTRUCTION_SETS["v4"], "-mamx-tile", "-mamx-bf16"]
-AMX_KERNELS = ("info_nce_loss", "mutual_information_loss", "prototype_scores")
+AMX_KERNELS = ("info_nce_loss", "linear_swapped_prediction_loss", "mutual_information_loss", "prototype_scores")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 SANITIZE = [f"-fsanitize={names}"] if (names := os.environ.get("IMC_SANITIZE")) else []
 if SANITIZE:

@@ -6,8 +6,8 @@
 
 `linear` is `linear_swapped_prediction_loss`, `separate` the three operations of this package on stored scores,
 `batched` the best form we know in PyTorch, compiled as `torch.compile`. Times are medians of calls in turns, of one
-process; the memory is the growth of the peak of a process of its own, beside inputs and gradients, that has called the form before
-at a small size.
+process. The memory is the growth of the peak of a process of its own, beside inputs and gradients, that has called the
+form before at a small size.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def inputs(sizes: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 
 def step(form: Form, z: Tensor, w: Tensor) -> list[Tensor]:
-    return [loss := form(z, w), *torch.autograd.grad(loss, (z, w))]
+    loss = form(z, w)
+    return [loss, *torch.autograd.grad(loss, (z, w))]
 
 
 def status(field: str) -> int:

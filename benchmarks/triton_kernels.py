@@ -122,8 +122,6 @@ def calls(batch: int = 256, pairs: int = 512) -> list[Call]:
         embeddings = tensor(6, batch, 128, dtype=dtype, gradient=True)
         single = dtype == torch.float32
         add(k.prototype_scores, embeddings, tensor(1000, 128, dtype=dtype, gradient=True), counted=single)
-        prototypes = tensor(1000, 128, dtype=dtype, gradient=True)
-        add(k.linear_swapped_prediction_loss, embeddings, prototypes, counted=False)
         add(k.info_nce_loss, tensor(2, max(1, pairs // 4), 128, dtype=dtype, gradient=True), normalise=True)
         large = tensor(2, 32768, 128, dtype=dtype, gradient=True)
         add(k.info_nce_loss, large, label="of many rows", counted=False)

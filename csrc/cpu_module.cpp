@@ -200,7 +200,7 @@ PYBIND11_MODULE(_cpu, module) {
   IMC_DEFINE_WITH_HALF(swapped_prediction_loss,
              "scores[v b k], assignments[a b k], weights[v b]?, loss[], gradient[v b k]?, v, a, b, k, temperature, "
              "others o; a <= v; 2 <= v if o");
-  IMC_DEFINE_WITH_HALF(linear_swapped_prediction_loss,
+  IMC_DEFINE_PRODUCT_WITH_HALF(linear_swapped_prediction_loss,
              "embeddings[v b d], prototypes[k d], teacher_embeddings[a b e]?, teacher_prototypes[k e]?teacher_embeddings, "
              "marginals[k]?, columns[a k]?, weights[v b]?, loss[], embeddings_gradient[v b d]?, "
              "prototypes_gradient[k d]?, v, assigned a, b, k, d, teacher_dim e, epsilon, iterations i, temperature, "

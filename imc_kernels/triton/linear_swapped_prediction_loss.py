@@ -161,7 +161,7 @@ def log_sums(
         block_y=block_y,
         depth=depth_of(dim, matrix_x.dtype),
         precision=float32_precision(matrix_x.device),
-        num_warps=4,
+        num_warps=8,
     )
     grid = (triton.cdiv(count, 256),)
     launch(
@@ -180,7 +180,7 @@ def tile_of(dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any
         "block_k": 64,
         "depth": depth_of(dim, dtype),
         "precision": float32_precision(device),
-        "num_warps": 4,
+        "num_warps": 8,
     }
 
 

@@ -117,6 +117,7 @@ def fitting(function: Any, parameter: str) -> Any:
         "normalize_prototypes",
         "channels_last",
         "all_pairs",
+        "others",
     )
     if name in flags:
         return False
