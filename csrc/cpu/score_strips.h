@@ -14,7 +14,7 @@ namespace {
 
 // Scores of so many elements are one strip: read again out of the caches, they cost less than computing them anew.
 constexpr int64_t kHeldScores = int64_t(1) << 21;
-constexpr int64_t kNarrowestStrip = 128, kWidestStrip = 2048, kStrips = 32;
+constexpr int64_t kNarrowestStrip = 128, kWidestStrip = 1024, kStrips = 32;
 
 // The width of the strips: a multiple of a panel's, and 1/32 of the scores where the prototypes are enough for that.
 inline int64_t strip_width(int64_t rows, int64_t prototypes) {

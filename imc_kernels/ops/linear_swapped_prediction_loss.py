@@ -56,7 +56,7 @@ def linear_swapped_prediction_loss(
         ``mean = normalize(teacher_embeddings, dim=-1).mean(dim=(0, 1)) @ normalize(teacher_prototypes, dim=-1).T``
         ``center.lerp_(mean, 0.1)``
 
-    Memory: on ``cpu``, beside the gradients, a strip of the scores, of 1/32 of the prototypes but 128 at least and 2048
+    Memory: on ``cpu``, beside the gradients, a strip of the scores, of 1/32 of the prototypes but 128 at least and 1024
     at most (all scores, where they are no more than 2^21), and of its prototypes and their gradient; one copy of the
     embeddings; A K numbers.
 

@@ -65,9 +65,9 @@ def swapped_prediction_loss(batch: int, prototypes: int) -> tuple[Callable[[], A
 
 def linear_swapped_prediction_loss(batch: int, prototypes: int, dim: int) -> tuple[Callable[[], Any], int]:
     z, w = torch.randn(2, batch, dim, requires_grad=True), torch.randn(prototypes, dim, requires_grad=True)
-    rows, width = 2 * batch, min(prototypes // 32, 2048)
+    rows, width = 2 * batch, min(prototypes // 32, 1024)
     said = 4 * (rows * width + 4 * width * torch.get_num_threads() + 2 * width * dim + rows * dim) + 16 * prototypes
-    assert width < 2048 or said < 0.05 * 4 * rows * prototypes  # of the scores
+    assert width < 1024 or said < 0.05 * 4 * rows * prototypes  # of the scores
     return lambda: with_gradients(
         imc_kernels.linear_swapped_prediction_loss(z, w, iterations=1, epsilon=0.3, **CPU), z, w
     ), said
