@@ -56,14 +56,14 @@ def step(form: Form, z: Tensor, w: Tensor) -> list[Tensor]:
 
 
 def status(field: str) -> int:
-    return 1024 * int(re.findall(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[0])
+    return 1024 * int(re.findall(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
 
 
 def peak(form: Form, sizes: argparse.Namespace) -> tuple[int, int]:
     """Bytes beside inputs and gradients, and of the whole process."""
     step(form, *inputs(argparse.Namespace(views=2, batch=8, prototypes=64, dim=8)))
     z, w = inputs(sizes)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before, _ = status("VmRSS"), step(form, z, w)
     return status("VmHWM") - before - z.nbytes - w.nbytes, status("VmHWM")
 

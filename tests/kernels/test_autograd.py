@@ -152,7 +152,7 @@ def test_a_graph_goes_when_it_is_let_go(operation: Operation, backend: str) -> N
             gradients = torch.autograd.grad(result.sum(), grown(leaves), create_graph=create_graph)
             function = [result.grad_fn] if hasattr(result.grad_fn, "__weakref__") else []  # torch's own have none
             watched = [weakref.ref(x) for x in (*function, *leaves, *gradients)]
-            del leaves, result, gradients
+            del function, leaves, result, gradients
             assert all(reference() is None for reference in watched)
     finally:
         gc.enable()

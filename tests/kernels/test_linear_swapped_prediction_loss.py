@@ -123,7 +123,8 @@ def test_saturated_assignments_are_within_the_error_of_eager(epsilon: float, sca
 @pytest.mark.parametrize("backend", NATIVE)
 def test_the_last_strip_counts_as_the_first(backend: str) -> None:
     """Prototypes in another order are the same prototypes, whichever strip each falls into."""
-    z, w = normal(2, 130, 3, dtype=torch.float32), normal(8200, 3, dtype=torch.float32)
+    batch, count = (130, 8200) if backend == "cpu" else (3, 2100)  # more than a strip, or than a program's share
+    z, w = normal(2, batch, 3, dtype=torch.float32), normal(count, 3, dtype=torch.float32)
     loss, of_z, of_w = with_gradients(lambda z, w: linear_swapped_prediction_loss(z, w, backend=backend), z, w)
     turned = with_gradients(lambda z, w: linear_swapped_prediction_loss(z, w, backend=backend), z, w.flip(0))
     torch.testing.assert_close(turned[0], loss, rtol=1e-6, atol=0)

@@ -248,10 +248,14 @@ def test_every_integer_has_an_end() -> None:
     hashed = {("draw_crop_parameters", name) for name in ("seed", "step", "first_view")}
     by_sizes = {
         ("multi_crop", "size"): "crops of 4611686018427387904 pixels from images of 8 are too large",
+        ("linear_swapped_prediction_loss", "assigned"): (
+            "embeddings [V, B, D] must hold at least the 4611686018427387904 assigned views, and 2 unless "
+            'pairs="all", got [2, 3, 4]'
+        ),
         ("per_view_batch_norm", "views"): "6 rows are not 4611686018427387904 views of equal size",
     }
     for (operation, name), sentence in by_sizes.items():
-        with pytest.raises(ValueError, match=f"^{operation}: {sentence}$"):
+        with pytest.raises(ValueError, match=f"^{operation}: {re.escape(sentence)}$"):
             CALLS[operation](**{name: 2**62})
     known = {(operation, name) for operation in CALLS for name, annotation in integers_of(operation)}
     assert known == ended | hashed | set(by_sizes)

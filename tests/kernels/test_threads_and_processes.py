@@ -23,6 +23,7 @@ from imc_kernels import backends, draw_crop_parameters, multi_crop
 
 pytestmark = pytest.mark.skipif("cpu" not in backends.available(), reason="the CPU kernels are not built")
 PLAIN = [operation for operation in OPERATIONS if not operation.label]
+KERNELS = [operation for operation in PLAIN if operation.name != "transport_plan"]  # of which torch computes a part
 SIZES = Sizes(3, 150, 700, 10, 70)  # large enough for several threads
 SECONDS = 60.0  # a process that takes longer hangs
 
@@ -130,12 +131,12 @@ def test_calls_inside_a_parallel_region_of_openmp(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_process_forked_while_other_threads_are_in_calls_computes_too() -> None:
-    inputs = {operation.name: operation.inputs(SIZES, torch.float32) for operation in PLAIN}
-    expected = {o.name: o(*inputs[o.name], backend="cpu").numpy().tobytes() for o in PLAIN}
+    inputs = {operation.name: operation.inputs(SIZES, torch.float32) for operation in KERNELS}
+    expected = {o.name: o(*inputs[o.name], backend="cpu").numpy().tobytes() for o in KERNELS}
     done = threading.Event()
 
     def work(offset: int) -> None:
-        for operation in itertools.cycle(PLAIN[offset:] + PLAIN[:offset]):
+        for operation in itertools.cycle(KERNELS[offset:] + KERNELS[:offset]):
             if done.is_set():
                 break
             step(operation)
@@ -145,7 +146,7 @@ def test_a_process_forked_while_other_threads_are_in_calls_computes_too() -> Non
         worker.start()
     try:
         for turn in range(12):
-            operation = PLAIN[turn % len(PLAIN)]
+            operation = KERNELS[turn % len(KERNELS)]
             time.sleep(0.002 * turn)
             process = os.fork()
             if process == 0:
@@ -160,7 +161,7 @@ def test_a_process_forked_while_other_threads_are_in_calls_computes_too() -> Non
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("operation", [o for o in PLAIN if o.name != "transport_plan"], ids=str)  # is torch's in part
+@pytest.mark.parametrize("operation", KERNELS, ids=str)
 def test_a_forked_process_computes_what_its_parent_did(operation: Operation) -> None:
     """The parent's OpenMP threads do not exist in the child, which would wait for them for ever."""
     inputs = operation.inputs(SIZES, torch.float32)
