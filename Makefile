@@ -36,16 +36,16 @@ test: .venv/installed
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 # The tests of the values that the CPU kernels give.
-KERNEL_TESTS = $(patsubst %,tests/kernels/test_%.py,contract extremes half_precision info_nce_loss instruction_sets linear_swapped_prediction_loss log_dot_product_loss \
-    multi_crop multi_crop_libraries mutual_information_loss per_view_batch_norm prototype_scores \
-    self_distillation_loss sinkhorn swapped_prediction_loss transport_plan)
+KERNEL_TESTS = $(patsubst %,tests/kernels/test_%.py,contract extremes half_precision info_nce_loss instruction_sets \
+    linear_swapped_prediction_loss log_dot_product_loss multi_crop multi_crop_libraries mutual_information_loss \
+    per_view_batch_norm prototype_scores self_distillation_loss sinkhorn swapped_prediction_loss transport_plan)
 LOWER_INSTRUCTION_SETS = $$($(BIN)/python -c 'from imc_kernels import native; print(*native.module("_cpu").instruction_sets()[:-1])')
 
 # Below amx only the kernels made of matrix products are others than make test's: setup.py, AMX_KERNELS.
 test-instruction-sets: .venv/installed
 	lower="$(LOWER_INSTRUCTION_SETS)" || exit 1; for set in $$lower; do echo "IMC_CPU_CAPABILITY=$$set"; \
 	    only="not cuda and not triton"; \
-	    test $$set != avx512 || only="$$only and (info_nce or mutual_information or prototype_scores)"; \
+	    test $$set != avx512 || only="$$only and (info_nce or linear_swapped or mutual_information or prototype_scores)"; \
 	    IMC_CPU_CAPABILITY=$$set $(BIN)/pytest -q $(KERNEL_TESTS) -k "$$only" $(PARALLEL) $(ARGS) || exit 1; done
 
 bench: .venv/installed
