@@ -50,6 +50,7 @@ and for the other targets by the first row of each kernel. Nothing here was meas
 backward where its inputs require a gradient (the product of a loss's gradient with `grad_output`, and casts, operations
 of torch, not counted). The floor is each input read once and each output written once. The calls whose bytes are
 counted have a quarter of the papers' batch; half precision is left out where it runs the loads and stores of float32.
+`linear_swapped_prediction_loss` is not in these tables yet; `benchmarks/triton_groups.py` compiles what `group=` adds.
 """
 
 

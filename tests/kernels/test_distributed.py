@@ -16,7 +16,7 @@ from interpreter import patch_once_a_launch
 from operations import OPERATIONS, Operation, Sizes
 from torch import Tensor
 
-from imc_kernels import backends, info_nce_loss, log_dot_product_loss, sinkhorn
+from imc_kernels import backends, info_nce_loss, linear_swapped_prediction_loss, log_dot_product_loss, sinkhorn
 from imc_kernels.ops.distributed.collectives import gather_samples, gather_sizes
 
 GROUPED = {"info_nce_loss", "log_dot_product_loss", "mutual_information_loss", "sinkhorn"}
@@ -152,6 +152,18 @@ def memory(rank: int, world: int, backend: str) -> dict[str, int]:
     return grown
 
 
+def without_scores(embeddings: Tensor, **where: Any) -> tuple[Tensor, list[Tensor]]:
+    """The loss of many prototypes, whose gradient is also that of a matrix which all processes have."""
+    prototypes = torch.randn(9, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    leaves = [x.clone().requires_grad_() for x in (embeddings, prototypes)]
+    loss = linear_swapped_prediction_loss(*leaves, backend="eager", **where)
+    return loss.detach(), list(torch.autograd.grad(loss, leaves))
+
+
+def many_embeddings() -> Tensor:
+    return torch.randn(3, 13, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def works(world: int, backend: str) -> tuple[Callable[[int, int, str], dict[str, Any]], ...]:
     if backend == "triton":
         return (other_forms,) if world == 2 else (every_operation,)
@@ -166,6 +178,9 @@ def process(rank: int, world: int, folder: str) -> None:
     saved = {
         (work.__name__, backend): work(rank, world, backend) for backend in BACKENDS for work in works(world, backend)
     }
+    if world == 2:
+        own = many_embeddings().split(PARTS[world], dim=1)[rank]
+        saved["without scores"] = without_scores(own, group=dist.group.WORLD)
     saved["equal sizes"] = gather_samples(torch.full((2, 3), rank), 1, [3] * world, dist.group.WORLD)
     saved["sizes"] = gather_sizes(rank + 5, dist.new_group(backend="cuda:gloo"))
     torch.save(saved, Path(folder) / f"{rank}.pt")
@@ -259,6 +274,15 @@ def test_derivatives(operation: Operation, backend: str, results: dict[int, list
         assert same
         sentence = f'{operation.name}: its kernels have first derivatives only; for second ones pass backend="eager"'
         assert said == ("" if backend == "eager" else sentence)
+
+
+def test_the_loss_without_scores_equals_one_process(results: dict[int, list[Any]]) -> None:
+    """Averaged over the processes, the gradients are those of the whole batch."""
+    losses, gradients = zip(*(of_rank["without scores"] for of_rank in results[2]), strict=True)
+    loss, (of_embeddings, of_prototypes) = without_scores(many_embeddings())
+    assert all(torch.allclose(of_rank, loss, rtol=1e-12) for of_rank in losses)
+    torch.testing.assert_close(torch.cat([of_rank[0] for of_rank in gradients], dim=1) / 2, of_embeddings)
+    torch.testing.assert_close((gradients[0][1] + gradients[1][1]) / 2, of_prototypes)
 
 
 def test_sizes_go_from_host_to_host(results: dict[int, list[Any]]) -> None:
