@@ -6,8 +6,8 @@
 Milliseconds at the papers' sizes, forward and, but for Sinkhorn, backward. All forms of a row take turns call by call
 in one process: the kernels, the eager specification, and the rivals of rivals.py with torch.compile of the best
 batched one. The line below holds the losses of a step against what float32's bytes and products allow (targets.py).
-AVX2 is a process of its own with IMC_CPU_CAPABILITY, ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS
-set, so that every form is held to it: MKL's products take 2.7 times as long then.
+AVX2 is a process of its own with IMC_CPU_CAPABILITY, ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and
+MKL_ENABLE_INSTRUCTIONS set, so that every form is held to it: MKL's products take 2.7 times as long then.
 """
 
 from __future__ import annotations
