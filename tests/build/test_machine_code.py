@@ -10,8 +10,6 @@ import machine_code
 import pytest
 import sass
 
-from imc_kernels import native
-
 TEXT = machine_code.PAGE.read_text()
 
 
@@ -20,15 +18,8 @@ def section(title: str) -> list[str]:
     return TEXT.split(f"\n## {title}")[1].split("\n## ")[0].splitlines()
 
 
-def test_cuda_kernels_have_the_loops_and_times_of_the_page() -> None:
-    compiler, dump = cuda_kernels.nvcc(), cuda_kernels.cuobjdump()
-    if compiler is None or dump is None:
-        pytest.skip("nvcc or cuobjdump is not installed here")
-    if reason := native.missing("_cuda"):
-        pytest.skip(reason)
-    module = native.module("_cuda")
-    if module.architectures() != " ".join(cuda_kernels.ARCHITECTURES.values()):
-        pytest.skip(f"imc_kernels._cuda was built for {module.architectures()}")
+def test_cuda_kernels_have_the_loops_and_times_of_the_page(cuda_tools: tuple[str, str]) -> None:
+    compiler, dump = cuda_tools
     title = f"Loops of the CUDA kernels, {machine_code.TIMED}, nvcc {cuda_kernels.version(compiler)}\n"
     if title not in TEXT:
         pytest.skip(f"the page was not written by nvcc {cuda_kernels.version(compiler)}, whose loops may differ")
